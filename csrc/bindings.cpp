@@ -1,0 +1,219 @@
+// The Python module. Every dtype and size relation is checked here; the kernels trust their arguments.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "array.h"
+#include "basis.h"
+#include "gram.h"
+#include "path.h"
+#include "solve.h"
+#include "tile.h"
+
+namespace py = pybind11;
+
+namespace reapx {
+namespace {
+
+using Pair = std::pair<int64_t, int64_t>;
+
+int64_t check_threads(int64_t threads) {
+  if (threads < 1) throw std::invalid_argument("threads must be at least 1");
+  return threads;
+}
+
+Images images_of(const Array& x) {
+  return {x.axes(4).data<float>(),
+          x.size(0),
+          x.size(1),
+          x.size(2),
+          x.size(3),
+          x.stride(0),
+          x.stride(1),
+          x.stride(2),
+          x.stride(3)};
+}
+
+Axis axis_of(const std::vector<Pair>& window, int axis, int64_t input, int64_t output) {
+  const auto pick = [&](size_t i) { return axis == 0 ? window[i].first : window[i].second; };
+  const Axis result{pick(0), pick(1), pick(2), pick(3), input, output};
+  if (result.kernel < 1 || result.stride < 1 || result.padding < 0 || result.dilation < 1)
+    throw std::invalid_argument(
+        "window needs kernel, stride and dilation of at least 1 and padding of at least 0");
+  if (output < 0) throw std::invalid_argument("output_size must not be negative");
+  return result;
+}
+
+// window: [kernel, stride, padding, dilation], each (rows, columns).
+void bind_gram(py::handle x, const std::vector<Pair>& window, int64_t groups, Pair output,
+               py::handle gram, py::handle total, const std::optional<py::tuple>& target,
+               const std::optional<py::tuple>& cross, const std::optional<py::tuple>& target_total,
+               const std::optional<py::tuple>& target_square, int64_t threads, const std::string& core,
+               const std::string& form) {
+  if (window.size() != 4) throw std::invalid_argument("window must have four pairs");
+  GramTask task{};
+  task.input = images_of(Array(x, "x"));
+  task.rows = axis_of(window, 0, task.input.rows, output.first);
+  task.columns = axis_of(window, 1, task.input.columns, output.second);
+  task.groups = groups;
+  if (groups < 1 || task.input.channels % groups != 0)
+    throw std::invalid_argument("groups must divide the " + std::to_string(task.input.channels) +
+                                " channels of x");
+  const int64_t d = task.features();
+  task.gram = Array(gram, "gram").shaped({groups, d, d}).data<double>();
+  task.total = Array(total, "total").shaped({groups, d}).data<double>();
+  if (target) {
+    if (!cross || !target_total || !target_square)
+      throw std::invalid_argument("target needs cross, target_total and target_square");
+    const Array y(*target, "target");
+    task.target = images_of(y);
+    const int64_t outputs = y.size(1);
+    y.shaped({task.input.images, outputs, output.first, output.second});
+    if (outputs % groups != 0)
+      throw std::invalid_argument("groups must divide the " + std::to_string(outputs) +
+                                  " channels of target");
+    task.cross = Array(*cross, "cross").shaped({groups, outputs / groups, d}).data<double>();
+    task.target_total = Array(*target_total, "target_total").shaped({outputs}).data<double>();
+    task.target_square = Array(*target_square, "target_square").shaped({outputs}).data<double>();
+  }
+  if (form != "" && form != "rows" && form != "shift")
+    throw std::invalid_argument("form: '" + form + "' is not one of rows, shift");
+  const Tile& tile = tile_pick(core);
+  check_threads(threads);
+  py::gil_scoped_release release;
+  gram_accumulate(task, form.c_str(), threads, tile);
+}
+
+std::vector<int64_t> bind_basis(const std::vector<py::tuple>& grams, const std::vector<double>& ridges,
+                                const std::vector<py::tuple>& bases, int64_t threads,
+                                const std::string& core) {
+  if (ridges.size() != grams.size() || bases.size() != grams.size())
+    throw std::invalid_argument("grams, ridges and bases must be of one length");
+  std::vector<BasisTask> tasks;
+  for (size_t i = 0; i < grams.size(); ++i) {
+    const std::string place = "[" + std::to_string(i) + "]";
+    const Array gram(grams[i], "grams" + place), basis(bases[i], "bases" + place);
+    const int64_t n = gram.axes(2).size(0);
+    tasks.push_back(
+        {gram.shaped({n, n}).data<double>(), ridges[i], basis.shaped({n, n}).data<double>(), n, -1});
+  }
+  const Tile& tile = tile_pick(core);
+  check_threads(threads);
+  {
+    py::gil_scoped_release release;
+    basis_compute(tasks, threads, tile);
+  }
+  std::vector<int64_t> failed;
+  for (const BasisTask& task : tasks) failed.push_back(task.failed);
+  return failed;
+}
+
+// (basis, weight, columns, scale, factor, residual)
+PathConsumer consumer_of(const py::tuple& given, const std::string& place, int64_t units,
+                         int64_t steps) {
+  if (given.size() != 6) throw std::invalid_argument(place + " must have six fields");
+  const Array basis(given[0], place + ".basis"), weight(given[1], place + ".weight");
+  const Array columns(given[2], place + ".columns");
+  PathConsumer c{};
+  c.features = basis.axes(2).size(0);
+  c.outputs = weight.axes(2).size(0);
+  c.taps = columns.axes(2).size(1);
+  c.basis = basis.shaped({c.features, c.features}).data<double>();
+  c.weight = weight.shaped({c.outputs, c.features}).data<double>();
+  c.columns = columns.shaped({units, c.taps}).data<int64_t>();
+  check_distinct(columns, c.columns, units * c.taps, c.features);
+  c.scale = given[3].cast<double>();
+  c.factor = Array(given[4], place + ".factor").shaped({steps * c.taps, c.features}).data<double>();
+  c.residual = Array(given[5], place + ".residual").shaped({steps * c.taps, c.outputs}).data<double>();
+  return c;
+}
+
+// (consumers, forced, order, errors, status)
+PathTask path_of(const py::tuple& given, const std::string& place) {
+  if (given.size() != 5) throw std::invalid_argument(place + " must have five fields");
+  const auto consumers = given[0].cast<std::vector<py::tuple>>();
+  if (consumers.empty()) throw std::invalid_argument(place + " must have a consumer");
+  const Array forced(given[1], place + ".forced"), order(given[2], place + ".order");
+  PathTask task{};
+  task.steps = order.axes(1).size(0);
+  task.units = Array(consumers[0][2], place + ".consumers[0].columns").axes(2).size(0);
+  if (task.steps > task.units)
+    order.fail("has " + std::to_string(task.steps) + " steps for " + std::to_string(task.units) +
+               " units");
+  for (size_t j = 0; j < consumers.size(); ++j)
+    task.consumers.push_back(consumer_of(consumers[j], place + ".consumers[" + std::to_string(j) + "]",
+                                         task.units, task.steps));
+  task.forced = forced.axes(1).data<int64_t>();
+  task.forced_count = forced.size(0);
+  check_distinct(forced, task.forced, task.forced_count, task.units);
+  task.order = order.data<int64_t>();
+  task.errors = Array(given[3], place + ".errors").shaped({task.steps}).data<double>();
+  task.status = Array(given[4], place + ".status").shaped({1}).data<int64_t>();
+  return task;
+}
+
+void bind_path(const std::vector<py::tuple>& given, int64_t threads, const std::string& core) {
+  std::vector<PathTask> tasks;
+  for (size_t i = 0; i < given.size(); ++i)
+    tasks.push_back(path_of(given[i], "tasks[" + std::to_string(i) + "]"));
+  const Tile& tile = tile_pick(core);
+  check_threads(threads);
+  py::gil_scoped_release release;
+  path_eliminate(tasks, threads, tile);
+}
+
+// (gram, cross, kept, ridge, reference or None, weight)
+SolveTask solve_of(const py::tuple& given, const std::string& place) {
+  if (given.size() != 6) throw std::invalid_argument(place + " must have six fields");
+  const Array gram(given[0], place + ".gram"), cross(given[1], place + ".cross");
+  const Array kept(given[2], place + ".kept");
+  SolveTask task{};
+  task.features = gram.axes(2).size(0);
+  task.outputs = cross.axes(2).size(0);
+  task.kept_count = kept.axes(1).size(0);
+  task.gram = gram.shaped({task.features, task.features}).data<double>();
+  task.cross = cross.shaped({task.outputs, task.features}).data<double>();
+  task.kept = kept.data<int64_t>();
+  check_distinct(kept, task.kept, task.kept_count, task.features);
+  task.ridge = given[3].cast<double>();
+  if (!given[4].is_none())
+    task.reference =
+        Array(given[4], place + ".reference").shaped({task.outputs, task.features}).data<double>();
+  task.weight =
+      Array(given[5], place + ".weight").shaped({task.outputs, task.kept_count}).data<double>();
+  task.failed = -1;
+  return task;
+}
+
+std::vector<int64_t> bind_solve(const std::vector<py::tuple>& given, int64_t threads,
+                                const std::string& core) {
+  std::vector<SolveTask> tasks;
+  for (size_t i = 0; i < given.size(); ++i)
+    tasks.push_back(solve_of(given[i], "tasks[" + std::to_string(i) + "]"));
+  const Tile& tile = tile_pick(core);
+  check_threads(threads);
+  {
+    py::gil_scoped_release release;
+    batch_solve(tasks, threads, tile);
+  }
+  std::vector<int64_t> failed;
+  for (const SolveTask& task : tasks) failed.push_back(task.failed);
+  return failed;
+}
+
+}  // namespace
+}  // namespace reapx
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "The CPU kernels. Use them through reapx._native.";
+  m.def("cores", &reapx::tile_names);
+  m.def("gram_accumulate", &reapx::bind_gram, py::arg("x"), py::arg("window"), py::arg("groups"),
+        py::arg("output_size"), py::arg("gram"), py::arg("total"), py::arg("target"), py::arg("cross"),
+        py::arg("target_total"), py::arg("target_square"), py::arg("threads"), py::arg("core"),
+        py::arg("form"));
+  m.def("basis_compute", &reapx::bind_basis, py::arg("grams"), py::arg("ridges"), py::arg("bases"),
+        py::arg("threads"), py::arg("core"));
+  m.def("path_eliminate", &reapx::bind_path, py::arg("tasks"), py::arg("threads"), py::arg("core"));
+  m.def("batch_solve", &reapx::bind_solve, py::arg("tasks"), py::arg("threads"), py::arg("core"));
+}

@@ -1,0 +1,114 @@
+#include "gram.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "gram_forms.h"
+
+namespace reapx {
+
+void add_block(const Tile& tile, int64_t rows, int64_t terms, const float* a, const float* b,
+               int64_t step, double* block) {
+  const int64_t stride = step * kFloatWidth;
+  for (int64_t t = 0; t < terms; t += kFloatTerms) {
+    const int64_t count = std::min(kFloatTerms, terms - t);
+    for (int64_t i = 0; i < rows; i += kTileRows)
+      tile.add_products(std::min(kTileRows, rows - i), count, a + t * stride + i, stride,
+                        b + t * stride, stride, block + i * kFloatWidth);
+  }
+}
+
+void pack_row(const Tile& tile, const Images& images, const float* from, int64_t columns, float* to) {
+  const int64_t length = images.columns;
+  if (images.column_step == 1) {
+    tile.transpose(length, columns, from, images.channel_step, to, kFloatWidth);
+    return;
+  }
+  for (int64_t t = 0; t < length; ++t)
+    for (int64_t j = 0; j < columns; ++j)
+      to[t * kFloatWidth + j] = from[t * images.column_step + j * images.channel_step];
+}
+
+namespace {
+
+// Running sums of kLanes values at a time: enough independent chains to hide the latency of an add.
+struct LaneSums {
+  double total[kLanes] = {}, square[kLanes] = {};
+
+  void add(const float* from, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      const double value = from[i];
+      total[i] += value;
+      square[i] += value * value;
+    }
+  }
+};
+
+// One channel whose columns lie next to each other: the lanes take turns.
+void add_plane_sums(const GramTask& task, int64_t m) {
+  const Images& y = task.target;
+  LaneSums sums;
+  for (int64_t b = 0; b < y.images; ++b)
+    for (int64_t r = 0; r < y.rows; ++r) {
+      const float* row = y.data + b * y.image_step + m * y.channel_step + r * y.row_step;
+      int64_t c = 0;
+      for (; c + kLanes <= y.columns; c += kLanes) sums.add(row + c, kLanes);
+      sums.add(row + c, y.columns - c);
+    }
+  for (int64_t i = 0; i < kLanes; ++i) {
+    task.target_total[m] += sums.total[i];
+    task.target_square[m] += sums.square[i];
+  }
+}
+
+// Channels m .. m+count-1, next to each other: one lane each.
+void add_channel_sums(const GramTask& task, int64_t m, int64_t count) {
+  const Images& y = task.target;
+  LaneSums sums;
+  for (int64_t b = 0; b < y.images; ++b)
+    for (int64_t r = 0; r < y.rows; ++r)
+      for (int64_t c = 0; c < y.columns; ++c)
+        sums.add(y.data + b * y.image_step + r * y.row_step + c * y.column_step + m, count);
+  for (int64_t i = 0; i < count; ++i) {
+    task.target_total[m + i] += sums.total[i];
+    task.target_square[m + i] += sums.square[i];
+  }
+}
+
+void add_target_sums(const GramTask& task, Team& team) {
+  const int64_t channels = task.target.channels;
+  if (task.target.column_step == 1) {
+    team.run(channels, [&](int64_t m) { add_plane_sums(task, m); });
+    return;
+  }
+  const int64_t lanes = task.target.channel_step == 1 ? kLanes : 1;
+  team.run((channels + lanes - 1) / lanes, [&](int64_t item) {
+    add_channel_sums(task, item * lanes, std::min(lanes, channels - item * lanes));
+  });
+}
+
+}  // namespace
+
+void gram_accumulate(const GramTask& task, const char* form, int64_t threads, const Tile& tile) {
+  if (task.samples() == 0) return;
+  Team team(threads);
+  if (task.target.data) add_target_sums(task, team);
+  if (task.features() == 0) return;
+  const ShiftPlan plan = std::strcmp(form, "rows") == 0 ? ShiftPlan{} : plan_shifts(task);
+  const bool shift =
+      plan.possible && (std::strcmp(form, "shift") == 0 || shift_cost(task, plan) < rows_cost(task));
+  const auto add_group = [&](int64_t group, Team& helpers) {
+    if (shift) {
+      gram_shift(task, plan, group, helpers, tile);
+    } else {
+      gram_rows(task, group, helpers, tile);
+    }
+  };
+  if (task.groups == 1) return add_group(0, team);
+  team.run(task.groups, [&](int64_t group) {
+    Team alone(1);
+    add_group(group, alone);
+  });
+}
+
+}  // namespace reapx

@@ -1,0 +1,55 @@
+// Second moments of the patches that a convolution reads.
+#pragma once
+
+#include <cstdint>
+
+#include "tile.h"
+
+namespace reapx {
+
+// A float32 tensor (images, channels, rows, columns) with strides in elements: any layout whose
+// channels or columns lie next to each other is read at full speed.
+struct Images {
+  const float* data;
+  int64_t images, channels, rows, columns;
+  int64_t image_step, channel_step, row_step, column_step;
+};
+
+// Geometry of one axis of a convolution: output o, tap a read input o*stride + a*dilation - padding;
+// reading outside the input gives 0.
+struct Axis {
+  int64_t kernel, stride, padding, dilation, input, output;
+};
+
+// For each group g, with X_g the (images * output positions, D) matrix of patches, whose columns are
+// (channel of the group, kernel row, kernel column), D = channels / groups * kernel rows * columns,
+// and Y_g the (images * output positions, targets / groups) matrix of target values:
+//
+//   gram[g]  += X_g^T X_g    total[g]        += column sums of X_g
+//   cross[g] += Y_g^T X_g    target_total    += column sums of Y    target_square += those of Y^2
+//
+// gram (groups, D, D): float64, row-major, symmetric on entry, symmetric on return.
+// total (groups, D); cross (groups, targets / groups, D); target_total, target_square (targets,):
+// float64, row-major. All are added to and overlap nothing. The last three are not used when
+// target.data is null. Sums of at most kFloatTerms products in float32, added up in float64.
+struct GramTask {
+  Images input;
+  Images target;  // data null, or (images, targets, rows.output, columns.output)
+  Axis rows, columns;
+  int64_t groups;
+  double *gram, *total, *cross, *target_total, *target_square;
+
+  int64_t group_channels() const { return input.channels / groups; }
+  int64_t group_targets() const { return target.data ? target.channels / groups : 0; }
+  int64_t taps() const { return rows.kernel * columns.kernel; }
+  int64_t features() const { return group_channels() * taps(); }
+  int64_t samples() const { return input.images * rows.output * columns.output; }
+};
+
+// The sums above. The patch matrix is never built: the kernel holds a few thousand rows of it, or,
+// at stride 1, a padded copy of a few images. Results do not depend on `threads`. Any size may be 0.
+// `form`: "" picks the faster of "rows" and "shift" (falls back to "rows" where "shift" cannot be
+// used); the two agree to rounding.
+void gram_accumulate(const GramTask& task, const char* form, int64_t threads, const Tile& tile);
+
+}  // namespace reapx

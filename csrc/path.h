@@ -1,0 +1,48 @@
+// Greedy backward elimination of units (channels): REAP's order, its exact errors and its factors.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "tile.h"
+
+namespace reapx {
+
+// One weight that reads the units. With P = basis, W = weight (in the equations (D, outputs), here
+// stored transposed), and I_u the `taps` columns of unit u.
+struct PathConsumer {
+  const double* basis;     // (features, features) float64, row-major, symmetric
+  const double* weight;    // (outputs, features) float64, row-major: the refitted full weights
+  const int64_t* columns;  // (units, taps) int64, distinct indices into features; may leave some out
+  double scale;            // alpha: this consumer's share in the score
+  double* factor;          // out (steps * taps, features) float64: L^T, a row per removed column
+  double* residual;        // out (steps * taps, outputs) float64: V
+  int64_t features, outputs, taps;
+};
+
+struct PathTask {
+  std::vector<PathConsumer> consumers;
+  const int64_t* forced;  // (forced_count,) int64: units that leave first, in this order
+  int64_t units, steps, forced_count;
+  int64_t* order;   // out (steps,) int64: the unit that left at each step
+  double* errors;   // out (steps,) float64: what its leaving added to sum_j alpha_j error_j
+  int64_t* status;  // out (1,) int64: -1, or the step whose pivot block was not positive definite
+};
+
+// At each step the alive unit with the least  s_u = sum_j alpha_j tr(W_u^T P_uu^-1 W_u)  leaves
+// (ties: the lowest index) and, for every consumer,
+//
+//   P <- P - P_:u P_uu^-1 P_u:      W <- W - P_:u P_uu^-1 W_u
+//
+// kept as P - L L^T and W - L V: block-pivoted Cholesky of P. With t removed, the refitted weights are
+// weight - residual[:t*taps]^T factor[:t*taps], exactly zero (to rounding) on removed columns.
+// Columns of units that left earlier are exactly zero in `factor`.
+//
+// float64 throughout; steps are gathered into panels of up to 64 columns, after which P, W and the
+// blocks that the scores need are brought up to date, so that scores do not drift. After a failure
+// (status >= 0) outputs from that step on are zero. Outputs are overwritten and overlap nothing.
+// Any size may be 0. Tasks run side by side; a single task uses all threads; results do not depend
+// on `threads`.
+void path_eliminate(std::vector<PathTask>& tasks, int64_t threads, const Tile& tile);
+
+}  // namespace reapx

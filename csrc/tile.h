@@ -1,0 +1,84 @@
+// The matrix-tile core that every CPU kernel shares.
+//
+// All heavy work is one shape of product over *panels*. A panel holds `rows` rows of 128 bytes:
+// kFloatWidth float32 or kDoubleWidth float64 columns, row after row. A matrix with more columns is
+// a list of panels, [ceil(columns / width)][rows][width], the last one filled up with zeros.
+//
+// The same source (tile_core.h) is compiled once for each instruction set; `tile_pick` takes the
+// best one this machine can run. Pointers need the alignment of their element only.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace reapx {
+
+inline constexpr int64_t kFloatWidth = 32;
+inline constexpr int64_t kDoubleWidth = 16;
+inline constexpr int64_t kTileRows = 8;
+inline constexpr int64_t kLanes = 8;         // units are processed in groups of this many
+inline constexpr int64_t kFloatTerms = 256;  // longest sum kept in float32
+
+// Columns of a unit-major panel matrix: column a*units + u is tap `a` of unit `u`; row k of it is at
+// data[((a*units + u) / kDoubleWidth * capacity + k) * kDoubleWidth + (a*units + u) % kDoubleWidth].
+struct UnitPanels {
+  const double* data;
+  int64_t capacity;  // rows a panel has room for
+};
+
+struct Tile {
+  const char* name;
+
+  // c[i][j] += sum_k a[k*a_stride + i] * b[k*b_stride + j]
+  // i < rows (0..kTileRows), j < kFloatWidth; c float64 with kFloatWidth columns, added to.
+  // The sum is float32: terms <= kFloatTerms.
+  void (*add_products)(int64_t rows, int64_t terms, const float* a, int64_t a_stride, const float* b,
+                       int64_t b_stride, double* c);
+
+  // c[i][j] -= sum_k a[k*a_stride + i] * b[k*kDoubleWidth + j]
+  // i < rows (0..kTileRows), j < kDoubleWidth; c float64 with kDoubleWidth columns. c may be rows of
+  // the panel b, as long as they are not among the `terms` rows that are read.
+  void (*subtract_products)(int64_t rows, int64_t terms, const double* a, int64_t a_stride,
+                            const double* b, double* c);
+
+  // Forward substitution with a triangle T(k, i) = t[k*k_step + i*i_step], k <= i < rows:
+  // c_i = (c_i - sum_{k<i} T(k, i) c_k) / T(i, i), where c_i are the kDoubleWidth float64 at
+  // c + i*c_step, overwritten. Negative steps run it backwards.
+  void (*solve_rows)(int64_t rows, const double* t, int64_t k_step, int64_t i_step, double* c,
+                     int64_t c_step);
+
+  // sums[j] += sum_k a[k*stride + j]; squares[j] += sum_k a[k*stride + j]^2 unless null.
+  // j < kFloatWidth. Sums of at most kFloatTerms terms in float32, then float64.
+  void (*add_sums)(int64_t terms, const float* a, int64_t stride, double* sums, double* squares);
+
+  // to[t*to_stride + j] = from[j*from_stride + t] for t < rows, j < columns (a transposed copy).
+  void (*transpose)(int64_t rows, int64_t columns, const float* from, int64_t from_stride, float* to,
+                    int64_t to_stride);
+
+  // The next three work on q x q blocks of `units` units (a multiple of kLanes), stored as
+  // [q][q][units]; only entries a <= b are read and written.
+
+  // scores[u] = tr(S_u^-1 A_u), +inf where S_u is not positive definite. work: 2*q*q*kLanes doubles.
+  void (*unit_scores)(int64_t q, int64_t units, const double* s, const double* a, double* scores,
+                      double* work);
+
+  // Over the q rows k = row .. row+q-1 of L, and rows 0 .. q-1 of Z:
+  // S_u -= L_u^T L_u;  A_u -= L_u^T Z_u + Z_u^T L_u, for units first <= u < last (multiples of
+  // kLanes).
+  void (*unit_update)(int64_t q, int64_t units, int64_t first, int64_t last, UnitPanels l, int64_t row,
+                      UnitPanels z, double* s, double* a);
+
+  // A_u = W_u^T W_u over rows 0 .. rows-1 of W, for units first <= u < last.
+  void (*unit_gram)(int64_t q, int64_t units, int64_t first, int64_t last, UnitPanels w, int64_t rows,
+                    double* a);
+};
+
+// Names of the cores this machine can run, best first.
+std::vector<std::string> tile_names();
+
+// The core called `name`, or the best one for "". Throws std::invalid_argument for a name that is
+// not in tile_names().
+const Tile& tile_pick(const std::string& name);
+
+}  // namespace reapx

@@ -1,0 +1,284 @@
+// Body of the tile core. Include it from a tile_*.cpp that defines
+//   TILE_NAME   the name of the core, a string
+//   TILE_TABLE  the name of the `const Tile` to define
+//   TILE_BYTES  bytes in a vector register
+//   TILE_ROWS   rows of the register tile (1, 2, 4 or 8)
+//
+// Everything is in an unnamed namespace and no standard template is used: a function with external
+// linkage compiled here for one instruction set could replace its twin compiled for another.
+#include "tile.h"
+
+namespace reapx {
+namespace {
+
+constexpr int kVectors = 2;  // vectors side by side in the register tile
+constexpr int64_t kRowBytes = 128;
+constexpr int64_t kStrips = kRowBytes / (kVectors * TILE_BYTES);
+static_assert(kFloatWidth * sizeof(float) == kRowBytes && kDoubleWidth * sizeof(double) == kRowBytes);
+
+template <class T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float type __attribute__((vector_size(TILE_BYTES)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double type __attribute__((vector_size(TILE_BYTES)));
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+template <class T>
+constexpr int64_t kLength = TILE_BYTES / sizeof(T);
+using Lanes = Vector<double>;
+constexpr int64_t kStep = kLength<double>;
+static_assert(kLanes % kStep == 0);
+
+template <class T>
+inline Vector<T> load(const T* from) {
+  Vector<T> value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <class T>
+inline void store(T* to, Vector<T> value) {
+  __builtin_memcpy(to, &value, sizeof value);
+}
+
+template <class T, int Rows>
+inline void accumulate(int64_t terms, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
+                       Vector<T> (&sum)[Rows][kVectors]) {
+  for (int i = 0; i < Rows; ++i)
+    for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector<T>{};
+  for (int64_t k = 0; k < terms; ++k, a += a_stride, b += b_stride) {
+    Vector<T> right[kVectors];
+    for (int v = 0; v < kVectors; ++v) right[v] = load(b + v * kLength<T>);
+    for (int i = 0; i < Rows; ++i)
+      for (int v = 0; v < kVectors; ++v) sum[i][v] += a[i] * right[v];
+  }
+}
+
+template <int Rows>
+void add_tile(int64_t terms, const float* a, int64_t a_stride, const float* b, int64_t b_stride,
+              double* c) {
+  for (int64_t strip = 0; strip < kStrips; ++strip) {
+    const int64_t column = strip * kVectors * kLength<float>;
+    Vector<float> sum[Rows][kVectors];
+    accumulate<float, Rows>(terms, a, a_stride, b + column, b_stride, sum);
+    for (int i = 0; i < Rows; ++i) {
+      float row[kVectors * kLength<float>];
+      for (int v = 0; v < kVectors; ++v) store(row + v * kLength<float>, sum[i][v]);
+      double* to = c + i * kFloatWidth + column;
+      for (int64_t j = 0; j < kVectors * kLength<float>; ++j) to[j] += static_cast<double>(row[j]);
+    }
+  }
+}
+
+template <int Rows>
+void subtract_tile(int64_t terms, const double* a, int64_t a_stride, const double* b, double* c) {
+  for (int64_t strip = 0; strip < kStrips; ++strip) {
+    const int64_t column = strip * kVectors * kLength<double>;
+    Vector<double> sum[Rows][kVectors];
+    accumulate<double, Rows>(terms, a, a_stride, b + column, kDoubleWidth, sum);
+    for (int i = 0; i < Rows; ++i)
+      for (int v = 0; v < kVectors; ++v) {
+        double* to = c + i * kDoubleWidth + column + v * kLength<double>;
+        store(to, load(to) - sum[i][v]);
+      }
+  }
+}
+
+void add_products(int64_t rows, int64_t terms, const float* a, int64_t a_stride, const float* b,
+                  int64_t b_stride, double* c) {
+  int64_t i = 0;
+  for (; i + TILE_ROWS <= rows; i += TILE_ROWS)
+    add_tile<TILE_ROWS>(terms, a + i, a_stride, b, b_stride, c + i * kFloatWidth);
+  for (; i + 2 <= rows; i += 2) add_tile<2>(terms, a + i, a_stride, b, b_stride, c + i * kFloatWidth);
+  if (i < rows) add_tile<1>(terms, a + i, a_stride, b, b_stride, c + i * kFloatWidth);
+}
+
+template <int Rows>
+void subtract_rest(int64_t rows, int64_t terms, const double* a, int64_t a_stride, const double* b,
+                   double* c) {
+  if constexpr (Rows > 0) {
+    if (rows == Rows) return subtract_tile<Rows>(terms, a, a_stride, b, c);
+    subtract_rest<Rows - 1>(rows, terms, a, a_stride, b, c);
+  }
+}
+
+void subtract_products(int64_t rows, int64_t terms, const double* a, int64_t a_stride, const double* b,
+                       double* c) {
+  int64_t i = 0;
+  for (; i + TILE_ROWS <= rows; i += TILE_ROWS)
+    subtract_tile<TILE_ROWS>(terms, a + i, a_stride, b, c + i * kDoubleWidth);
+  subtract_rest<TILE_ROWS - 1>(rows - i, terms, a + i, a_stride, b, c + i * kDoubleWidth);
+}
+
+void solve_rows(int64_t rows, const double* t, int64_t k_step, int64_t i_step, double* c,
+                int64_t c_step) {
+  constexpr int64_t vectors = kDoubleWidth / kLength<double>;
+  for (int64_t i = 0; i < rows; ++i) {
+    Lanes sum[vectors];
+    for (int64_t v = 0; v < vectors; ++v) sum[v] = load(c + i * c_step + v * kStep);
+    for (int64_t k = 0; k < i; ++k) {
+      const double factor = t[k * k_step + i * i_step];
+      for (int64_t v = 0; v < vectors; ++v) sum[v] -= factor * load(c + k * c_step + v * kStep);
+    }
+    const double inverse = 1.0 / t[i * (k_step + i_step)];
+    for (int64_t v = 0; v < vectors; ++v) store(c + i * c_step + v * kStep, sum[v] * inverse);
+  }
+}
+
+void add_sums(int64_t terms, const float* a, int64_t stride, double* sums, double* squares) {
+  for (int64_t first = 0; first < terms; first += kFloatTerms) {
+    const int64_t last = first + kFloatTerms < terms ? first + kFloatTerms : terms;
+    float sum[kFloatWidth] = {}, square[kFloatWidth] = {};
+    for (int64_t k = first; k < last; ++k)
+      for (int64_t j = 0; j < kFloatWidth; ++j) {
+        const float value = a[k * stride + j];
+        sum[j] += value;
+        square[j] += value * value;
+      }
+    for (int64_t j = 0; j < kFloatWidth; ++j) sums[j] += static_cast<double>(sum[j]);
+    if (squares)
+      for (int64_t j = 0; j < kFloatWidth; ++j) squares[j] += static_cast<double>(square[j]);
+  }
+}
+
+// Butterflies on a square of registers: at distance h, rows r and r + h swap their off-diagonal
+// halves, so that log2(n) passes transpose n x n.
+template <int H>
+inline void exchange(Vector<float> (&x)[kLength<float>]) {
+  typedef int Mask __attribute__((vector_size(TILE_BYTES)));
+  constexpr int n = kLength<float>;
+  Mask low, high;
+  for (int i = 0; i < n; ++i) {
+    low[i] = (i & H) ? n + i - H : i;
+    high[i] = (i & H) ? n + i : i + H;
+  }
+  for (int r = 0; r < n; ++r) {
+    if (r & H) continue;
+    const Vector<float> top = x[r], bottom = x[r + H];
+    x[r] = __builtin_shuffle(top, bottom, low);
+    x[r + H] = __builtin_shuffle(top, bottom, high);
+  }
+  if constexpr (H > 1) exchange<H / 2>(x);
+}
+
+void transpose(int64_t rows, int64_t columns, const float* from, int64_t from_stride, float* to,
+               int64_t to_stride) {
+  constexpr int64_t n = kLength<float>;
+  const int64_t full_rows = rows / n * n, full_columns = columns / n * n;
+  for (int64_t j = 0; j < full_columns; j += n)
+    for (int64_t t = 0; t < full_rows; t += n) {
+      Vector<float> x[n];
+      for (int64_t i = 0; i < n; ++i) x[i] = load(from + (j + i) * from_stride + t);
+      exchange<n / 2>(x);
+      for (int64_t i = 0; i < n; ++i) store(to + (t + i) * to_stride + j, x[i]);
+    }
+  for (int64_t j = 0; j < columns; ++j)
+    for (int64_t t = j < full_columns ? full_rows : 0; t < rows; ++t)
+      to[t * to_stride + j] = from[j * from_stride + t];
+}
+
+inline Lanes column(UnitPanels x, int64_t row, int64_t index) {
+  return load(x.data + (index / kDoubleWidth * x.capacity + row) * kDoubleWidth + index % kDoubleWidth);
+}
+
+// S = N D N^T with N unit lower triangular. On return n holds N^-1 (below the diagonal) and d is
+// D^-1; the answer is a mask of the lanes in which every pivot was positive.
+auto factor_lanes(int64_t q, int64_t units, const double* s, double* n, double* d) {
+  auto positive = Lanes{} == Lanes{};
+  const auto entry = [&](int64_t i, int64_t j) { return n + (i * q + j) * kStep; };
+  for (int64_t i = 0; i < q; ++i) {
+    Lanes pivot = load(s + (i * q + i) * units);
+    for (int64_t j = 0; j < i; ++j) {
+      // Until it is divided, entry (i, j) is N[i][j] * D[j].
+      Lanes sum = load(s + (j * q + i) * units);
+      for (int64_t k = 0; k < j; ++k) sum -= load(entry(i, k)) * load(entry(j, k));
+      store(entry(i, j), sum);
+    }
+    for (int64_t j = 0; j < i; ++j) {
+      const Lanes scaled = load(entry(i, j)), value = scaled * load(d + j * kStep);
+      pivot -= scaled * value;
+      store(entry(i, j), value);
+    }
+    positive &= pivot > Lanes{};
+    store(d + i * kStep, 1.0 / pivot);
+  }
+  for (int64_t i = 1; i < q; ++i)
+    for (int64_t j = 0; j < i; ++j) {
+      Lanes sum = -load(entry(i, j));
+      for (int64_t k = j + 1; k < i; ++k) sum -= load(entry(i, k)) * load(entry(k, j));
+      store(entry(i, j), sum);
+    }
+  return positive;
+}
+
+void unit_scores(int64_t q, int64_t units, const double* s, const double* a, double* scores,
+                 double* work) {
+  double* n = work;
+  double* d = work + q * q * kStep;
+  const double infinity = __builtin_inf();
+  for (int64_t u = 0; u < units; u += kStep) {
+    const auto positive = factor_lanes(q, units, s + u, n, d);
+    Lanes score{};
+    for (int64_t i = 0; i < q; ++i) {
+      Lanes form{};
+      for (int64_t x = 0; x <= i; ++x) {
+        const auto weight = [&](int64_t k) {
+          return k == i ? Lanes{} + 1.0 : load(n + (i * q + k) * kStep);
+        };
+        Lanes sum{};
+        for (int64_t y = x + 1; y <= i; ++y) sum += load(a + (x * q + y) * units + u) * weight(y);
+        form += weight(x) * (load(a + (x * q + x) * units + u) * weight(x) + 2.0 * sum);
+      }
+      score += form * load(d + i * kStep);
+    }
+    store(scores + u, positive ? score : Lanes{} + infinity);
+  }
+}
+
+void unit_update(int64_t q, int64_t units, int64_t first, int64_t last, UnitPanels l, int64_t row,
+                 UnitPanels z, double* s, double* a) {
+  for (int64_t u = first; u < last; u += kStep)
+    for (int64_t x = 0; x < q; ++x)
+      for (int64_t y = x; y < q; ++y) {
+        double* to_s = s + (x * q + y) * units + u;
+        double* to_a = a + (x * q + y) * units + u;
+        Lanes sum_s = load(to_s), sum_a = load(to_a);
+        for (int64_t k = 0; k < q; ++k) {
+          const Lanes lx = column(l, row + k, x * units + u), ly = column(l, row + k, y * units + u);
+          sum_s -= lx * ly;
+          sum_a -= lx * column(z, k, y * units + u);
+          sum_a -= column(z, k, x * units + u) * ly;
+        }
+        store(to_s, sum_s);
+        store(to_a, sum_a);
+      }
+}
+
+void unit_gram(int64_t q, int64_t units, int64_t first, int64_t last, UnitPanels w, int64_t rows,
+               double* a) {
+  constexpr int64_t wide = 4;
+  for (int64_t u = first; u < last; u += kStep)
+    for (int64_t x = 0; x < q; ++x)
+      for (int64_t y = x; y < q; y += wide) {
+        const int64_t count = q - y < wide ? q - y : wide;
+        Lanes sum[wide] = {};
+        for (int64_t m = 0; m < rows; ++m) {
+          const Lanes left = column(w, m, x * units + u);
+          for (int64_t i = 0; i < count; ++i) sum[i] += left * column(w, m, (y + i) * units + u);
+        }
+        for (int64_t i = 0; i < count; ++i) store(a + (x * q + y + i) * units + u, sum[i]);
+      }
+}
+
+}  // namespace
+
+extern const Tile TILE_TABLE;
+const Tile TILE_TABLE = {TILE_NAME, add_products, subtract_products, solve_rows, add_sums,
+                         transpose, unit_scores,  unit_update,       unit_gram};
+
+}  // namespace reapx

@@ -1,0 +1,32 @@
+from collections.abc import Sequence
+
+Array = tuple[int, str, tuple[int, ...]] | tuple[int, str, tuple[int, ...], tuple[int, ...]]
+Consumer = tuple[Array, Array, Array, float, Array, Array]
+PathTask = tuple[Sequence[Consumer], Array, Array, Array, Array]
+SolveTask = tuple[Array, Array, Array, float, Array | None, Array]
+
+def cores() -> list[str]: ...
+def gram_accumulate(
+    x: Array,
+    window: Sequence[tuple[int, int]],
+    groups: int,
+    output_size: tuple[int, int],
+    gram: Array,
+    total: Array,
+    target: Array | None,
+    cross: Array | None,
+    target_total: Array | None,
+    target_square: Array | None,
+    threads: int,
+    core: str,
+    form: str,
+) -> None: ...
+def basis_compute(
+    grams: Sequence[Array],
+    ridges: Sequence[float],
+    bases: Sequence[Array],
+    threads: int,
+    core: str,
+) -> list[int]: ...
+def path_eliminate(tasks: Sequence[PathTask], threads: int, core: str) -> None: ...
+def batch_solve(tasks: Sequence[SolveTask], threads: int, core: str) -> list[int]: ...

@@ -1,0 +1,59 @@
+"""Fixtures that every test file may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def _named_devices() -> list[str]:
+    """The devices in REAPX_TEST_DEVICES (comma-separated, default "cpu"); all must exist."""
+    names = [n.strip() for n in os.environ.get("REAPX_TEST_DEVICES", "cpu").split(",") if n.strip()]
+    for name in names:
+        try:
+            torch.empty(1, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise pytest.UsageError(
+                f"REAPX_TEST_DEVICES names '{name}', which this machine does not have: {error}"
+            ) from error
+    return names
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_devices_key] = _named_devices()
+
+
+_devices_key = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture(scope="session")
+def devices(request: pytest.FixtureRequest) -> list[str]:
+    """The devices to test on."""
+    return request.config.stash[_devices_key]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of data sets and pretrained weights beside the checkout."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data beside the checkout, which is not there")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed_and_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """For tests made of tiny operations; the number of threads is restored after every test."""
+    torch.set_num_threads(1)

@@ -1,0 +1,151 @@
+"""Every kernel in slow float64 torch, straight from its equation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reapx._native import Window
+
+F64 = torch.float64
+
+
+def patches(x: Tensor, window: Window, output_size: tuple[int, int]) -> Tensor:
+    """(groups, B * Ho * Wo, D) float64: the rows that a convolution multiplies by its weights."""
+    batch, channels, height, width = x.shape
+    (kh, kw), (sh, sw) = window.kernel, window.stride
+    (ph, pw), (dh, dw) = window.padding, window.dilation
+    ho, wo = output_size
+    bottom = max(0, (ho - 1) * sh + (kh - 1) * dh + 1 - ph - height)
+    right = max(0, (wo - 1) * sw + (kw - 1) * dw + 1 - pw - width)
+    x = F.pad(x.to(F64), (pw, right, ph, bottom))
+    columns = torch.empty(batch, channels, kh, kw, ho, wo, dtype=F64)
+    for i in range(kh):
+        for j in range(kw):
+            rows = x[:, :, i * dh :, j * dw :]
+            columns[:, :, i, j] = rows[:, :, ::sh, ::sw][:, :, :ho, :wo]
+    features = channels // window.groups * kh * kw
+    columns = columns.reshape(batch, window.groups, features, ho * wo)
+    return columns.permute(1, 0, 3, 2).reshape(window.groups, batch * ho * wo, features)
+
+
+def grouped_rows(y: Tensor, groups: int) -> Tensor:
+    """(groups, B * Ho * Wo, M / groups) float64: a target in the rows of `patches`."""
+    batch, outputs, height, width = y.shape
+    y = y.to(F64).reshape(batch, groups, outputs // groups, height * width)
+    return y.permute(1, 0, 3, 2).reshape(groups, batch * height * width, outputs // groups)
+
+
+def gram_accumulate(
+    x: Tensor, window: Window, output_size: tuple[int, int], target: Tensor | None = None
+) -> dict[str, Tensor]:
+    """The sums that the kernel adds, by the names of its arguments."""
+    rows = patches(x, window, output_size)
+    sums = {"gram": rows.mT @ rows, "total": rows.sum(1)}
+    if target is not None:
+        y = grouped_rows(target, window.groups)
+        sums["cross"] = y.mT @ rows
+        sums["target_total"] = y.sum(1).flatten()
+        sums["target_square"] = y.square().sum(1).flatten()
+    return sums
+
+
+def gram_bounds(x: Tensor, target: Tensor) -> dict[str, float]:
+    """How far the sums may be off: each is a sum of float32 sums of at most 256 products, or a few
+    such sums added and subtracted. Rounding errors of n terms are at most n * eps times the sum of
+    the magnitudes, which Cauchy and Schwarz bound by the norms of the two largest channels.
+    """
+    unit = 256 * torch.finfo(torch.float32).eps
+    a, b = x.to(F64).transpose(0, 1).flatten(1), target.to(F64).transpose(0, 1).flatten(1)
+    norm_a, norm_b = float(a.norm(dim=1).max()), float(b.norm(dim=1).max())
+    return {
+        "gram": unit * norm_a**2,
+        "total": unit * float(a.abs().sum(1).max()),
+        "cross": unit * norm_a * norm_b,
+        "target_total": unit * float(b.abs().sum(1).max()),
+        "target_square": unit * norm_b**2,
+    }
+
+
+def basis_compute(gram: Tensor, ridge: float) -> Tensor:
+    return torch.linalg.inv(gram + ridge * torch.eye(len(gram), dtype=F64))
+
+
+def batch_solve(gram: Tensor, cross: Tensor, kept: Tensor, ridge: float, reference: Tensor | None) -> Tensor:
+    wanted = cross if reference is None else cross + ridge * reference
+    damped = gram[kept][:, kept] + ridge * torch.eye(len(kept), dtype=F64)
+    return torch.linalg.solve(damped, wanted[:, kept].T).T
+
+
+def refit(gram: Tensor, weight: Tensor, kept: Tensor) -> tuple[Tensor, float]:
+    """The least-squares weights (M, D) on the kept columns, zero elsewhere, and the error they add.
+
+    With full weights W = B G⁻¹ the cross moments are B = W G, and the error of W' over that of W is
+    tr((W - W') G (W - W')ᵀ).
+    """
+    cross = weight @ gram
+    full = torch.zeros_like(weight)
+    if len(kept):
+        full[:, kept] = torch.linalg.solve(gram[kept][:, kept], cross[:, kept].T).T
+    change = weight - full
+    return full, float((change @ gram * change).sum())
+
+
+def eliminate_naive(
+    grams: list[Tensor],
+    weights: list[Tensor],
+    columns: list[Tensor],
+    scales: list[float],
+    steps: int,
+    forced: list[int],
+) -> tuple[list[list[float]], list[int], list[list[Tensor]]]:
+    """Greedy elimination as defined: delete each candidate, refit everything, keep the best.
+
+    Returns the total error after the removal of each candidate at each step (indexed by unit, inf
+    for those gone), the order, and the refitted weights of each consumer after each step.
+    """
+    units = columns[0].shape[0]
+    gone: list[int] = []
+    tables, fitted = [], []
+
+    def fits(removed: list[int]) -> list[tuple[Tensor, float]]:
+        results = []
+        for gram, weight, own in zip(grams, weights, columns, strict=True):
+            keep = torch.ones(len(gram), dtype=torch.bool)
+            keep[own[removed].flatten()] = False
+            results.append(refit(gram, weight, keep.nonzero().flatten()))
+        return results
+
+    for step in range(steps):
+        table = [float("inf")] * units
+        for unit in range(units):
+            if unit not in gone:
+                errors = [error for _, error in fits([*gone, unit])]
+                table[unit] = sum(a * e for a, e in zip(scales, errors, strict=True))
+        gone.append(forced[step] if step < len(forced) else table.index(min(table)))
+        tables.append(table)
+        fitted.append([weight for weight, _ in fits(gone)])
+    return tables, gone, fitted
+
+
+def eliminate_right_looking(
+    basis: Tensor, weight: Tensor, columns: Tensor, steps: int
+) -> tuple[list[int], list[float], Tensor]:
+    """The same order from P, which is updated as a whole after each step."""
+    p, w = basis.clone(), weight.clone()
+    alive = list(range(len(columns)))
+    order, errors = [], []
+    for _ in range(steps):
+        scores = []
+        for unit in alive:
+            i = columns[unit]
+            scores.append(float((w[:, i] @ torch.linalg.inv(p[i][:, i]) * w[:, i]).sum()))
+        best = scores.index(min(scores))
+        order.append(alive.pop(best))
+        errors.append(scores[best])
+        i = columns[order[-1]]
+        update = torch.linalg.solve(p[i][:, i], p[i])
+        w = w - w[:, i] @ update
+        p = p - p[:, i] @ update
+    return order, errors, w

@@ -1,0 +1,169 @@
+"""gram_accumulate against the unfolded product."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import reference
+import torch
+from torch import Tensor
+
+from reapx import _native
+from reapx._native import Window
+
+# The references are many tiny operations, which more threads only slow down.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CORES = _native.cores()
+
+
+def natural_size(size: int, window: Window, axis: int) -> int:
+    span = (window.kernel[axis] - 1) * window.dilation[axis] + 1
+    return (size + 2 * window.padding[axis] - span) // window.stride[axis] + 1
+
+
+def run(
+    x: Tensor,
+    window: Window,
+    size: tuple[int, int],
+    target: Tensor | None = None,
+    start: float = 0.0,
+    **options: str,
+) -> dict[str, Tensor]:
+    groups = window.groups
+    d = x.shape[1] // groups * window.kernel[0] * window.kernel[1]
+    shapes: dict[str, tuple[int, ...]] = {"gram": (groups, d, d), "total": (groups, d)}
+    if target is not None:
+        m = target.shape[1]
+        shapes |= {"cross": (groups, m // groups, d), "target_total": (m,), "target_square": (m,)}
+    outputs = {n: torch.full(s, start, dtype=torch.float64) for n, s in shapes.items()}
+    extra = {n: outputs[n] for n in outputs if n not in ("gram", "total")}
+    _native.gram_accumulate(x, window, size, outputs["gram"], outputs["total"], target=target, **extra, **options)
+    return outputs
+
+
+def whole(*shape: int) -> Tensor:
+    """Small integers: their products and sums are exact in float32, so every form must be exact."""
+    return torch.randint(-15, 16, shape).float()
+
+
+def check(x: Tensor, window: Window, size: tuple[int, int], target: Tensor | None = None, **options: str) -> None:
+    start = 2.0
+    got = run(x, window, size, target, start, **options)
+    want = reference.gram_accumulate(x, window, size, target)
+    for name, value in got.items():
+        assert torch.equal(value - start, want[name]), name
+
+
+WINDOWS = [
+    Window(),
+    Window((3, 3), padding=(1, 1)),
+    Window((3, 3)),
+    Window((3, 3), stride=(2, 2), padding=(1, 1)),
+    Window((3, 2), stride=(3, 1), padding=(0, 1)),
+    Window((3, 3), padding=(2, 2), dilation=(2, 2)),
+    Window((2, 4), padding=(1, 3)),
+    Window((1, 5), padding=(0, 2)),
+    Window((7, 7), stride=(2, 2), padding=(3, 3)),
+    Window((5, 5), padding=(2, 2)),
+    Window((1, 1), stride=(2, 2)),
+]
+
+
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("form", ["", "rows", "shift"])
+def test_windows(window: Window, core: str, form: str) -> None:
+    for shape, layout in itertools.product(
+        [(3, 5, 9, 12), (2, 17, 8, 7)], [torch.contiguous_format, torch.channels_last]
+    ):
+        x = whole(*shape).to(memory_format=layout)
+        size = (natural_size(shape[2], window, 0), natural_size(shape[3], window, 1))
+        y = whole(shape[0], 6, *size).to(memory_format=layout)
+        check(x, window, size, y, core=core, form=form)
+        check(x, window, size, core=core, form=form)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 65])
+@pytest.mark.parametrize("form", ["rows", "shift"])
+def test_channel_counts(channels: int, form: str) -> None:
+    x, y = whole(3, channels, 6, 5), whole(3, channels + 1, 6, 5)
+    for core in CORES:
+        check(x, Window((3, 3), padding=(1, 1)), (6, 5), y, core=core, form=form)
+
+
+@pytest.mark.parametrize("form", ["rows", "shift"])
+@pytest.mark.parametrize(("channels", "groups"), [(6, 2), (6, 6), (40, 40), (72, 2), (99, 3)])
+def test_groups(channels: int, groups: int, form: str) -> None:
+    window = Window((3, 3), padding=(1, 1), groups=groups)
+    x, y = whole(2, channels, 7, 9), whole(2, 2 * groups, 7, 9)
+    check(x, window, (7, 9), y, form=form)
+    check(x.to(memory_format=torch.channels_last), window, (7, 9), form=form)
+
+
+@pytest.mark.parametrize("form", ["rows", "shift"])
+def test_output_sizes_other_than_the_natural_one(form: str) -> None:
+    """Zeros after the last row and column may differ from those before the first."""
+    x = whole(2, 4, 6, 7)
+    for size in [(6, 7), (7, 8), (5, 9), (4, 5), (1, 1), (12, 3), (8, 20)]:
+        check(x, Window((3, 3), padding=(1, 0)), size, whole(2, 3, *size), form=form)
+
+
+@pytest.mark.parametrize("rows", [1, 255, 256, 257, 1500])
+@pytest.mark.parametrize("features", [1, 31, 32, 33, 130])
+def test_linear(rows: int, features: int) -> None:
+    x, y = whole(rows, features, 1, 1), whole(rows, 10, 1, 1)
+    check(x, Window(), (1, 1), y)
+
+
+def test_more_images_than_a_batch_of_the_kernel() -> None:
+    x, y = whole(70, 9, 20, 20), whole(70, 5, 20, 20)
+    for form in ("rows", "shift"):
+        check(x, Window((3, 3), padding=(1, 1)), (20, 20), y, form=form)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((0, 3, 4, 4), (4, 4)),
+        ((2, 0, 4, 4), (4, 4)),
+        ((2, 3, 4, 4), (0, 4)),
+        ((2, 3, 0, 4), (2, 4)),
+    ],
+)
+def test_empty(shape: tuple[int, ...], size: tuple[int, int]) -> None:
+    x = whole(*shape)
+    check(x, Window((3, 3), padding=(1, 1)), size, whole(shape[0], 2, *size))
+    check(x, Window((3, 3), padding=(1, 1)), size, whole(shape[0], 0, *size))
+
+
+@pytest.mark.parametrize("window", WINDOWS[:5], ids=str)
+@pytest.mark.parametrize("form", ["rows", "shift"])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_threads_do_not_change_a_bit(window: Window, form: str, groups: int) -> None:
+    window = Window(window.kernel, window.stride, window.padding, window.dilation, groups)
+    x = whole(40, 36, 11, 10)
+    size = (natural_size(11, window, 0), natural_size(10, window, 1))
+    y = whole(40, 20, *size)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(run(x, window, size, y, form=form))
+    for other in results[1:]:
+        assert all(torch.equal(results[0][n], other[n]) for n in other)
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("form", ["rows", "shift"])
+@pytest.mark.parametrize("window", [WINDOWS[1], WINDOWS[2], WINDOWS[7]], ids=str)
+def test_rounding_is_that_of_short_float32_sums(window: Window, form: str, core: str) -> None:
+    x = torch.randn(20, 24, 12, 13)
+    size = (natural_size(12, window, 0), natural_size(13, window, 1))
+    y = torch.randn(20, 9, *size)
+    got = run(x, window, size, y, form=form, core=core)
+    want = reference.gram_accumulate(x, window, size, y)
+    bounds = reference.gram_bounds(x, y)
+    for name, value in got.items():
+        assert (value - want[name]).abs().max() <= bounds[name], name
+    assert torch.equal(got["gram"], got["gram"].mT)

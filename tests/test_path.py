@@ -1,0 +1,244 @@
+"""path_eliminate against deleting every candidate and refitting."""
+
+from __future__ import annotations
+
+import pytest
+import reference
+import torch
+from torch import Tensor
+
+from reapx import _native
+from reapx._native import PathConsumer, PathTask
+
+# The references are thousands of tiny operations, which more threads only slow down.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+F64 = torch.float64
+EPS = torch.finfo(F64).eps
+
+
+def random_gram(size: int) -> Tensor:
+    x = torch.randn(2 * size + 5, size, dtype=F64)
+    return x.T @ x
+
+
+def pick_columns(units: int, taps: int, features: int) -> Tensor:
+    return torch.randperm(features)[: units * taps].reshape(units, taps).contiguous()
+
+
+def consumer(gram: Tensor, outputs: int, columns: Tensor, steps: int, scale: float = 1.0) -> PathConsumer:
+    features, taps = len(gram), columns.shape[1]
+    return PathConsumer(
+        basis=reference.basis_compute(gram, 0.0).contiguous() if features else gram,
+        weight=torch.randn(outputs, features, dtype=F64),
+        columns=columns,
+        scale=scale,
+        factor=torch.full((steps * taps, features), float("nan"), dtype=F64),
+        residual=torch.full((steps * taps, outputs), float("nan"), dtype=F64),
+    )
+
+
+def make_task(consumers: list[PathConsumer], steps: int, forced: list[int] | None = None) -> PathTask:
+    return PathTask(
+        consumers=consumers,
+        forced=torch.tensor(forced or [], dtype=torch.int64),
+        order=torch.full((steps,), -7),
+        errors=torch.full((steps,), float("nan"), dtype=F64),
+        status=torch.tensor([-7]),
+    )
+
+
+def weight_at(c: PathConsumer, step: int) -> Tensor:
+    rows = step * c.columns.shape[1]
+    return c.weight - c.residual[:rows].T @ c.factor[:rows]
+
+
+def bound(grams: list[Tensor]) -> float:
+    condition = max(float(torch.linalg.cond(gram)) for gram in grams)
+    return 100 * max(len(gram) for gram in grams) * EPS * condition
+
+
+def check_against_naive(task: PathTask, grams: list[Tensor]) -> None:
+    """Errors and weights at every cut, and that no candidate was better than the one that left."""
+    steps = len(task.order)
+    forced = task.forced.tolist()
+    tables, _, fitted = reference.eliminate_naive(
+        grams,
+        [c.weight for c in task.consumers],
+        [c.columns for c in task.consumers],
+        [c.scale for c in task.consumers],
+        steps,
+        task.order.tolist(),
+    )
+    assert int(task.status) == -1
+    assert task.order[: len(forced)].tolist() == forced[:steps]
+    assert len(set(task.order.tolist())) == steps
+    size = max(min(table) for table in tables) + 1e-300
+    tolerance = bound(grams)
+    total = 0.0
+    for step, table in enumerate(tables):
+        total += float(task.errors[step])
+        unit = int(task.order[step])
+        assert abs(total - table[unit]) <= tolerance * max(size, table[unit])
+        if step >= len(forced):
+            assert table[unit] - min(table) <= tolerance * size
+        for c, want in zip(task.consumers, fitted[step], strict=True):
+            got = weight_at(c, step + 1)
+            assert (got - want).norm() <= tolerance * c.weight.norm()
+
+
+@pytest.mark.parametrize("core", _native.cores())
+@pytest.mark.parametrize(
+    ("units", "taps", "extra", "outputs", "steps"),
+    [
+        (1, 1, 0, 1, 1),
+        (2, 1, 0, 3, 2),
+        (7, 1, 2, 4, 7),
+        (9, 4, 0, 5, 9),
+        (6, 9, 3, 16, 6),
+        (17, 2, 1, 17, 17),
+        (40, 1, 0, 6, 40),
+        (12, 3, 5, 1, 5),
+        (3, 25, 0, 8, 2),
+        (2, 70, 0, 3, 2),
+        (5, 2, 0, 0, 5),
+    ],
+)
+def test_every_step_is_the_best(units: int, taps: int, extra: int, outputs: int, steps: int, core: str) -> None:
+    gram = random_gram(units * taps + extra)
+    columns = pick_columns(units, taps, len(gram))
+    task = make_task([consumer(gram, outputs, columns, steps)], steps)
+    _native.path_eliminate([task], core=core)
+    check_against_naive(task, [gram])
+
+
+def test_several_consumers_with_different_taps() -> None:
+    units, steps = 10, 10
+    grams = [random_gram(units * taps + 2) for taps in (1, 4, 9)]
+    consumers = [
+        consumer(g, m, pick_columns(units, q, len(g)), steps, scale)
+        for g, q, m, scale in zip(grams, (1, 4, 9), (5, 3, 8), (0.5, 2.0, 0.01), strict=True)
+    ]
+    task = make_task(consumers, steps)
+    _native.path_eliminate([task])
+    check_against_naive(task, grams)
+
+
+@pytest.mark.parametrize("forced", [[3], [5, 0, 2], [7, 6, 5, 4, 3, 2, 1, 0]])
+def test_forced_units_leave_first(forced: list[int]) -> None:
+    gram = random_gram(26)
+    for steps in (1, 4, 8):
+        task = make_task([consumer(gram, 4, pick_columns(8, 3, 26), steps)], steps, forced)
+        _native.path_eliminate([task])
+        check_against_naive(task, [gram])
+
+
+def test_dead_and_duplicate_channels_leave_first_at_no_cost() -> None:
+    """A dead channel costs nothing; of two equal ones, the first to go costs nothing."""
+    x = torch.randn(300, 12, dtype=F64)
+    x[:, 4] = 0.0
+    x[:, 9] = x[:, 2]
+    ridge = 1e-9 * float(x.square().sum() / 12)
+    gram = x.T @ x + ridge * torch.eye(12, dtype=F64)
+    task = make_task([consumer(gram, 5, torch.arange(12)[:, None], 12)], 12)
+    c = task.consumers[0]
+    c.weight[:, 4] = 0.0
+    c.weight[:, 9] = c.weight[:, 2]
+    _native.path_eliminate([task])
+    assert int(task.status) == -1
+    assert int(task.order[0]) == 4
+    assert int(task.order[1]) in (2, 9)
+    assert float(task.errors[0]) == 0.0
+    assert float(task.errors[1]) <= 1e-8 * float(task.errors.sum())
+    left = 2 if int(task.order[1]) == 9 else 9
+    assert torch.allclose(weight_at(c, 2)[:, left], 2 * c.weight[:, 2], rtol=1e-6)
+
+
+def test_exact_ties_go_to_the_lowest_index() -> None:
+    task = make_task([consumer(torch.eye(20, dtype=F64), 3, torch.arange(20)[:, None], 20)], 20)
+    task.consumers[0].weight.fill_(1.0)
+    _native.path_eliminate([task])
+    assert task.order.tolist() == list(range(20))
+
+
+@pytest.mark.parametrize("core", _native.cores())
+@pytest.mark.parametrize(("units", "taps", "outputs"), [(150, 1, 40), (60, 4, 30), (40, 9, 70)])
+def test_long_paths_against_the_right_looking_form(units: int, taps: int, outputs: int, core: str) -> None:
+    """Long enough for several panels and for columns of units that left to be dropped."""
+    gram = random_gram(units * taps + 7)
+    task = make_task([consumer(gram, outputs, pick_columns(units, taps, len(gram)), units)], units)
+    _native.path_eliminate([task], core=core)
+    c = task.consumers[0]
+    order, errors, weight = reference.eliminate_right_looking(c.basis, c.weight, c.columns, units)
+    assert task.order.tolist() == order
+    tolerance = bound([gram])
+    want = torch.tensor(errors, dtype=F64)
+    assert (task.errors - want).abs().max() <= tolerance * want.max()
+    assert (weight_at(c, units) - weight).norm() <= tolerance * c.weight.norm()
+    for step in (1, units // 2):
+        gone = c.columns[task.order[:step]].flatten()
+        assert weight_at(c, step)[:, gone].abs().max() <= tolerance * c.weight.abs().max()
+        assert bool((c.factor[step * taps :, gone] == 0).all())
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    tasks = []
+    for units, taps, outputs in [(120, 9, 60), (200, 1, 30), (30, 4, 20)]:
+        gram = random_gram(units * taps)
+        columns = pick_columns(units, taps, len(gram))
+        tasks.append(make_task([consumer(gram, outputs, columns, units)], units))
+    results = []
+    for threads, together in [(1, True), (2, True), (3, False), (1, False)]:
+        torch.set_num_threads(threads)
+        for batch in [tasks] if together else [[task] for task in tasks]:
+            _native.path_eliminate(batch)
+        results.append(
+            [
+                t.clone()
+                for task in tasks
+                for t in (
+                    task.order,
+                    task.errors,
+                    task.consumers[0].factor,
+                    task.consumers[0].residual,
+                )
+            ]
+        )
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_indefinite_pivot_stops_the_path() -> None:
+    """The second consumer fails at the third step: what the first wrote for it is taken back."""
+    good, bad = torch.eye(6, dtype=F64), torch.eye(6, dtype=F64)
+    bad[5, 5] = -1.0
+    consumers = [consumer(g, 2, torch.arange(6)[:, None], 6) for g in (good, good)]
+    consumers[1].basis = bad
+    task = make_task(consumers, 6, [1, 0, 5])
+    _native.path_eliminate([task])
+    assert int(task.status) == 2
+    assert task.order[:2].tolist() == [1, 0]
+    for c in consumers:
+        assert bool((c.residual[2:] == 0).all()) and bool((c.factor[2:] == 0).all())
+        assert torch.allclose(weight_at(c, 2)[:, 2:], c.weight[:, 2:])
+
+
+def test_an_indefinite_unit_is_the_last_choice() -> None:
+    basis = torch.eye(4, dtype=F64)
+    basis[0, 0] = -1.0
+    c = consumer(torch.eye(4, dtype=F64), 2, torch.arange(4)[:, None], 4)
+    c.basis = basis
+    task = make_task([c], 4)
+    _native.path_eliminate([task])
+    assert int(task.status) == 3
+    assert 0 not in task.order[:3].tolist()
+
+
+def test_empty() -> None:
+    _native.path_eliminate([])
+    for units, features in [(0, 0), (0, 5), (4, 4)]:
+        gram = random_gram(features)
+        columns = torch.arange(units)[:, None].contiguous()
+        task = make_task([consumer(gram, 3, columns, 0)], 0)
+        _native.path_eliminate([task])
+        assert int(task.status) == -1
