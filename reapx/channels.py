@@ -1,0 +1,185 @@
+"""Channel bookkeeping: which positions of which tensor axes must leave together.
+
+Every position of every tracked axis carries an integer, its *channel*. Operators that act per channel hand the
+integers on; operators that combine two tensors join them (union-find). What is left at the end are
+classes of positions, over all parameters, that can only be removed together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Channels = npt.NDArray[np.int64]
+Layout = list[Channels | None]
+"""Per axis of a tensor: the channel at each position, or None where nothing can be removed."""
+
+
+class ChannelTable:
+    """All channels of one network: which are joined, and which are frozen and why."""
+
+    def __init__(self) -> None:
+        self._parent: Channels = np.empty(0, np.int64)
+        self._size = 0
+        self._frozen: list[tuple[Channels, str]] = []
+        self._streams: list[Channels] = []
+
+    def __len__(self) -> int:
+        return self._size
+
+    def fresh(self, count: int) -> Channels:
+        """``count`` new channels, each in a class of its own."""
+        start, self._size = self._size, self._size + count
+        if self._size > len(self._parent):
+            grown = np.arange(max(2 * len(self._parent), self._size, 1024))
+            grown[:start] = self._parent[:start]
+            self._parent = grown
+        return np.arange(start, self._size)
+
+    def find(self, channels: Channels) -> Channels:
+        """The representative of each channel's class."""
+        root = self._parent[channels]
+        while True:
+            above = self._parent[root]
+            if np.array_equal(above, root):
+                return root
+            root = above
+
+    def join(self, left: Channels, right: Channels) -> None:
+        """Position by position, the two channels leave together from now on."""
+        while True:
+            a, b = self.find(left), self.find(right)
+            apart = a != b
+            if not apart.any():
+                return
+            low, high = np.minimum(a, b)[apart], np.maximum(a, b)[apart]
+            np.minimum.at(self._parent, high, low)
+
+    def freeze(self, channels: Channels, reason: str) -> None:
+        """These channels stay, whatever happens; ``reason`` is shown to the user."""
+        self._frozen.append((channels.reshape(-1), reason))
+
+    def freeze_layout(self, layout: Layout, reason: str, axes: Iterable[int] | None = None) -> None:
+        """Freeze the given axes (all of them without ``axes``) of a layout."""
+        for axis in range(len(layout)) if axes is None else axes:
+            channels = layout[axis]
+            if channels is not None:
+                self.freeze(channels, reason)
+
+    def mark_stream(self, channels: Channels) -> None:
+        """These channels carry a sum of several layers' outputs (a residual stream)."""
+        self._streams.append(channels.reshape(-1))
+
+    def frozen_reasons(self) -> dict[int, str]:
+        """Representative -> first reason why its class is frozen."""
+        reasons: dict[int, str] = {}
+        for channels, reason in self._frozen:
+            for root in np.unique(self.find(channels)).tolist():
+                reasons.setdefault(root, reason)
+        return reasons
+
+    def stream_roots(self) -> set[int]:
+        """Representatives of the classes that lie on a residual stream."""
+        return {root for c in self._streams for root in np.unique(self.find(c)).tolist()}
+
+
+def broadcast(
+    table: ChannelTable,
+    operands: Sequence[tuple[Layout, tuple[int, ...]]],
+    shape: tuple[int, ...],
+    reason: str,
+) -> Layout:
+    """Layout of an elementwise result: operands' channels are joined axis by axis.
+
+    An axis that one operand tracks and another does not (a model input, a literal) is frozen.
+    """
+    result: Layout = [None] * len(shape)
+    for axis in range(len(shape)):
+        met: list[Channels | None] = []
+        for layout, own in operands:
+            position = axis - len(shape) + len(own)
+            if position >= 0 and own[position] == shape[axis] and shape[axis] > 1:
+                met.append(layout[position])
+        tracked = [channels for channels in met if channels is not None]
+        if not tracked:
+            continue
+        result[axis] = tracked[0]
+        for other in tracked[1:]:
+            table.join(tracked[0], other)
+        if len(tracked) < len(met):
+            table.freeze(tracked[0], reason)
+    return result
+
+
+def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
+    """Smallest runs of axes of the two shapes that hold the same elements."""
+    blocks, i, j = [], 0, 0
+    while i < len(old) or j < len(new):
+        start_i, start_j = i, j
+        left, right = 1, 1
+        if i < len(old):
+            left, i = old[i], i + 1
+        if j < len(new):
+            right, j = new[j], j + 1
+        while left != right:
+            if left < right:
+                left, i = left * old[i], i + 1
+            else:
+                right, j = right * new[j], j + 1
+        blocks.append((range(start_i, i), range(start_j, j)))
+    return blocks
+
+
+def reshape(table: ChannelTable, layout: Layout, old: tuple[int, ...], new: tuple[int, ...]) -> Layout:
+    """Layout after a reshape from ``old`` to ``new``.
+
+    Channels that end up on one axis keep their exact positions. Where one axis becomes several, the
+    longest of them keeps the channels and those along the others are joined.
+    """
+    result: Layout = [None] * len(new)
+    if 0 in old:
+        return result
+    for source, target in _blocks(old, new):
+        tracked = [axis for axis in source if layout[axis] is not None]
+        if not tracked:
+            continue
+        spread = _spread(table, layout, old, source, tracked)
+        sizes = [new[axis] for axis in target]
+        if len(source) > 1 and source.start == 0:
+            table.freeze(spread, "a reshape merges the channels with the batch axis")
+            continue
+        if not sizes:
+            continue
+        keep = max(range(len(sizes)), key=lambda k: sizes[k])
+        grid = np.moveaxis(spread.reshape(sizes), keep, 0).reshape(sizes[keep], -1)
+        for column in range(1, grid.shape[1]):
+            table.join(grid[:, 0], grid[:, column])
+        result[target[keep]] = grid[:, 0].copy()
+    return result
+
+
+def _spread(
+    table: ChannelTable,
+    layout: Layout,
+    old: tuple[int, ...],
+    source: range,
+    tracked: list[int],
+) -> Channels:
+    """The channel of every element of a run of axes, flattened."""
+    shape = tuple(old[axis] for axis in source)
+    spread = np.empty(math.prod(shape), np.int64)
+    for axis in tracked:
+        channels = layout[axis]
+        assert channels is not None
+        view = [1] * len(shape)
+        view[axis - source.start] = old[axis]
+        values = np.broadcast_to(channels.reshape(view), shape).reshape(-1)
+        if axis == tracked[0]:
+            spread[:] = values
+        else:  # two tracked axes merge into one: no removal keeps the product a product
+            table.freeze(values, "two channel axes are merged by a reshape")
+            table.join(spread, values)
+    return spread

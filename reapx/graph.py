@@ -1,0 +1,255 @@
+"""Capture: a model as a functional ATen graph that can be analysed and run in parts.
+
+The graph is never edited for the user's sake: surgery is done on the user's own module, by
+parameter name, and the result is captured afresh.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+
+from .errors import CaptureError
+
+Inputs = Mapping[str, Tensor] | tuple[Tensor, ...]
+
+# Operators whose result shares memory with their input; an in-place operator behind one of them
+# changes another kept value.
+_VIEWS = frozenset(
+    (
+        "view reshape flatten unflatten slice select narrow chunk split split_with_sizes unbind "
+        "permute transpose t squeeze unsqueeze expand movedim alias detach getitem"
+    ).split()
+)
+_VIEW = torch.ops.aten.view.default
+_RESHAPE = torch.ops.aten.reshape.default
+
+
+def operator_name(node: Node) -> str:
+    """ATen name without namespace, overload and in-place mark: ``"add"`` for ``aten.add_.Tensor``."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return str(getattr(node.target, "__name__", node.target))
+    name: str = schema.name.split("::")[-1]
+    return name.removesuffix("_") if name.endswith("_") and not name.endswith("__") else name
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """An operator's arguments by the names of its schema, defaults filled in."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    names = [argument.name for argument in schema.arguments]
+    defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def _is_in_place(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+@dataclass
+class Graph:
+    """A captured model.
+
+    Attributes:
+        nodes: Operator nodes in execution order.
+        inputs: Names of the placeholders that take the images.
+        outputs: Nodes whose values the model returns.
+        parameters: Placeholder name -> qualified name of a parameter, buffer or constant.
+        tensors: Qualified name -> its tensor (the model's own, not a copy).
+        constants: Qualified names in ``tensors`` that no module holds, such as literals.
+        users: Node -> operator nodes that read it.
+    """
+
+    nodes: list[Node]
+    inputs: list[Node]
+    outputs: list[Node]
+    parameters: dict[Node, str]
+    tensors: dict[str, Tensor]
+    constants: frozenset[str]
+    users: dict[Node, list[Node]] = field(default_factory=dict)
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """Shape of a node's value, with the example's batch size."""
+        return tuple(_concrete(size) for size in node.meta["val"].shape)
+
+    @property
+    def batch(self) -> int:
+        """The example's batch size, which ``shape`` shows."""
+        return self.shape(self.inputs[0])[0]
+
+    def parameter_of(self, argument: object) -> str | None:
+        """Qualified name of the parameter that an argument is, or None."""
+        return self.parameters.get(argument) if isinstance(argument, Node) else None
+
+
+def _is_dynamic(size: int | torch.SymInt) -> bool:
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+
+
+def _concrete(size: int | torch.SymInt) -> int:
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint)
+
+
+def is_tensor(value: object) -> bool:
+    """True for a node that stands for one tensor."""
+    return isinstance(value, Node) and isinstance(value.meta.get("val"), Tensor)
+
+
+def capture(model: nn.Module, inputs: Inputs) -> Graph:
+    """The model as a graph, traced by ``torch.export`` with the first axis of every input dynamic.
+
+    Args:
+        model: Module in eval mode; not changed.
+        inputs: One batch: positional tensors, or keyword tensors, each (batch, ...).
+
+    Raises:
+        CaptureError: torch.export refuses the model, or the model fixes its batch size.
+    """
+    program = _export(model, inputs)
+    if _mutates_views(program.graph.nodes):
+        program = program.run_decompositions({})
+    signature = program.graph_signature
+    kinds = {spec.arg.name: spec for spec in signature.input_specs}
+    state = {**program.state_dict, **program.constants}
+    graph = Graph([], [], [], {}, {}, frozenset(signature.lifted_tensor_constants))
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            spec = kinds[node.name]
+            if spec.kind == InputKind.USER_INPUT:
+                graph.inputs.append(node)
+            else:
+                name = str(spec.target)
+                graph.parameters[node] = name
+                graph.tensors[name] = state[name].detach()
+        elif node.op == "call_function":
+            _make_functional(node)
+            node.meta["order"] = len(graph.nodes)
+            graph.nodes.append(node)
+            for argument in dict.fromkeys(node.all_input_nodes):
+                graph.users.setdefault(argument, []).append(node)
+        elif node.op == "output":
+            graph.outputs = [value for value in node.all_input_nodes if value.op != "placeholder"]
+    _use_live_tensors(graph, model)
+    for node in graph.inputs:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and not _is_dynamic(value.shape[0]):
+            raise CaptureError(
+                f"forward() fixes the batch size at {value.shape[0]} (input {node.name!r}): write "
+                "it for any batch size, for instance x.view(x.shape[0], ...) or x.flatten(1)"
+            )
+    return graph
+
+
+def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
+    positional = inputs if isinstance(inputs, tuple) else ()
+    named = dict(inputs) if isinstance(inputs, Mapping) else {}
+    batch = {0: torch.export.Dim.AUTO}
+
+    def two(value: Tensor) -> Tensor:  # sizes 0 and 1 are specialised by torch.export
+        return value[:2] if len(value) > 1 else torch.cat([value, value])
+
+    dynamic: dict[str, Any] | tuple[Any, ...] = (
+        dict.fromkeys(named, batch) if named else tuple(batch for _ in positional)
+    )
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.export.export(
+                model,
+                tuple(two(value) for value in positional),
+                {name: two(value) for name, value in named.items()},
+                dynamic_shapes=dynamic,
+                strict=False,
+            )
+    except Exception as error:  # whatever user code or torch.export raises
+        reason = " ".join(str(error).split()).partition(" For more information")[0][:600]
+        raise CaptureError(
+            f"torch.export cannot capture {type(model).__name__}: {reason or type(error).__name__}. What to do: make "
+            "forward() free of branches on tensor values and of .item(), or call reapx on the "
+            "submodule that holds the convolutions and linear layers"
+        ) from error
+
+
+def _mutates_views(nodes: Iterable[Node]) -> bool:
+    for node in nodes:
+        if node.op == "call_function" and _is_in_place(node):
+            changed = node.args[0]
+            if not isinstance(changed, Node) or changed.op == "placeholder":
+                return True
+            readers = [user for user in changed.users if user is not node]
+            if operator_name(changed) in _VIEWS or any(operator_name(r) in _VIEWS for r in readers):
+                return True
+    return False
+
+
+def _make_functional(node: Node) -> None:
+    """``relu_`` becomes ``relu``; ``view`` becomes ``reshape``, which takes any memory format."""
+    if node.target is _VIEW:
+        node.target = _RESHAPE
+    elif _is_in_place(node):
+        packet = getattr(torch.ops.aten, operator_name(node), None)
+        overload = getattr(node.target, "_overloadname", "default")
+        if packet is None or overload not in packet.overloads():
+            raise CaptureError(f"operator {node.target} changes its input and has no pure form")
+        node.target = getattr(packet, overload)
+
+
+def _use_live_tensors(graph: Graph, model: nn.Module) -> None:
+    own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    own.update(model.named_buffers(remove_duplicate=False))
+    for name in graph.tensors:
+        if name in own:
+            graph.tensors[name] = own[name].detach()
+    graph.constants = frozenset(name for name in graph.tensors if name not in own)
+
+
+def evaluate(node: Node, value_of: Callable[[Node], Any]) -> object:
+    """The value of one operator node, its arguments looked up by ``value_of``."""
+    args = torch.fx.map_arg(node.args, value_of)
+    kwargs = torch.fx.map_arg(node.kwargs, value_of)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def run(
+    graph: Graph,
+    inputs: Iterable[Tensor],
+    tensors: Mapping[str, Tensor],
+    visit: Callable[[Node, Mapping[Node, object], object], None] | None = None,
+    last: int | None = None,
+) -> list[Tensor]:
+    """Run one batch with the given parameters; values are freed after their last reader.
+
+    Args:
+        inputs: The batch, in the order of ``graph.inputs``.
+        tensors: Qualified name -> parameter.
+        visit: Called after each node with the node, all values that still live, and its own value.
+        last: Stop after the node of this order; then nothing is returned.
+
+    Returns:
+        The model's outputs.
+    """
+    values: dict[Node, object] = dict(zip(graph.inputs, inputs, strict=True))
+    values.update({node: tensors[name] for node, name in graph.parameters.items()})
+    left = {node: len(readers) for node, readers in graph.users.items()}
+    keep = set(graph.outputs)
+    with torch.no_grad():
+        for node in graph.nodes if last is None else graph.nodes[: last + 1]:
+            value = evaluate(node, values.__getitem__)
+            if visit is not None:
+                visit(node, values, value)
+            values[node] = value
+            for argument in dict.fromkeys(node.all_input_nodes):
+                left[argument] -= 1
+                if left[argument] == 0 and argument not in keep:
+                    del values[argument]
+    return [values[node] for node in graph.outputs] if last is None else []  # type: ignore[misc]

@@ -1,0 +1,159 @@
+"""Propagation: one pass over a graph that gives every axis of every tensor its channels.
+
+An operator without a rule freezes every axis that it meets; none is assumed to act elementwise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+from torch.fx import Node
+
+from .channels import Channels, ChannelTable, Layout, broadcast
+from .graph import Graph, is_tensor, operator_name
+from .layers import Layer, describe, name_of
+from .rules import RULES, SKIPPED, Result
+
+
+class Propagation:
+    """The analysis of one graph.
+
+    Attributes:
+        table: The joined and frozen channels.
+        parameters: Qualified name -> layout of that parameter.
+        layers: Convolutions and linear layers that least squares can refit.
+        refused: (name, output channels, reason) of those that it cannot.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.table = ChannelTable()
+        self.parameters: dict[str, Layout] = {}
+        self.layers: list[Layer] = []
+        self.refused: list[tuple[str, int, str]] = []
+        self._layouts: dict[Node, Result] = {}
+        for name, tensor in graph.tensors.items():
+            layout: Layout = [self.table.fresh(size) if size > 1 else None for size in tensor.shape]
+            self.parameters[name] = layout
+            if name in graph.constants:
+                self.table.freeze_layout(layout, "it meets a tensor that is a literal in forward()")
+        self._freeze_shared()
+        for node in graph.inputs:
+            self._layouts[node] = self.untracked(node)
+        for node, name in graph.parameters.items():
+            self._layouts[node] = self.parameters[name]
+        for node in graph.nodes:
+            self._layouts[node] = self._apply(node)
+        for node in graph.outputs:
+            self._freeze(node, "it is an output of the model")
+
+    def layout(self, node: Node) -> Layout:
+        """Layout of a node's value; of the first one where it has several."""
+        found = self._layouts[node]
+        return found[0] if isinstance(found, tuple) else found
+
+    def part(self, node: Node, index: int) -> Layout:
+        """Layout of one of a node's several values."""
+        found = self._layouts[node]
+        return found[index] if isinstance(found, tuple) else []
+
+    def untracked(self, node: Node) -> Result:
+        """Layout of a value that carries no channels."""
+        value = node.meta.get("val")
+        if isinstance(value, list | tuple):
+            return tuple([None] * getattr(item, "ndim", 0) for item in value)
+        return [None] * value.ndim if isinstance(value, Tensor) else []
+
+    def freeze_inputs(self, node: Node, reason: str) -> Result:
+        """Freeze whatever an operator reads; its result carries no channels."""
+        for argument in node.all_input_nodes:
+            self._freeze(argument, reason)
+        return self.untracked(node)
+
+    def _freeze(self, node: Node, reason: str) -> None:
+        found = self._layouts[node]
+        for layout in found if isinstance(found, tuple) else (found,):
+            self.table.freeze_layout(layout, reason)
+
+    def _freeze_shared(self) -> None:
+        first: dict[int, str] = {}
+        for node, name in self.graph.parameters.items():
+            tensor = self.graph.tensors[name]
+            readers = [reader.name for reader in self.graph.users.get(node, [])]
+            twin = first.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
+            if len(readers) < 2 and twin == name:
+                continue
+            who = f"{twin} and {name}" if twin != name else " and ".join(readers)
+            reason = f"{who} share the parameter {name}: refitting it for one would break the other"
+            for shared in (twin, name):
+                self.table.freeze_layout(self.parameters[shared], reason)
+
+    def _apply(self, node: Node) -> Result:
+        name = operator_name(node)
+        if name in SKIPPED or not isinstance(node.meta.get("val"), Tensor | list | tuple):
+            return []  # sizes, and checks of sizes
+        layer = describe(self.graph, node)
+        if isinstance(layer, Layer):
+            return self._layer(node, layer)
+        if isinstance(layer, str):
+            self.refused.append((name_of(self.graph, node), self.graph.shape(node)[1], layer))
+            return self.freeze_inputs(node, layer)
+        if name not in RULES:
+            return self.freeze_inputs(node, f"operator {name} is not known to act per channel")
+        return RULES[name](self, node)
+
+    def _layer(self, node: Node, layer: Layer) -> Layout:
+        self.layers.append(layer)
+        source = self.layout(layer.input)
+        axis = len(source) - 1 - layer.spatial
+        outputs = self._layer_channels(layer, source[axis])
+        others = [k for k in range(len(source)) if k != axis]
+        self.table.freeze_layout(source, f"{layer.name} does not read its channels there", others)
+        if layer.bias is not None and outputs is not None:
+            bias = self.parameters[layer.bias][0]
+            if bias is not None:
+                self.table.join(outputs, bias)
+        result: Layout = [None] * len(self.graph.shape(node))
+        result[axis] = outputs
+        return result
+
+    def _layer_channels(self, layer: Layer, inputs: Channels | None) -> Channels | None:
+        weight, groups = self.parameters[layer.weight], layer.window.groups
+        inner, outer = weight[layer.in_axis], weight[layer.out_axis]
+        fixed = "these are the model's input channels or of a fixed number"
+        if layer.kind == "transposed" and groups > 1:
+            for channels in (inputs, inner, outer):
+                if channels is not None:
+                    self.table.freeze(channels, f"{layer.name} is a grouped transposed convolution")
+            return None
+        if inner is None and groups > 1 and outer is not None:  # depthwise
+            if inputs is None:
+                self.table.freeze(outer, fixed)
+            else:  # output c * multiplier + m reads input c only
+                self.table.join(outer, np.repeat(inputs, len(outer) // groups))
+            return outer
+        if groups > 1 and outer is not None:  # every conv group loses the same outputs
+            for part in outer.reshape(groups, -1)[1:]:
+                self.table.join(outer[: len(part)], part)
+        if inner is not None and inputs is None:
+            self.table.freeze(inner, fixed)
+        elif inner is not None and inputs is not None:  # and the same inputs
+            for part in inputs.reshape(groups, -1):
+                self.table.join(inner, part)
+        elif inputs is not None:
+            self.table.freeze(inputs, f"{layer.name} reads a single channel")
+        return outer
+
+    def elementwise(self, node: Node) -> Layout:
+        """Rule of operators that act on positions one by one, with broadcasting."""
+        tensors = [argument for argument in node.all_input_nodes if is_tensor(argument)]
+        operands = [(self.layout(tensor), self.graph.shape(tensor)) for tensor in tensors]
+        name = operator_name(node)
+        reason = f"it meets a model input or a tensor of fixed size in {name}"
+        result = broadcast(self.table, operands, self.graph.shape(node), reason)
+        activations = [t for t in tensors if self.graph.parameter_of(t) is None]
+        if name in ("add", "sub", "rsub") and len(activations) > 1:
+            for channels in result:
+                if channels is not None:
+                    self.table.mark_stream(channels)
+        return result
