@@ -1,0 +1,40 @@
+"""Channel pruning with least-squares reconstruction for trained PyTorch networks."""
+
+from .budget import MACs, Params
+from .errors import (
+    BackendError,
+    BudgetError,
+    CalibrationWarning,
+    CaptureError,
+    CheckpointError,
+    InputError,
+    NumericalError,
+    ProofError,
+    ReapxError,
+)
+from .inspection import Inspection, inspect
+from .plan import Plan, Result, plan, prune
+from .storage import load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "BudgetError",
+    "CalibrationWarning",
+    "CaptureError",
+    "CheckpointError",
+    "InputError",
+    "Inspection",
+    "MACs",
+    "NumericalError",
+    "Params",
+    "Plan",
+    "ProofError",
+    "ReapxError",
+    "Result",
+    "inspect",
+    "load",
+    "plan",
+    "prune",
+]

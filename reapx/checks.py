@@ -1,0 +1,96 @@
+"""Refusals before anything is measured; each names the value and the cure."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from . import _native
+from .allocation import ALLOCATIONS
+from .budget import Budget
+from .errors import InputError
+from .groups import Channels, Frozen
+from .images import Images
+from .proof import tensors_in
+from .selection import SELECTIONS
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The one device that all parameters and buffers are on."""
+    devices = {tensor.device for tensor in [*model.parameters(), *model.buffers()]}
+    if len(devices) > 1:
+        raise InputError(f"the model is on several devices ({devices}): move it to one, model.to(device)")
+    if not devices:
+        raise InputError("the model has no parameters, so there is nothing to prune")
+    device = devices.pop()
+    _native.require(device)
+    return device
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model in train mode."""
+    for name, module in model.named_modules():
+        if module.training:
+            raise InputError(
+                f"the model is in train mode ({name or type(model).__name__}): call model.eval() first, so that "
+                "norms and dropout act as at inference"
+            )
+
+
+def check_arguments(budget: object, allocation: str, selection: str, round_to: int, damping: float) -> None:
+    """Refuse arguments outside their choices."""
+    if not isinstance(budget, Budget):
+        raise InputError(f"budget={budget!r}: give reapx.MACs(0.5) or reapx.Params(0.5)")
+    if allocation not in ALLOCATIONS:
+        raise InputError(f"allocation={allocation!r}: choose one of {', '.join(ALLOCATIONS)}")
+    if selection not in SELECTIONS:
+        raise InputError(f"selection={selection!r}: choose one of {', '.join(SELECTIONS)}")
+    if not isinstance(round_to, int) or round_to < 1:
+        raise InputError(f"round_to={round_to!r}: give a whole number from 1")
+    check_damping(damping)
+
+
+def check_damping(damping: float) -> None:
+    """Refuse a damping that is negative or not finite."""
+    if not 0 <= damping < float("inf"):
+        raise InputError(f"damping={damping!r}: give a number from 0, such as 1e-3")
+
+
+def check_forward(model: nn.Module, images: Images) -> None:
+    """Refuse images that the model does not run on."""
+    try:
+        with torch.no_grad():
+            outputs = tensors_in(images.call(model, images.example(2)))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"the model does not run on images of shape {images.shape} and dtype {images.example(1)[0].dtype}: {reason}"
+        ) from error
+    if not outputs:
+        raise InputError("the model returns no tensor")
+
+
+def without_excluded(channels: Channels, patterns: Sequence[str]) -> Channels:
+    """The channels without the groups that a layer named by the caller produces."""
+    taking, frozen = [], list(channels.frozen)
+    used: set[str] = set()
+    for group in channels.groups:
+        hits = {
+            pattern
+            for pattern in patterns
+            if any(fnmatch.fnmatchcase(layer.name, pattern) for layer in group.producers)
+        }
+        used |= hits
+        if hits:
+            frozen += [Frozen(x.name, group.size, "excluded by the caller") for x in group.producers]
+        else:
+            taking.append(group)
+    names = [layer.name for layer in channels.layers]
+    for pattern in set(patterns) - used:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise InputError(f"exclude={pattern!r} matches no layer; there are {', '.join(names[:20])}")
+    return replace(channels, groups=taking, frozen=frozen)

@@ -1,0 +1,196 @@
+"""Calibration images: read once, checked, kept in memory up to a limit, then on disk."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError
+
+BATCH = 100
+"""Images per batch where one tensor holds them all."""
+
+
+class TensorStore:
+    """Tensors by key; what exceeds ``limit`` bytes of memory is written to a temporary folder.
+
+    The first tensors stay in memory and later ones go to disk, which suits readers that go
+    through all of them again and again in the same order. The folder goes with the store.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._memory: dict[object, Tensor] = {}
+        self._files: dict[object, tuple[Path, torch.dtype, torch.Size, bool]] = {}
+        self._used = 0
+        self._count = 0
+        self._folder: Path | None = None
+
+    def put(self, key: object, value: Tensor) -> None:
+        """Keep a tensor; an earlier one under the same key is replaced."""
+        self.drop(key)
+        if self._used + value.nbytes <= self.limit:
+            self._memory[key] = value
+            self._used += value.nbytes
+            return
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="reapx-"))
+            self._clean = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._count += 1
+        path = self._folder / f"{self._count}.bin"
+        last = value.dim() == 4 and not value.is_contiguous()
+        flat = value.permute(0, 2, 3, 1).contiguous() if last else value.contiguous()
+        flat.cpu().reshape(-1).view(torch.uint8).numpy().tofile(path)
+        self._files[key] = (path, value.dtype, flat.shape, last)
+
+    def get(self, key: object) -> Tensor:
+        """The tensor under a key, in the memory format it was given in."""
+        if key in self._memory:
+            return self._memory[key]
+        path, dtype, shape, last = self._files[key]
+        value = torch.from_numpy(np.fromfile(path, np.uint8)).view(dtype).reshape(shape)
+        return value.permute(0, 3, 1, 2) if last else value
+
+    def drop(self, key: object) -> None:
+        """Forget a key; unknown keys are ignored."""
+        value = self._memory.pop(key, None)
+        if value is not None:
+            self._used -= value.nbytes
+        entry = self._files.pop(key, None)
+        if entry is not None:
+            entry[0].unlink()
+
+    def close(self) -> None:
+        """Free everything."""
+        self._memory.clear()
+        self._files.clear()
+        self._used = 0
+        if self._folder is not None:
+            self._clean()
+            self._folder = None
+
+
+class Images:
+    """The calibration set as a list of batches, each a tuple of tensors in the model's argument order.
+
+    Attributes:
+        names: Keyword of each tensor where batches are dicts, else None.
+        count: Number of images.
+        batches: Number of batches.
+        memory: Bytes of memory before batches go to disk.
+    """
+
+    def __init__(self, source: object, device: torch.device, limit: int) -> None:
+        self.names: tuple[str, ...] | None = None
+        self.memory = limit
+        self.count = 0
+        self.batches = 0
+        self._store = TensorStore(limit)
+        self._shapes: list[tuple[int, ...]] = []
+        for batch in _batches(source):
+            self._add(self._tensors(batch), device)
+        if self.count == 0:
+            raise InputError(
+                "no images: `images` gave no batch. Pass a tensor (images, channels, height, width) or an "
+                "iterable of such batches; a generator that was read before is empty"
+            )
+
+    def _tensors(self, batch: object) -> tuple[Tensor, ...]:
+        if isinstance(batch, Tensor):
+            return (batch,)
+        if isinstance(batch, Mapping):
+            self.names = tuple(batch)
+            values = tuple(batch.values())
+        elif isinstance(batch, list | tuple) and batch:
+            values = (batch[0],)
+        else:
+            values = ()
+        if not values or not all(isinstance(value, Tensor) for value in values):
+            raise InputError(
+                f"batch {self.batches} is a {type(batch).__name__}: give a tensor, a tuple whose first item is the "
+                "input tensor, or a dict of tensors"
+            )
+        return values
+
+    def _add(self, tensors: tuple[Tensor, ...], device: torch.device) -> None:
+        where = f"batch {self.batches}"
+        for index, value in enumerate(tensors):
+            name = "images" if self.names is None else repr(self.names[index])
+            if value.device != device:
+                raise InputError(
+                    f"{name} of {where} are on {value.device}, the model is on {device}: move one of them, "
+                    "for instance images.to(device)"
+                )
+            if not value.is_floating_point() and self.names is None:
+                raise InputError(
+                    f"{name} of {where} have dtype {value.dtype}: the model wants floating point; scale and "
+                    "normalise them as in training, for instance images.float() / 255"
+                )
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise InputError(f"{name} of {where} contain NaN or Inf: remove those images")
+        shapes = [tuple(value.shape[1:]) for value in tensors]
+        if self.batches == 0:
+            self._shapes = shapes
+        if shapes != self._shapes:
+            raise InputError(
+                f"images of {where} have shape {shapes[0]} and those of batch 0 {self._shapes[0]}: "
+                "bring them to one shape"
+            )
+        if len(tensors[0]) == 0:
+            return
+        for index, value in enumerate(tensors):
+            self._store.put((self.batches, index), value.detach())
+        self.count += len(tensors[0])
+        self.batches += 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return self._shapes[0]
+
+    def __getitem__(self, batch: int) -> tuple[Tensor, ...]:
+        return tuple(self._store.get((batch, index)) for index in range(len(self._shapes)))
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return (self[batch] for batch in range(self.batches))
+
+    def example(self, count: int) -> tuple[Tensor, ...]:
+        """The first images of the first batch, at most ``count``."""
+        return tuple(value[:count] for value in self[0])
+
+    def as_inputs(self, count: int) -> tuple[Tensor, ...] | dict[str, Tensor]:
+        """The first images as the model takes them: positional tensors, or keyword tensors."""
+        tensors = self.example(count)
+        return tensors if self.names is None else dict(zip(self.names, tensors, strict=True))
+
+    def call(self, model: nn.Module, tensors: tuple[Tensor, ...]) -> Any:
+        """The model's output for tensors of one batch."""
+        if self.names is None:
+            return model(*tensors)
+        return model(**dict(zip(self.names, tensors, strict=True)))
+
+
+def _batches(source: object) -> Iterable[object]:
+    if isinstance(source, Tensor):
+        if source.dim() < 2:
+            raise InputError(
+                f"images have shape {tuple(source.shape)}: the first axis counts images, so at least two axes are "
+                "needed; images.unsqueeze(0) makes one image a batch"
+            )
+        return torch.split(source, BATCH) if len(source) else []
+    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+        raise InputError(
+            f"images is a {type(source).__name__}: pass a tensor or an iterable of batches (a DataLoader, a list)"
+        )
+    return source

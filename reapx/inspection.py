@@ -1,0 +1,66 @@
+"""Inspection: what can be removed from a model, what cannot and why, before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from .budget import Costs
+from .checks import check_forward, check_model, model_device, without_excluded
+from .errors import InputError
+from .graph import Graph, capture
+from .groups import Frozen, Group, find_groups
+from .images import Images
+from .report.text import inspection_text
+from .trial import freeze_failing
+
+MEMORY = 512 * 2**20
+"""Bytes of memory for images, and again for activations, before they go to disk."""
+
+
+@dataclass
+class Inspection:
+    """The channel groups of a model; ``print`` it.
+
+    Attributes:
+        groups: Coupled channels that can be pruned together.
+        frozen: Channels that stay, and why.
+        costs: MACs and parameters as functions of the groups' widths.
+    """
+
+    groups: list[Group]
+    frozen: list[Frozen]
+    costs: Costs
+    _graph: Graph = field(repr=False)
+    _images: Images = field(repr=False)
+
+    def __str__(self) -> str:
+        return inspection_text(self)
+
+
+def inspect(model: nn.Module, images: object, *, exclude: Sequence[str] = (), memory: int = MEMORY) -> Inspection:
+    """Find the channel groups of a model; nothing is touched.
+
+    Args:
+        model: Module in eval mode.
+        images: As for ``reapx.plan``; only a few are run.
+        exclude: Layer names or patterns (``"layer3.*"``) whose output channels stay.
+        memory: Bytes of memory for images before they go to disk.
+
+    Raises:
+        InputError: the images cannot be used, the model is in train mode, or nothing can be removed.
+        CaptureError: torch.export refuses the model.
+        BackendError: there are no kernels for the model's device.
+    """
+    check_model(model)
+    calibration = Images(images, model_device(model), memory)
+    check_forward(model, calibration)
+    graph = capture(model, calibration.as_inputs(2))
+    channels = freeze_failing(model, graph, find_groups(graph), calibration)
+    channels = without_excluded(channels, exclude)
+    if not channels.groups:
+        reasons = sorted({f"{entry.layer}: {entry.reason}" for entry in channels.frozen})
+        raise InputError("no channel of this model can be removed: " + "; ".join(reasons[:5]))
+    return Inspection(channels.groups, channels.frozen, Costs(graph, channels), graph, calibration)

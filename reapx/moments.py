@@ -1,0 +1,186 @@
+"""Moments: the Gram matrices of layers' input patches, streamed over the images.
+
+Memory does not grow with the number of images, and the patch matrix is never built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from tqdm import tqdm
+
+from . import _native
+from .errors import NumericalError
+from .graph import Graph, run
+from .images import Images
+from .layers import Layer
+
+_ROUNDING = 16 * torch.finfo(torch.float32).eps
+"""Typical relative error of a float32 sum of 256 products, the longest that the kernels form."""
+
+
+@dataclass
+class Moments:
+    """Sums over all patches X (rows, features) of one conv group's input, in float64.
+
+    Attributes:
+        gram: (features, features) XᵀX.
+        total: (features,) column sums of X.
+        cross: (outputs, features) YᵀX, or None.
+        target_total: (outputs,) column sums of Y, or None.
+        target_square: (outputs,) column sums of Y², or None.
+        rows: Number of patches.
+        noise: What rounding of the float32 products leaves uncertain on the diagonal of ``gram``.
+    """
+
+    gram: Tensor
+    total: Tensor
+    rows: int
+    cross: Tensor | None = None
+    target_total: Tensor | None = None
+    target_square: Tensor | None = None
+    noise: float = 0.0
+
+    def centred(self, intercept: bool) -> Moments:
+        """Moments about the mean where an intercept is fitted, else these moments themselves."""
+        if not intercept or self.rows == 0:
+            return self
+        mean = self.total / self.rows
+        result = Moments(self.gram - torch.outer(self.total, mean), self.total, self.rows)
+        result.noise = _ROUNDING * float(self.gram.diagonal().mean())
+        if self.cross is not None and self.target_total is not None:
+            result.cross = self.cross - torch.outer(self.target_total, mean)
+            result.target_total = self.target_total
+        if self.target_square is not None and self.target_total is not None:
+            result.target_square = self.target_square - self.target_total**2 / self.rows
+        return result
+
+    def ridge(self, damping: float) -> float:
+        """Damping as an absolute value: a fraction of the mean diagonal of the Gram matrix.
+
+        Any damping at all is raised to the rounding noise, below which the matrix says nothing.
+        """
+        if damping == 0 or len(self.gram) == 0:
+            return 0.0
+        mean = float(self.gram.diagonal().mean())
+        return max(damping * mean, self.noise) or damping
+
+
+class Accumulator:
+    """Adds batches to the moments of one layer, all conv groups at once."""
+
+    def __init__(self, layer: Layer, features: int, outputs: int = 0) -> None:
+        """``features`` and ``outputs`` are counts per conv group; no targets without ``outputs``."""
+        groups = layer.window.groups
+        self.layer = layer
+        self.rows = 0
+        self.gram = torch.zeros(groups, features, features, dtype=torch.float64)
+        self.total = torch.zeros(groups, features, dtype=torch.float64)
+        with_target = outputs > 0
+        self.cross = _zeros((groups, outputs, features), with_target)
+        self.target_total = _zeros((groups * outputs,), with_target)
+        self.target_square = _zeros((groups * outputs,), with_target)
+
+    def add(self, value: Tensor, shape: tuple[int, ...], target: Tensor | None = None) -> None:
+        """Add one batch.
+
+        Args:
+            value: The layer's input, as in the graph.
+            shape: Shape of the layer's output for this batch.
+            target: What the layer should put out, as in the graph, or None.
+        """
+        layer = self.layer
+        patches = layer.patches_of(value)
+        size = (1, 1) if layer.spatial == 0 else (1, shape[2]) if layer.spatial == 1 else shape[2:4]
+        _native.gram_accumulate(
+            patches,
+            layer.window,
+            (int(size[0]), int(size[1])),
+            self.gram,
+            self.total,
+            target=None if target is None else layer.outputs_of(target),
+            cross=self.cross,
+            target_total=self.target_total,
+            target_square=self.target_square,
+        )
+        self.rows += len(patches) * int(size[0]) * int(size[1])
+
+    def check_finite(self, batch: int) -> None:
+        """Raise where an activation of the last batch was NaN or infinite."""
+        sums = [self.total] if self.target_total is None else [self.total, self.target_total]
+        if all(bool(torch.isfinite(values).all()) for values in sums):
+            return
+        taps = self.layer.taps
+        bad = (~torch.isfinite(self.total)).nonzero()
+        channel = "" if len(bad) == 0 else f", input channel {int(bad[0, 1]) // taps}"
+        raise NumericalError(
+            f"NaN or Inf in an activation at layer {self.layer.name}{channel} (batch {batch}): check the images' "
+            "normalisation and the model's weights, for instance with torch.isfinite"
+        )
+
+    def moments(self) -> list[Moments]:
+        """The sums so far, one per conv group."""
+        groups = len(self.gram)
+
+        def parts(values: Tensor | None) -> list[Tensor | None]:
+            return [None] * groups if values is None else list(values.reshape(groups, -1))
+
+        totals, squares = parts(self.target_total), parts(self.target_square)
+        cross = [None] * groups if self.cross is None else list(self.cross)
+        return [Moments(self.gram[g], self.total[g], self.rows, cross[g], totals[g], squares[g]) for g in range(groups)]
+
+
+def _zeros(shape: tuple[int, ...], wanted: bool) -> Tensor | None:
+    return torch.zeros(shape, dtype=torch.float64) if wanted else None
+
+
+def measure(
+    graph: Graph,
+    images: Images,
+    layers: list[Layer],
+    tensors: Mapping[str, Tensor],
+    *,
+    progress: bool,
+) -> dict[str, list[Moments]]:
+    """Weight name -> moments of each conv group of that layer, from one pass of the original network.
+
+    Layers that read the same patches share their moments.
+
+    Raises:
+        NumericalError: an activation is NaN or infinite; names the layer and the channel.
+    """
+    shared: dict[object, Accumulator] = {}
+    of_layer: dict[Node, Accumulator] = {}
+    for layer in layers:
+        key = (layer.input, layer.spatial, layer.window, layer.upsampling, _size(graph, layer))
+        if key not in shared:
+            matrix = layer.matrix(tensors[layer.weight])
+            shared[key] = Accumulator(layer, matrix.shape[2])
+        of_layer[layer.node] = shared[key]
+    first = {accumulator.layer.node: accumulator for accumulator in shared.values()}
+    last = max((node.meta["order"] for node in first), default=-1)
+
+    def visit(node: Node, values: Mapping[Node, object], value: object) -> None:
+        if node in first:
+            source = values[first[node].layer.input]
+            assert isinstance(source, Tensor) and isinstance(value, Tensor)
+            first[node].add(source, tuple(value.shape))
+
+    for batch, inputs in enumerate(_bar(images, "measuring", progress)):
+        run(graph, inputs, tensors, visit, last)
+        for accumulator in first.values():
+            accumulator.check_finite(batch)
+    return {layer.weight: of_layer[layer.node].moments() for layer in layers}
+
+
+def _size(graph: Graph, layer: Layer) -> tuple[int, ...]:
+    shape = graph.shape(layer.node)
+    return shape[len(shape) - layer.spatial :]
+
+
+def _bar(images: Images, text: str, progress: bool) -> tqdm[tuple[Tensor, ...]]:
+    return tqdm(images, text, total=len(images), unit="batch", leave=False, disable=not progress)

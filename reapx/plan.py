@@ -1,0 +1,256 @@
+"""The pipeline: capture, groups, measure, allocate, select; then surgery, reconstruction, proof."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import storage
+from .allocation import uniform
+from .budget import Budget
+from .checks import check_arguments, check_damping
+from .errors import InputError
+from .graph import Graph, capture
+from .groups import Frozen, Group
+from .images import Images
+from .inspection import MEMORY, inspect
+from .proof import masked_tensors, prove
+from .reconstruction import Refit
+from .reconstruction import reconstruct as reconstruct_network
+from .report.text import plan_text, result_text
+from .selection import find_paths
+from .surgery import Kept, assign, cut, kept_positions
+
+DAMPING = 1e-3
+"""Default pull towards the old weights, a fraction of the mean diagonal of each Gram matrix."""
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What happens to one group.
+
+    Attributes:
+        group: The coupled channels.
+        kept: Units that stay.
+        error: Predicted reconstruction error at the consumers, a share of their outputs'
+            variance; NaN for methods that do not know it.
+        removed: (size - kept,) int64 units that leave.
+    """
+
+    group: Group
+    kept: int
+    error: float
+    removed: Tensor
+
+
+@dataclass
+class Plan:
+    """What would be removed; nothing has been touched. ``print(plan)`` shows it, ``apply`` does it.
+
+    Attributes:
+        groups: One entry per prunable group.
+        frozen: Channels that stay, and why.
+        macs, params: (before, after).
+        seconds: Time that planning took.
+    """
+
+    groups: list[GroupPlan]
+    frozen: list[Frozen]
+    macs: tuple[int, int]
+    params: tuple[int, int]
+    selection: str
+    allocation: str
+    budget: Budget
+    seconds: float
+    _model: nn.Module = field(repr=False)
+    _images: Images = field(repr=False)
+    _graph: Graph = field(repr=False)
+
+    def __str__(self) -> str:
+        return plan_text(self)
+
+    def kept(self) -> Kept:
+        """Qualified parameter name -> axis -> positions that stay."""
+        removed = {entry.group.name: entry.removed for entry in self.groups}
+        return kept_positions([entry.group for entry in self.groups], removed, self._graph.tensors)
+
+    def apply(
+        self,
+        *,
+        reconstruct: bool = True,
+        refit: str = "all",
+        damping: float = DAMPING,
+        inplace: bool = False,
+        progress: bool | None = None,
+    ) -> Result:
+        """Remove the channels, refit by least squares, and prove the result.
+
+        Args:
+            reconstruct: Whether to refit at all; without it channels are only removed.
+            refit: ``"all"`` refits every layer behind the first removal, ``"consumers"`` only
+                those that read pruned channels.
+            damping: Pull towards the old weights, a fraction of the mean diagonal of each Gram matrix.
+            inplace: Change the user's model instead of a copy; done last, after the proof.
+            progress: Show progress bars; by default when the terminal is one.
+
+        Returns:
+            The smaller module, its errors and its proof.
+
+        Raises:
+            NumericalError, CaptureError, ProofError: the model is as it was.
+        """
+        if refit not in ("all", "consumers"):
+            raise InputError(f"refit={refit!r}: choose 'all' or 'consumers'")
+        check_damping(damping)
+        start = time.perf_counter()
+        kept = self.kept()
+        pruned = copy.deepcopy(self._model)
+        cut(pruned, kept)
+        updates: dict[str, Tensor] = {}
+        fits: list[Refit] = []
+        if reconstruct and kept:
+            updates, fits = reconstruct_network(
+                self._graph,
+                capture(pruned, self._images.as_inputs(2)),
+                kept,
+                self._images,
+                damping=damping,
+                refit=refit,
+                progress=_show(progress),
+            )
+            for name, value in updates.items():
+                assign(pruned, name, value)
+        groups = [entry.group for entry in self.groups]
+        masked = masked_tensors(self._graph, groups, kept, updates)
+        gap = prove(pruned, self._graph, masked, self._images)
+        if inplace:
+            cut(self._model, kept)
+            for name, value in updates.items():
+                assign(self._model, name, value)
+            pruned = self._model
+        return Result(pruned, self, fits, gap, time.perf_counter() - start, kept)
+
+
+@dataclass
+class Result:
+    """A pruned network.
+
+    Attributes:
+        model: The smaller module.
+        plan: What was planned.
+        fits: Each refitted layer's error before and after, as shares of its target's variance.
+        gap: Largest difference between the module and the masked original, a share of the largest output.
+        seconds: Time that apply took.
+        kept: Qualified parameter name -> axis -> positions that stayed.
+    """
+
+    model: nn.Module
+    plan: Plan
+    fits: list[Refit]
+    gap: float
+    seconds: float
+    kept: Kept
+
+    def __str__(self) -> str:
+        return result_text(self)
+
+    def save(self, folder: str | FilePath) -> None:
+        """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``."""
+        storage.save(folder, self.model, self.kept, str(self.plan))
+
+
+def plan(
+    model: nn.Module,
+    images: object,
+    *,
+    budget: Budget,
+    allocation: str = "uniform",
+    selection: str = "reap",
+    streams: bool = False,
+    round_to: int = 1,
+    exclude: Sequence[str] = (),
+    damping: float = DAMPING,
+    memory: int = MEMORY,
+    progress: bool | None = None,
+) -> Plan:
+    """Find out which channels to remove; nothing is touched.
+
+    Args:
+        model: Module in eval mode.
+        images: A tensor (images, ...) or an iterable of batches: tensors, tuples whose first item is the
+            input, or dicts of keyword arguments. No labels.
+        budget: ``MACs(0.5)``, ``Params(0.4)``; fractions of the original or absolute numbers.
+        allocation: How many channels each group keeps: ``"uniform"``.
+        selection: Which channels leave: ``"reap"`` (least reconstruction error) or ``"magnitude"`` (smallest weights).
+        streams: Whether residual streams lose channels too.
+        round_to: Kept widths are multiples of this.
+        exclude: Layer names or patterns (``"layer3.*"``) whose output channels stay.
+        damping: λ as a fraction of the mean diagonal of each Gram matrix.
+        memory: Bytes of memory for images, and for activations, before they go to disk.
+        progress: Show progress bars; by default when the terminal is one.
+
+    Returns:
+        The plan; ``print`` it, then ``apply`` it.
+
+    Raises:
+        InputError: images or arguments cannot be used, or the model is in train mode.
+        CaptureError: torch.export refuses the model.
+        BudgetError: the budget cannot be reached; says the smallest that can.
+        NumericalError: NaN or Inf in an activation, or a singular Gram matrix.
+    """
+    start = time.perf_counter()
+    check_arguments(budget, allocation, selection, round_to, damping)
+    found = inspect(model, images, exclude=exclude, memory=memory)
+    groups, costs = found.groups, found.costs
+    widths = uniform(groups, costs, budget, round_to, streams)
+    paths = find_paths(found._graph, found._images, groups, widths, selection, damping, _show(progress))
+    entries = []
+    for group, path in zip(groups, paths, strict=True):
+        count = group.size - widths[group.name]
+        entries.append(GroupPlan(group, group.size - count, path.final, path.removed(count)))
+    return Plan(
+        entries,
+        found.frozen,
+        (costs.macs(), costs.macs(widths)),
+        (costs.params(), costs.params(widths)),
+        selection,
+        allocation,
+        budget,
+        time.perf_counter() - start,
+        model,
+        found._images,
+        found._graph,
+    )
+
+
+def prune(
+    model: nn.Module,
+    images: object,
+    *,
+    budget: Budget,
+    reconstruct: bool = True,
+    refit: str = "all",
+    damping: float = DAMPING,
+    inplace: bool = False,
+    progress: bool | None = None,
+    **options: Any,
+) -> Result:
+    """``reapx.plan`` and ``Plan.apply`` in one call.
+
+    Args:
+        reconstruct, refit, inplace: As for ``Plan.apply``.
+        options: Further arguments of ``reapx.plan``.
+    """
+    planned = plan(model, images, budget=budget, damping=damping, progress=progress, **options)
+    return planned.apply(reconstruct=reconstruct, refit=refit, damping=damping, inplace=inplace, progress=progress)
+
+
+def _show(progress: bool | None) -> bool:
+    return sys.stderr.isatty() if progress is None else progress

@@ -1,0 +1,302 @@
+"""Reconstruction: one sweep front to back over two streams, the original and the pruned network.
+
+Each layer's weights are fitted by least squares from the pruned network's input to what the original network computes
+there. Before a residual add the target is ``original sum - pruned shortcut``, so every block also
+repairs what the blocks before it lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from tqdm import tqdm
+
+from . import _native
+from .errors import CaptureError, NumericalError
+from .graph import Graph, operator_name
+from .images import Images
+from .layers import Layer, Tail, describe, norm_affine, tail_of
+from .moments import Accumulator, Moments
+from .streams import Stream
+from .surgery import Kept
+
+
+@dataclass(frozen=True)
+class Step:
+    """One layer to refit: it and its tail in the pruned graph, and the original's counterparts."""
+
+    layer: Layer
+    tail: Tail
+    original: Layer
+    target: Node
+    residual: bool
+
+
+@dataclass(frozen=True)
+class Refit:
+    """How well a layer was refitted: squared error over the target's variance, after and before."""
+
+    layer: str
+    error: float
+    before: float
+
+
+def reconstruct(
+    original: Graph,
+    pruned: Graph,
+    kept: Kept,
+    images: Images,
+    *,
+    damping: float,
+    refit: str,
+    progress: bool,
+) -> tuple[dict[str, Tensor], list[Refit]]:
+    """Refit the pruned network's layers so that it follows the original.
+
+    Args:
+        original: The network as it was.
+        pruned: The same network after surgery, captured afresh.
+        kept: What stays of each parameter.
+        images: Calibration images.
+        damping: Pull towards the old weights, a fraction of the mean diagonal of the Gram matrix.
+        refit: ``"all"`` layers behind the first removal, or only the ``"consumers"`` of pruned groups.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Qualified name -> new parameter of the pruned network, and each layer's error.
+    """
+    steps = _steps(original, pruned, kept, refit)
+    new = dict(pruned.tensors)
+    streams = (
+        Stream(original, original.tensors, images),
+        Stream(pruned, new, images),
+    )
+    for step in steps:
+        streams[0].wanted[step.target] += 1
+        streams[1].wanted.update(_sources(step))
+    updates: dict[str, Tensor] = {}
+    fits = []
+    try:
+        for step in tqdm(steps, "refitting", unit="layer", leave=False, disable=not progress):
+            changed, fit = _refit(step, streams, kept, damping)
+            new.update(changed)
+            updates.update(changed)
+            fits.append(fit)
+    finally:
+        for stream in streams:
+            stream.close()
+    return updates, fits
+
+
+def _sources(step: Step) -> list[Node]:
+    """Nodes of the pruned stream that a step reads."""
+    sources = [step.layer.input]
+    if step.residual and step.tail.other is not None:
+        sources.append(step.tail.other)
+    return sources
+
+
+def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str) -> list[Step]:
+    ours, theirs = [[operator_name(n) for n in g.nodes] for g in (pruned, original)]
+    if ours != theirs:
+        raise CaptureError(
+            "forward() takes another path when channels are fewer: make it free of branches on channel counts"
+        )
+    twin = dict(zip(pruned.nodes, original.nodes, strict=True))
+    readers = {name: pruned.users.get(node, []) for node, name in pruned.parameters.items()}
+    layers = []
+    for node in pruned.nodes:
+        layer = describe(pruned, node)
+        if isinstance(layer, Layer) and len(readers[layer.weight]) == 1:
+            layers.append(layer)
+    pruned_here = [x for x in layers if x.in_axis in kept.get(x.weight, {})]
+    chosen = _behind(pruned, layers, pruned_here) if refit == "all" else pruned_here
+    steps = []
+    for layer, residual in _schedule(pruned, chosen):
+        tail = tail_of(pruned, layer)
+        source = describe(original, twin[layer.node])
+        assert isinstance(source, Layer)
+        total = tail.total if residual else None
+        target = twin[layer.node if total is None else total]
+        steps.append(Step(layer, tail, source, target, residual))
+    return steps
+
+
+def _behind(graph: Graph, layers: list[Layer], first: list[Layer]) -> list[Layer]:
+    """The layers in ``first`` and all that depend on them; a depthwise layer keeps its weights."""
+    reached = {layer.node for layer in first}
+    for node in graph.nodes:
+        if not reached.isdisjoint(node.all_input_nodes):
+            reached.add(node)
+    chosen = {layer.node for layer in first}
+    return [
+        layer
+        for layer in layers
+        if layer.node in chosen
+        or (layer.node in reached and layer.input in reached and graph.shape(layer.input)[1] != layer.window.groups)
+    ]
+
+
+def _ancestors(node: Node) -> set[Node]:
+    found: set[Node] = set()
+    stack = [node]
+    while stack:
+        current = stack.pop()
+        if current not in found:
+            found.add(current)
+            stack.extend(current.all_input_nodes)
+    return found
+
+
+def _schedule(graph: Graph, layers: list[Layer]) -> list[tuple[Layer, bool]]:
+    """Order of refitting; True where the layer's target is the residual one.
+
+    Where two layers end in one add, the one with more features comes last and takes the residual target.
+    """
+    order: list[tuple[Layer, bool]] = []
+    started: set[Node] = set()
+    finished: set[Node] = set()
+
+    def features(layer: Layer) -> int:
+        return graph.tensors[layer.weight].numel() // max(graph.tensors[layer.weight].shape[0], 1)
+
+    def process(layer: Layer) -> None:
+        if layer.node in started:
+            return
+        started.add(layer.node)
+        tail, residual = tail_of(graph, layer), False
+        if tail.total is not None and tail.other is not None:
+            above = _ancestors(tail.other)
+            first = [x for x in layers if x.node in above and x.node not in finished]
+            rivals = [x for x in first if tail_of(graph, x).total is tail.total]
+            if not any(features(rival) > features(layer) for rival in rivals):
+                for other in first:
+                    process(other)
+                residual = all(x.node in finished for x in first)
+        finished.add(layer.node)
+        order.append((layer, residual))
+
+    for layer in layers:
+        process(layer)
+    return order
+
+
+def _refit(step: Step, streams: tuple[Stream, Stream], kept: Kept, damping: float) -> tuple[dict[str, Tensor], Refit]:
+    layer, tensors = step.layer, streams[1].tensors
+    old = layer.matrix(tensors[layer.weight])
+    _, outputs, features = old.shape
+    outs = kept.get(layer.weight, {}).get(layer.out_axis)
+    norm = None
+    if step.tail.norm is not None:
+        norm = norm_affine(streams[1].graph, step.tail.norm, tensors)
+    accumulator = Accumulator(layer, features, outputs)
+    originals = streams[0].advance([step.target])
+    for batch, (value, *rest) in enumerate(streams[1].advance(_sources(step))):
+        (wanted,) = next(originals)
+        target = _target(layer, step, wanted, rest, outs, norm)
+        shape = tuple(target.shape)
+        accumulator.add(value, shape, target)
+        accumulator.check_finite(batch)
+    for _ in originals:  # let the stream finish its last batch
+        pass
+    return _solve(step, streams[1], accumulator, old, damping, norm)
+
+
+def _target(
+    layer: Layer,
+    step: Step,
+    wanted: Tensor,
+    rest: list[Tensor],
+    outs: Tensor | None,
+    norm: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """What the layer should put out: the original's value, or original sum - pruned shortcut before the norm."""
+    axis = wanted.dim() - 1 if layer.spatial == 0 else 1
+    target = wanted if outs is None else wanted.index_select(axis, outs)
+    if step.residual:
+        target = target - rest[0]
+        if norm is not None:
+            scale, shift = norm
+            shape = [-1 if k == axis else 1 for k in range(target.dim())]
+            safe = torch.where(_usable(scale), scale, torch.ones_like(scale))
+            target = (target - shift.float().view(shape)) / safe.float().view(shape)
+    return target
+
+
+def _usable(scale: Tensor) -> Tensor:
+    """Norm scales that can be divided by; the other channels keep their weights."""
+    return scale.abs() > 1e-4 * scale.abs().max()
+
+
+def _solve(
+    step: Step,
+    stream: Stream,
+    accumulator: Accumulator,
+    old: Tensor,
+    damping: float,
+    norm: tuple[Tensor, Tensor] | None,
+) -> tuple[dict[str, Tensor], Refit]:
+    layer, tensors = step.layer, stream.tensors
+    intercept = layer.bias is not None or norm is not None
+    moments = accumulator.moments()
+    centred = [part.centred(intercept) for part in moments]
+    weight = torch.empty_like(old)
+    tasks = [
+        _native.SolveTask(
+            gram=part.gram.contiguous(),
+            cross=_some(part.cross).contiguous(),
+            kept=torch.arange(old.shape[2]),
+            ridge=part.ridge(damping),
+            reference=old[g].contiguous(),
+            weight=weight[g],
+        )
+        for g, part in enumerate(centred)
+    ]
+    for pivot in _native.batch_solve(tasks):
+        if pivot >= 0:
+            raise NumericalError(
+                f"{layer.name}: the least-squares system is singular at feature {pivot}: raise damping"
+            )
+    if step.residual and norm is not None:
+        usable = _usable(norm[0]).reshape(old.shape[0], old.shape[1], 1)
+        weight = torch.where(usable, weight, old)
+    changed = {layer.weight: layer.weight_from(weight, tensors[layer.weight])}
+    rows = max(accumulator.rows, 1)
+    if intercept:
+        parts = zip(moments, weight, strict=True)
+        shift = torch.cat([(_some(m.target_total) - w @ m.total) / rows for m, w in parts])
+        changed.update(_intercept(step, stream, shift, norm))
+    error = sum(_error(part, w) for part, w in zip(centred, weight, strict=True))
+    before = sum(_error(part, w) for part, w in zip(centred, old, strict=True))
+    energy = max(sum(float(_some(part.target_square).sum()) for part in centred), 1e-300)
+    return changed, Refit(layer.name, max(error, 0.0) / energy, max(before, 0.0) / energy)
+
+
+def _some(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value
+
+
+def _intercept(step: Step, stream: Stream, shift: Tensor, norm: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
+    """The constant goes to the bias, or into the running mean of the norm that follows."""
+    layer, tensors = step.layer, stream.tensors
+    if layer.bias is not None:
+        return {layer.bias: shift.to(tensors[layer.bias].dtype)}
+    assert norm is not None and step.tail.norm is not None
+    name = stream.graph.parameter_of(step.tail.norm.args[3])
+    assert name is not None
+    mean = tensors[name]
+    moved = mean - shift.to(mean.dtype)
+    if step.residual:
+        moved = torch.where(_usable(norm[0]), moved, mean)
+    return {name: moved}
+
+
+def _error(moments: Moments, weight: Tensor) -> float:
+    """‖Y - X Wᵀ‖² from the moments."""
+    square, cross = _some(moments.target_square), _some(moments.cross)
+    fitted = (weight @ moments.gram) * weight - 2 * weight * cross
+    return float(square.sum() + fitted.sum())

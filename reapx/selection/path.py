@@ -1,0 +1,45 @@
+"""What every selection method takes and gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..moments import Moments
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One consumer of a group, as selection sees it.
+
+    Attributes:
+        weight: (outputs, features) float64, rows scaled by the norm that follows the layer.
+        columns: (units, count) int64, the features that each unit owns.
+        moments: Of the layer's input, about the mean where an intercept is fitted; None for
+            methods that do not look at data.
+    """
+
+    weight: Tensor
+    columns: Tensor
+    moments: Moments | None = None
+
+
+@dataclass(frozen=True)
+class Path:
+    """An order of removal.
+
+    Attributes:
+        order: (steps,) int64, units in the order in which they leave.
+        errors: (steps,) float64, what each removal adds to the damped reconstruction error, as a share of the
+            variance of the consumers' outputs, averaged over consumers; NaN where the method does not know.
+        final: The undamped reconstruction error after the last step, in the same unit.
+    """
+
+    order: Tensor
+    errors: Tensor
+    final: float
+
+    def removed(self, count: int) -> Tensor:
+        """The first ``count`` units of the order, sorted."""
+        return self.order[:count].sort().values

@@ -1,0 +1,95 @@
+"""The paths of all groups of a network, by the method that the user chose."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import CalibrationWarning
+from ..graph import Graph
+from ..groups import Group
+from ..images import Images
+from ..layers import norm_affine, tail_of
+from ..moments import Moments, measure
+from .magnitude import magnitude_path
+from .path import Path, Reader
+from .reap import Request, reap_paths
+
+SELECTIONS = ("reap", "magnitude")
+
+
+def find_paths(
+    graph: Graph,
+    images: Images,
+    groups: list[Group],
+    widths: Mapping[str, int],
+    selection: str,
+    damping: float,
+    progress: bool,
+) -> list[Path]:
+    """One path per group, as long as its width asks for.
+
+    Args:
+        images: Measured for methods that look at data.
+        widths: Group name -> units that stay.
+        selection: One of ``SELECTIONS``.
+        damping: λ as a fraction of the mean diagonal of each Gram matrix.
+
+    Raises:
+        NumericalError: NaN or Inf in an activation, or a singular Gram matrix.
+    """
+    steps = {group.name: group.size - widths[group.name] for group in groups}
+    if selection == "magnitude":
+        return [magnitude_path(_norms(graph, group), steps[group.name]) for group in groups]
+    busy = [group for group in groups if steps[group.name] > 0]
+    layers = {c.layer.weight: c.layer for group in busy for c in group.consumers}
+    moments = measure(graph, images, list(layers.values()), graph.tensors, progress=progress)
+    _warn_few_rows(moments, images)
+    requests = [Request(g.name, _readers(graph, g, moments), steps[g.name]) for g in busy]
+    found = dict(zip((group.name for group in busy), reap_paths(requests, damping), strict=True))
+    nothing = Path(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64), 0.0)
+    return [found.get(group.name, nothing) for group in groups]
+
+
+def _norms(graph: Graph, group: Group) -> list[Tensor]:
+    norms = []
+    for layer in group.producers:
+        weight = graph.tensors[layer.weight].double().transpose(0, layer.out_axis).flatten(1)
+        rows = torch.from_numpy(group.cuts[layer.weight, layer.out_axis])
+        norms.append(weight.square().sum(1)[rows].sum(1))
+    return norms
+
+
+def _readers(graph: Graph, group: Group, moments: Mapping[str, list[Moments]]) -> list[Reader]:
+    readers = []
+    for consumer in group.consumers:
+        layer = consumer.layer
+        weight = layer.matrix(graph.tensors[layer.weight])
+        norm = tail_of(graph, layer).norm
+        if norm is not None:
+            scale, _ = norm_affine(graph, norm, graph.tensors)
+            weight = weight * scale.reshape(weight.shape[0], weight.shape[1], 1)
+        intercept = layer.bias is not None or norm is not None
+        own = moments[layer.weight][consumer.part].centred(intercept)
+        readers.append(Reader(weight[consumer.part], consumer.columns(), own))
+    return readers
+
+
+def _warn_few_rows(moments: Mapping[str, list[Moments]], images: Images) -> None:
+    few, enough = [], 0
+    for name, parts in moments.items():
+        rows, features = parts[0].rows, len(parts[0].gram)
+        if rows < features:
+            few.append(f"{name.removesuffix('.weight')} ({rows} rows, {features} features)")
+            enough = max(enough, -(-features * images.count // max(rows, 1)))
+    if few:
+        more = f" and {len(few) - 3} more" if len(few) > 3 else ""
+        warnings.warn(
+            f"{images.count} images give fewer rows than features at {', '.join(few[:3])}{more}: the Gram matrix is "
+            f"singular and only damping carries the fit; {enough} images would do",
+            CalibrationWarning,
+            stacklevel=4,
+        )

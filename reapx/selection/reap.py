@@ -1,0 +1,140 @@
+"""REAP: the channel leaves whose removal costs least after least-squares reconstruction.
+
+With P = (G + λI)⁻¹, the Gram matrix of the biorthogonal basis, the exact cost of removing unit u is
+s_u = Σ_j α_j tr(W_u^jᵀ (P_uu^j)⁻¹ W_u^j) over the consumers j, for all units at once.
+
+Source: K. Kamma and T. Wada, "REAP: A Method for Pruning Convolutional Neural Networks with
+Performance Preservation", IEICE Trans. Inf. & Syst. E104-D(1), 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from ..errors import NumericalError
+from ..moments import Moments
+from .path import Path, Reader
+
+
+@dataclass(frozen=True)
+class Request:
+    """One group's path to find: its name for errors, its consumers, the number of removals."""
+
+    name: str
+    readers: Sequence[Reader]
+    steps: int
+
+
+def reap_path(name: str, readers: Sequence[Reader], steps: int, damping: float) -> Path:
+    """The REAP path of one group; see ``reap_paths``."""
+    return reap_paths([Request(name, readers, steps)], damping)[0]
+
+
+def reap_paths(requests: Sequence[Request], damping: float) -> list[Path]:
+    """REAP paths of several groups in one native call.
+
+    Errors are those of the damped problem, ‖X(W - W₀)‖² + λ‖W - W₀‖², which bound the undamped ones;
+    ``final`` is undamped.
+
+    Args:
+        requests: Groups; ``steps`` is at most the number of units.
+        damping: λ as a fraction of the mean diagonal of each Gram matrix; 0 for none.
+
+    Raises:
+        NumericalError: a Gram matrix is singular and nothing damps it; names the layer.
+    """
+    tasks = [_task(request, damping) for request in requests]
+    _native.path_eliminate(tasks)
+    paths = []
+    for request, task in zip(requests, tasks, strict=True):
+        step = int(task.status)
+        if step >= 0:
+            raise NumericalError(
+                f"{request.name}: the channels left after {step} removals are linearly dependent to rounding: "
+                "raise damping (default 1e-3)"
+            )
+        count = max(len(task.consumers), 1)
+        paths.append(Path(task.order, task.errors.clamp(min=0) / count, _final_error(request, task) / count))
+    return paths
+
+
+def _task(request: Request, damping: float) -> _native.PathTask:
+    moments = [_moments_of(reader) for reader in request.readers]
+    ridges = [moment.ridge(damping) for moment in moments]
+    bases = [torch.empty_like(moment.gram) for moment in moments]
+    failed = _native.basis_compute([moment.gram for moment in moments], ridges, bases)
+    for reader, pivot in zip(request.readers, failed, strict=True):
+        if pivot >= 0:
+            unit = (reader.columns == pivot).any(1).nonzero()
+            which = f"channel {int(unit[0])}" if len(unit) else f"feature {pivot}"
+            raise NumericalError(
+                f"{request.name}: the Gram matrix of its consumer's input is singular at {which} (dead, or a "
+                "combination of others): set damping above 0 (default 1e-3)"
+            )
+    consumers = []
+    for reader, moment, basis in zip(request.readers, moments, bases, strict=True):
+        consumers.append(_consumer(reader, moment, basis, request.steps))
+    return _native.PathTask(
+        consumers=consumers,
+        forced=redundant_units(request.readers)[: request.steps],
+        order=torch.empty(request.steps, dtype=torch.int64),
+        errors=torch.empty(request.steps, dtype=torch.float64),
+        status=torch.empty(1, dtype=torch.int64),
+    )
+
+
+def _final_error(request: Request, task: _native.PathTask) -> float:
+    """Σ_j α_j ‖X (W - W₀)ᵀ‖² with the weights W of the last step."""
+    total = 0.0
+    for reader, consumer in zip(request.readers, task.consumers, strict=True):
+        change = consumer.residual.T @ consumer.factor
+        total += consumer.scale * float(((change @ _moments_of(reader).gram) * change).sum())
+    return total
+
+
+def _moments_of(reader: Reader) -> Moments:
+    if reader.moments is None:
+        raise ValueError("REAP needs the moments of every consumer")
+    return reader.moments
+
+
+def _consumer(reader: Reader, moment: Moments, basis: Tensor, steps: int) -> _native.PathConsumer:
+    features, outputs = len(moment.gram), len(reader.weight)
+    signal = float(((reader.weight @ moment.gram) * reader.weight).sum())
+    rows = steps * reader.columns.shape[1]
+    return _native.PathConsumer(
+        basis=basis,
+        weight=reader.weight.contiguous(),
+        columns=reader.columns.contiguous(),
+        scale=1 / signal if signal > 0 else 1.0,
+        factor=torch.empty(rows, features, dtype=torch.float64),
+        residual=torch.empty(rows, outputs, dtype=torch.float64),
+    )
+
+
+def redundant_units(readers: Sequence[Reader], tolerance: float = 1e-8) -> Tensor:
+    """Units that cost nothing: dead ones, then those that are multiples of an earlier living unit.
+
+    A unit counts if this holds for every consumer. Returns (count,) int64.
+    """
+    if not readers:
+        return torch.empty(0, dtype=torch.int64)
+    units = len(readers[0].columns)
+    dead = torch.ones(units, dtype=torch.bool)
+    alike = torch.ones(units, units, dtype=torch.bool)
+    for reader in readers:
+        gram = _moments_of(reader).gram
+        energy = gram.diagonal()[reader.columns].sum(1)
+        own_dead = energy <= tolerance * energy.mean()
+        inner = sum(gram[tap][:, tap] for tap in reader.columns.T)
+        multiples = inner**2 >= (1 - tolerance) * torch.outer(energy, energy)
+        dead &= own_dead
+        alike &= multiples | own_dead | own_dead[:, None]
+    living = ~dead
+    copies = torch.tril(alike & living & living[:, None], -1).any(1)
+    return torch.cat([dead.nonzero().flatten(), copies.nonzero().flatten()])

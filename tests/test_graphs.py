@@ -1,0 +1,106 @@
+"""Every micro network: the groups found, and pruned == masked after surgery and refit."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from graphs import Case, coupled, lively, plain
+from torch import nn
+
+import reapx
+
+ALL = {**plain.CASES, **coupled.CASES}
+
+
+def built(case: Case) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    model = lively(case.build())
+    return model, torch.randn(80, *case.shape)
+
+
+def planned(case: Case, **options: object) -> tuple[nn.Module, torch.Tensor, reapx.Plan]:
+    model, images = built(case)
+    options = {"budget": reapx.MACs(case.budget), "streams": True, **options}
+    return model, images, reapx.plan(model, images, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_groups_and_frozen_axes(name: str) -> None:
+    case = ALL[name]
+    _, _, plan = planned(case)
+    assert {entry.group.name: entry.group.size for entry in plan.groups} == case.groups
+    assert any(case.frozen in entry.reason for entry in plan.frozen), plan.frozen
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_pruned_equals_masked_and_original_is_untouched(name: str) -> None:
+    model, images, plan = planned(ALL[name])
+    before = copy.deepcopy(model.state_dict())
+    result = plan.apply()
+    assert result.gap < 1e-8
+    assert plan.macs[1] <= ALL[name].budget * plan.macs[0]
+    assert sum(p.numel() for p in result.model.parameters()) == plan.params[1] < plan.params[0]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    with torch.no_grad():
+        outputs = result.model(images[:3])
+    for value in outputs if isinstance(outputs, tuple) else (outputs,):
+        assert bool(torch.isfinite(value).all())
+
+
+@pytest.mark.parametrize("name", ["residual", "concat", "split", "grouped", "group_norm"])
+def test_reconstruction_brings_outputs_closer(name: str) -> None:
+    model, images, plan = planned(ALL[name])
+    with torch.no_grad():
+        wanted = model(images)
+        plain_error = (plan.apply(reconstruct=False).model(images) - wanted).square().sum()
+        error = (plan.apply().model(images) - wanted).square().sum()
+    assert error < 0.5 * plain_error
+
+
+@pytest.mark.parametrize("name", ["residual", "concat", "transposed", "grouped", "conv1d", "prelu"])
+def test_nothing_removed_and_refitted_is_the_same_function(name: str) -> None:
+    """Where all channels stay, least squares finds the weights that were there."""
+    model, images, plan = planned(ALL[name])
+    for index, entry in enumerate(plan.groups):
+        plan.groups[index] = type(entry)(entry.group, entry.group.size, 0.0, entry.removed[:0])
+    result = plan.apply()
+    with torch.no_grad():
+        torch.testing.assert_close(result.model(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+def test_in_place_gives_the_same_module_object_and_weights() -> None:
+    model, _, plan = planned(ALL["residual"])
+    copied = plan.apply()
+    result = plan.apply(inplace=True)
+    assert result.model is model
+    for mine, other in zip(model.state_dict().values(), copied.model.state_dict().values(), strict=True):
+        assert torch.equal(mine, other)
+    assert model.a1[0].out_channels == model.a1[0].weight.shape[0] < 6
+    assert model.a1[1].num_features == model.a1[0].out_channels
+
+
+def test_streams_stay_whole_unless_asked() -> None:
+    _, _, plan = planned(ALL["residual"], streams=False, budget=reapx.MACs(0.8))
+    kept = {entry.group.name: entry.kept for entry in plan.groups}
+    assert kept["stem.0 + a2.0"] == 8 and kept["b2.0 + down.0"] == 12
+    assert kept["a1.0"] < 6 and kept["b1.0"] < 10
+
+
+def test_exclude_freezes_by_pattern() -> None:
+    _, _, plan = planned(ALL["residual"], exclude=["a?.0"], budget=reapx.MACs(0.8))
+    assert {entry.group.name for entry in plan.groups} == {"b1.0", "b2.0 + down.0"}
+    with pytest.raises(reapx.InputError, match="'nothing' matches no layer"):
+        planned(ALL["residual"], exclude=["nothing"])
+
+
+def test_widths_are_multiples() -> None:
+    _, _, plan = planned(ALL["tokens"], round_to=4)
+    assert [entry.kept for entry in plan.groups] == [4]
+
+
+def test_depthwise_groups_shrink_with_the_channels() -> None:
+    _, _, plan = planned(ALL["depthwise"])
+    layer = plan.apply().model[2]
+    assert layer.groups == layer.in_channels == layer.out_channels == len(layer.weight) < 8
