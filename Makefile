@@ -1,0 +1,65 @@
+# Everything happens in .venv, made from an installed Python 3.10 or newer.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   := .venv
+BIN    := $(VENV)/bin
+BUILD_TOOLS := "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.21" ninja
+
+.PHONY: install demo test lint format types sanitize benchmark clean
+.DELETE_ON_ERROR:
+
+install: $(VENV)/installed
+
+# torch first: nothing that depends on it may choose its build.
+$(VENV)/torch:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "reapx needs Python 3.10 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --upgrade pip
+	$(BIN)/pip install -q "$(TORCH)"
+	$(BIN)/pip install -q $(BUILD_TOOLS)
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+	$(BIN)/pip install -q --no-build-isolation -e ".[demo,test]"
+	touch $@
+
+demo: install
+	$(BIN)/reapx demo
+
+test: install
+	$(BIN)/python -m pytest
+
+$(VENV)/dev: $(VENV)/installed
+	$(BIN)/pip install -q --no-build-isolation -e ".[dev]"
+	touch $@
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp
+
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+# The kernel tests against an extension that watches every address and every undefined operation.
+# -S and PYTHONPATH put it before the editable install; so does leaving the folder that holds reapx/.
+SANITIZED := $(CURDIR)/build/sanitized
+SITE       = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+SANITIZERS = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file-name=libubsan.so)
+sanitize: install
+	$(BIN)/pip install -q --no-build-isolation --no-deps --upgrade --target $(SANITIZED) \
+		-C build-dir=build/sanitized-objects -C cmake.define.REAPX_SANITIZE=address,undefined .
+	cd tests && PYTHONPATH=$(SANITIZED):$(SITE) LD_PRELOAD=$(SANITIZERS) ASAN_OPTIONS=detect_leaks=0 \
+		UBSAN_OPTIONS=print_stacktrace=1 $(CURDIR)/$(BIN)/python -S -m pytest -c ../pyproject.toml \
+		test_gram.py test_basis.py test_path.py test_solve.py
+
+benchmark: install
+	$(BIN)/python benchmarks/halve.py
+
+clean:
+	rm -rf $(VENV) build

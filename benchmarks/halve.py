@@ -1,0 +1,155 @@
+"""The main job on real networks: prune to a budget without labels or retraining, and measure everything.
+
+    python benchmarks/halve.py [--quick] [--json FILE] [--only NAME ...]
+
+Rows: accuracy on the test images before and after, MACs, parameters, seconds of plan and apply, peak memory beside
+model and images, milliseconds per batch before and after, and the proof (pruned against masked).
+Calibration images are training images without labels; for SqueezeNet, of which only 1000 images are at
+hand, they are the first half of those and accuracy is counted on the other half as well as on all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import models
+import torch
+from timing import PeakMemory, interleaved, write
+from torch import Tensor, nn
+
+import reapx
+from reapx.report.text import table
+
+torch.manual_seed(0)
+
+
+@dataclass
+class Job:
+    """A network, what it is calibrated on, what it is tested on."""
+
+    build: Callable[[], nn.Module]
+    calibration: Callable[[int], Tensor]
+    test: Callable[[], dict[str, tuple[Tensor, Tensor]]]
+    budget: float
+    batch: int = 64
+
+
+def _cifar_test() -> dict[str, tuple[Tensor, Tensor]]:
+    return {"test": models.cifar10("test")}
+
+
+def _imagenet_test() -> dict[str, tuple[Tensor, Tensor]]:
+    images, labels = models.imagenet_sample()
+    return {"all 1000": (images, labels), "500 not calibrated on": (images[1::2], labels[1::2])}
+
+
+def _imagenet_calibration(count: int) -> Tensor:
+    return models.imagenet_sample()[0][0::2][:count].clone()
+
+
+def _cifar_calibration(count: int) -> Tensor:
+    return models.cifar10("train_1", count)[0]
+
+
+JOBS = {
+    f"resnet{depth}": Job(lambda depth=depth: models.cifar_resnet(depth), _cifar_calibration, _cifar_test, 0.5)
+    for depth in (20, 32, 56)
+}
+JOBS["squeezenet"] = Job(models.squeezenet, _imagenet_calibration, _imagenet_test, 0.7, batch=8)
+
+
+def measure(name: str, job: Job, count: int, test_count: int | None, rounds: int) -> dict[str, object]:
+    """One row."""
+    model, images = job.build(), job.calibration(count)
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        plan = reapx.plan(model, images, budget=reapx.MACs(job.budget), allocation="uniform")
+        planned = time.perf_counter()
+        result = plan.apply()
+        applied = time.perf_counter()
+    row: dict[str, object] = {
+        "work": "halve",
+        "case": f"{name} x{job.budget}",
+        "images": len(images),
+        "plan_seconds": round(planned - start, 2),
+        "apply_seconds": round(applied - planned, 2),
+        "seconds": round(applied - start, 2),
+        "peak_mb": round(memory.bytes / 2**20),
+        "macs": plan.macs,
+        "params": plan.params,
+        "gap": result.gap,
+    }
+    for part, (tests, labels) in job.test().items():
+        before = models.accuracy(model, tests[:test_count], labels[:test_count])
+        after = models.accuracy(result.model, tests[:test_count], labels[:test_count])
+        row[f"accuracy {part}"] = (before, after)
+    batch = images[: job.batch]
+    with torch.no_grad():
+        times = interleaved([lambda: model(batch), lambda: result.model(batch)], rounds)
+    row["batch_ms"] = tuple(round(1e3 * seconds, 2) for seconds in times)
+    row["batch"] = len(batch)
+    return row
+
+
+def growth(count: int) -> dict[str, object]:
+    """ResNet-20's time and memory for two numbers of images: time may double, memory may not."""
+    found = {}
+    for number in (count, 2 * count):
+        model, images = models.cifar_resnet(20), _cifar_calibration(number)
+        with PeakMemory() as memory:
+            start = time.perf_counter()
+            reapx.prune(model, images, budget=reapx.MACs(0.5))
+            found[number] = (round(time.perf_counter() - start, 2), round(memory.bytes / 2**20))
+        del images
+    return {"work": "growth", "case": "resnet20 x0.5", "images": list(found), "seconds_and_mb": list(found.values())}
+
+
+def show(rows: list[dict[str, object]]) -> str:
+    """The rows as a table."""
+    lines = []
+    for row in rows:
+        for key, value in row.items():
+            if not key.startswith("accuracy"):
+                continue
+            before, after = value  # type: ignore[misc]
+            macs, milliseconds = row["macs"], row["batch_ms"]
+            lines.append([
+                str(row["case"]), key.removeprefix("accuracy "), f"{100 * before:.2f}", f"{100 * after:.2f}",
+                f"{macs[1] / macs[0]:.3f}", f"{row['seconds']}", f"{row['peak_mb']}",  # type: ignore[index]
+                f"{milliseconds[0]} -> {milliseconds[1]}",  # type: ignore[index]
+            ])  # fmt: skip
+    header = ["network", "images", "top-1 before", "after", "MACs", "seconds", "peak MB", "ms/batch"]
+    return table(lines, header)
+
+
+def main() -> None:
+    """Run the jobs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one small job, few images; nothing is written")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", nargs="*", default=list(JOBS), choices=list(JOBS))
+    options = parser.parse_args()
+    if not models.DATA.is_dir():
+        print(f"skipped: no data in {models.DATA.name}/ beside the checkout (REAPX_DATA names another place)")
+        return
+    names = ["resnet20"] if options.quick else options.only
+    rows = []
+    for name in names:
+        job = JOBS[name]
+        count = 100 if options.quick else 500 if name == "squeezenet" else 1000
+        rows.append(measure(name, job, count, 200 if options.quick else None, 2 if options.quick else 9))
+        print(rows[-1], flush=True)
+    if not options.quick:
+        rows.append(growth(1000))
+        print(rows[-1])
+    print(show(rows))
+    if not options.quick or options.json:
+        write("halve", rows, options.json)
+
+
+if __name__ == "__main__":
+    main()

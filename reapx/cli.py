@@ -1,0 +1,184 @@
+"""The command line: ``reapx prune``, ``reapx inspect``, ``reapx demo``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from .allocation import ALLOCATIONS
+from .budget import Budget, MACs, Params
+from .errors import InputError, ReapxError
+from .inspection import inspect
+from .plan import DAMPING, plan
+from .selection import SELECTIONS
+
+BUDGETS: dict[str, type[Budget]] = {"macs": MACs, "params": Params}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 on success, 1 with a message on stderr where reapx refuses."""
+    options = _parser().parse_args(arguments)
+    sys.path.insert(0, "")  # the user's own modules, as with python -m
+    warnings.showwarning = _warn  # type: ignore[assignment]
+    try:
+        options.run(options)
+    except ReapxError as error:
+        print(f"reapx: {error}", file=sys.stderr)
+        return 1
+    finally:
+        sys.path.remove("")
+    return 0
+
+
+def _warn(message: Warning | str, *_: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "reapx", description="Channel pruning with least-squares reconstruction for PyTorch."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    prune = commands.add_parser("prune", help="prune a model to a budget and save it")
+    _add_model(prune)
+    prune.add_argument("--budget", required=True, help="macs=0.5, params=0.4, or absolute numbers")
+    prune.add_argument("--out", required=True, type=Path, help="folder to write")
+    prune.add_argument("--selection", default="reap", choices=SELECTIONS)
+    prune.add_argument("--allocation", default="uniform", choices=ALLOCATIONS)
+    prune.add_argument("--streams", action="store_true", help="prune residual streams too")
+    prune.add_argument("--round-to", type=int, default=1, help="kept widths are multiples of this")
+    prune.add_argument("--damping", type=float, default=DAMPING, help="default %(default)s")
+    prune.add_argument("--refit", default="all", choices=("all", "consumers"))
+    prune.add_argument("--no-reconstruct", action="store_true", help="only remove, do not refit")
+    prune.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    prune.set_defaults(run=_prune)
+    look = commands.add_parser("inspect", help="show what can be pruned, what is frozen and why")
+    _add_model(look)
+    look.set_defaults(run=_inspect)
+    demo = commands.add_parser("demo", help="train, prune and compare a small network on digits")
+    demo.add_argument("--out", type=Path, default=Path("reapx-demo"), help="folder to write")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="module:callable or file.py:callable that returns the nn.Module")
+    parser.add_argument("--weights", type=Path, help="safetensors state dict to load into it")
+    parser.add_argument(
+        "--images",
+        required=True,
+        help=".npy, .npz or .safetensors with (images, ...) as the model wants them, optionally FILE:KEY; or "
+        "module:callable that returns an iterable of batches",
+    )
+    parser.add_argument("--count", type=int, help="use only the first so many images of a file")
+    parser.add_argument("--exclude", nargs="*", default=[], help="layer names or patterns to leave alone")
+
+
+def _prune(options: argparse.Namespace) -> None:
+    planned = plan(
+        _model(options),
+        _images(options.images, options.count),
+        budget=_budget(options.budget),
+        allocation=options.allocation,
+        selection=options.selection,
+        streams=options.streams,
+        round_to=options.round_to,
+        exclude=options.exclude,
+        damping=options.damping,
+    )
+    print(planned)
+    if options.dry_run:
+        return
+    result = planned.apply(reconstruct=not options.no_reconstruct, refit=options.refit, damping=options.damping)
+    print()
+    print(result)
+    result.save(options.out)
+    print(f"\nsaved to {options.out}: rebuild with reapx.load(fresh_model, {str(options.out)!r})")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    print(inspect(_model(options), _images(options.images, options.count), exclude=options.exclude))
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from .demo import run_demo
+
+    run_demo(options.out)
+
+
+def _budget(text: str) -> Budget:
+    kind, _, amount = text.partition("=")
+    try:
+        return BUDGETS[kind.lower()](float(amount))
+    except (KeyError, ValueError) as error:
+        if isinstance(error, ReapxError):
+            raise
+        raise InputError(f"--budget {text!r}: write macs=0.5 or params=0.4") from error
+
+
+def _model(options: argparse.Namespace) -> nn.Module:
+    model = _call(options.model)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{options.model} returned a {type(model).__name__}, not an nn.Module")
+    if options.weights is not None:
+        try:
+            model.load_state_dict(load_file(options.weights))
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise InputError(f"--weights {options.weights}: {error}") from error
+    return model.eval()
+
+
+def _call(text: str) -> Any:
+    """Import ``module:callable`` or ``file.py:callable`` and call it."""
+    place, _, name = text.rpartition(":")
+    if not place:
+        raise InputError(f"{text!r}: write module:callable or file.py:callable")
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+        return getattr(module, name)()
+    except (ImportError, OSError, AttributeError) as error:
+        raise InputError(f"{text!r} cannot be loaded: {error}") from error
+
+
+def _images(text: str, count: int | None) -> object:
+    path, _, key = text.partition(":")
+    suffix = Path(path).suffix
+    if suffix not in (".npy", ".npz", ".safetensors"):
+        return _call(text)
+    try:
+        if suffix == ".safetensors":
+            values = _entry(load_file(path), key, path)
+        else:
+            found = np.load(path, allow_pickle=False)
+            values = torch.from_numpy(found if suffix == ".npy" else _entry(dict(found), key, path))
+    except (OSError, ValueError, SafetensorError) as error:
+        if isinstance(error, ReapxError):
+            raise
+        raise InputError(f"--images {path}: {error}") from error
+    return values[:count]
+
+
+def _entry(entries: dict[str, Any], key: str, path: str) -> Any:
+    if not key and len(entries) == 1:
+        return next(iter(entries.values()))
+    if key not in entries:
+        raise InputError(f"--images {path}: name one of its arrays, {path}:KEY; there are {', '.join(entries)}")
+    return entries[key]
