@@ -62,6 +62,11 @@ class Group:
     stream: bool
 
     @property
+    def readers(self) -> list[str]:
+        """Names of the layers that read the group, each once."""
+        return list(dict.fromkeys(consumer.layer.name for consumer in self.consumers))
+
+    @property
     def pass_through(self) -> list[str]:
         """Parameters that lose entries but are neither producer nor consumer weights."""
         layers = {layer.weight for layer in self.producers}

@@ -13,7 +13,7 @@ from .errors import InputError
 from .graph import Graph, capture
 from .groups import Frozen, Group, find_groups
 from .images import Images
-from .report.text import inspection_text
+from .report.text import frozen_text, short, table
 from .trial import freeze_failing
 
 MEMORY = 512 * 2**20
@@ -37,7 +37,13 @@ class Inspection:
     _images: Images = field(repr=False)
 
     def __str__(self) -> str:
-        return inspection_text(self)
+        rows = [[g.name, "stream" if g.stream else "", str(g.size), str(len(g.readers))] for g in self.groups]
+        lines = [
+            f"{len(rows)} channel groups, {short(self.costs.macs())} MACs, {short(self.costs.params())} parameters",
+            "",
+            table(rows, ["group", "", "channels", "read by"]),
+        ]
+        return "\n".join([*lines, *frozen_text(self.frozen)])
 
 
 def inspect(model: nn.Module, images: object, *, exclude: Sequence[str] = (), memory: int = MEMORY) -> Inspection:

@@ -24,11 +24,11 @@ from .inspection import MEMORY, inspect
 from .proof import masked_tensors, prove
 from .reconstruction import Refit
 from .reconstruction import reconstruct as reconstruct_network
-from .report.text import plan_text, result_text
+from .report.text import frozen_text, saving, share, table
 from .selection import find_paths
 from .surgery import Kept, assign, cut, kept_positions
 
-DAMPING = 1e-3
+DAMPING = 1e-2
 """Default pull towards the old weights, a fraction of the mean diagonal of each Gram matrix."""
 
 
@@ -74,7 +74,24 @@ class Plan:
     _graph: Graph = field(repr=False)
 
     def __str__(self) -> str:
-        return plan_text(self)
+        rows = []
+        for entry in self.groups:
+            group, width = entry.group, f"{entry.group.size} -> {entry.kept}"
+            kind = "stream" if group.stream else ""
+            rows.append([group.name, kind, width, str(len(group.readers)), share(entry.error)])
+        budget = f"{type(self.budget).__name__}({self.budget.amount})"
+        lines = [
+            f"Plan: {self.savings}",
+            f"{self.selection} selection, {self.allocation} allocation, budget {budget}, {self.seconds:.1f} s",
+            "",
+            table(rows, ["group", "", "channels", "read by", "predicted error"]),
+        ]
+        return "\n".join([*lines, *frozen_text(self.frozen)])
+
+    @property
+    def savings(self) -> str:
+        """MACs and parameters before and after, in words."""
+        return f"{saving('MACs', self.macs)}, {saving('parameters', self.params)}"
 
     def kept(self) -> Kept:
         """Qualified parameter name -> axis -> positions that stay."""
@@ -159,7 +176,14 @@ class Result:
     kept: Kept
 
     def __str__(self) -> str:
-        return result_text(self)
+        lines = [
+            f"Pruned: {self.plan.savings}",
+            f"pruned equals masked to {self.gap:.0e} of the largest output; {self.seconds:.1f} s",
+        ]
+        if self.fits:
+            rows = [[fit.layer, share(fit.before), share(fit.error)] for fit in self.fits]
+            lines += ["", table(rows, ["refitted layer", "error before", "after"])]
+        return "\n".join(lines)
 
     def save(self, folder: str | FilePath) -> None:
         """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``."""

@@ -9,29 +9,25 @@ import numpy as np
 from torch import Tensor
 from torch.fx import Node
 
-from .channels import Channels, ChannelTable, Layout, broadcast
-from .graph import Graph, is_tensor, operator_name
+from .channels import Channels, Layout
+from .graph import Graph, operator_name
 from .layers import Layer, describe, name_of
-from .rules import RULES, SKIPPED, Result
+from .rules import RULES, SKIPPED
+from .walk import Result, Walk
 
 
-class Propagation:
+class Propagation(Walk):
     """The analysis of one graph.
 
     Attributes:
-        table: The joined and frozen channels.
-        parameters: Qualified name -> layout of that parameter.
         layers: Convolutions and linear layers that least squares can refit.
         refused: (name, output channels, reason) of those that it cannot.
     """
 
     def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.table = ChannelTable()
-        self.parameters: dict[str, Layout] = {}
+        super().__init__(graph)
         self.layers: list[Layer] = []
         self.refused: list[tuple[str, int, str]] = []
-        self._layouts: dict[Node, Result] = {}
         for name, tensor in graph.tensors.items():
             layout: Layout = [self.table.fresh(size) if size > 1 else None for size in tensor.shape]
             self.parameters[name] = layout
@@ -39,41 +35,13 @@ class Propagation:
                 self.table.freeze_layout(layout, "it meets a tensor that is a literal in forward()")
         self._freeze_shared()
         for node in graph.inputs:
-            self._layouts[node] = self.untracked(node)
+            self.layouts[node] = self.untracked(node)
         for node, name in graph.parameters.items():
-            self._layouts[node] = self.parameters[name]
+            self.layouts[node] = self.parameters[name]
         for node in graph.nodes:
-            self._layouts[node] = self._apply(node)
+            self.layouts[node] = self._apply(node)
         for node in graph.outputs:
-            self._freeze(node, "it is an output of the model")
-
-    def layout(self, node: Node) -> Layout:
-        """Layout of a node's value; of the first one where it has several."""
-        found = self._layouts[node]
-        return found[0] if isinstance(found, tuple) else found
-
-    def part(self, node: Node, index: int) -> Layout:
-        """Layout of one of a node's several values."""
-        found = self._layouts[node]
-        return found[index] if isinstance(found, tuple) else []
-
-    def untracked(self, node: Node) -> Result:
-        """Layout of a value that carries no channels."""
-        value = node.meta.get("val")
-        if isinstance(value, list | tuple):
-            return tuple([None] * getattr(item, "ndim", 0) for item in value)
-        return [None] * value.ndim if isinstance(value, Tensor) else []
-
-    def freeze_inputs(self, node: Node, reason: str) -> Result:
-        """Freeze whatever an operator reads; its result carries no channels."""
-        for argument in node.all_input_nodes:
-            self._freeze(argument, reason)
-        return self.untracked(node)
-
-    def _freeze(self, node: Node, reason: str) -> None:
-        found = self._layouts[node]
-        for layout in found if isinstance(found, tuple) else (found,):
-            self.table.freeze_layout(layout, reason)
+            self.freeze(node, "it is an output of the model")
 
     def _freeze_shared(self) -> None:
         first: dict[int, str] = {}
@@ -143,17 +111,3 @@ class Propagation:
         elif inputs is not None:
             self.table.freeze(inputs, f"{layer.name} reads a single channel")
         return outer
-
-    def elementwise(self, node: Node) -> Layout:
-        """Rule of operators that act on positions one by one, with broadcasting."""
-        tensors = [argument for argument in node.all_input_nodes if is_tensor(argument)]
-        operands = [(self.layout(tensor), self.graph.shape(tensor)) for tensor in tensors]
-        name = operator_name(node)
-        reason = f"it meets a model input or a tensor of fixed size in {name}"
-        result = broadcast(self.table, operands, self.graph.shape(node), reason)
-        activations = [t for t in tensors if self.graph.parameter_of(t) is None]
-        if name in ("add", "sub", "rsub") and len(activations) > 1:
-            for channels in result:
-                if channels is not None:
-                    self.table.mark_stream(channels)
-        return result

@@ -200,8 +200,7 @@ def _refit(step: Step, streams: tuple[Stream, Stream], kept: Kept, damping: floa
         shape = tuple(target.shape)
         accumulator.add(value, shape, target)
         accumulator.check_finite(batch)
-    for _ in originals:  # let the stream finish its last batch
-        pass
+    next(originals, None)  # lets the stream finish its last batch
     return _solve(step, streams[1], accumulator, old, damping, norm)
 
 

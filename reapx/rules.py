@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.fx import Node
 
 from .channels import Channels, Layout, broadcast, reshape
-from .graph import arguments, operator_name
+from .graph import arguments, is_tensor, operator_name
+from .walk import Result, Walk
 
-if TYPE_CHECKING:
-    from .propagation import Propagation
-
-Result = Layout | tuple[Layout, ...]
-Rule = Callable[["Propagation", Node], Result]
+Rule = Callable[[Walk, Node], Result]
 
 SKIPPED = frozenset(["sym_size", "_assert_scalar", "sym_constrain_range_for_size", "_assert_tensor_metadata"])
 
@@ -39,11 +35,26 @@ _REDUCTIONS = ("mean sum amax amin var std prod logsumexp linalg_vector_norm").s
 _RESHAPES = ("reshape view _unsafe_view flatten unflatten squeeze unsqueeze").split()
 
 
-def _source(walk: Propagation, node: Node) -> Layout:
+def _elementwise(walk: Walk, node: Node) -> Layout:
+    """Rule of operators that act on positions one by one, with broadcasting."""
+    tensors = [argument for argument in node.all_input_nodes if is_tensor(argument)]
+    operands = [(walk.layout(tensor), walk.graph.shape(tensor)) for tensor in tensors]
+    name = operator_name(node)
+    reason = f"it meets a model input or a tensor of fixed size in {name}"
+    result = broadcast(walk.table, operands, walk.graph.shape(node), reason)
+    activations = [t for t in tensors if walk.graph.parameter_of(t) is None]
+    if name in ("add", "sub", "rsub") and len(activations) > 1:
+        for channels in result:
+            if channels is not None:
+                walk.table.mark_stream(channels)
+    return result
+
+
+def _source(walk: Walk, node: Node) -> Layout:
     return list(walk.layout(node.all_input_nodes[0]))
 
 
-def _join_parameters(walk: Propagation, node: Node) -> Layout:
+def _join_parameters(walk: Walk, node: Node) -> Layout:
     """A per-channel norm or activation: its vectors run along axis 1 of its input."""
     layout = _source(walk, node)
     for argument in node.all_input_nodes[1:]:
@@ -57,13 +68,13 @@ def _join_parameters(walk: Propagation, node: Node) -> Layout:
     return layout
 
 
-def _batch_norm(walk: Propagation, node: Node) -> Result:
+def _batch_norm(walk: Walk, node: Node) -> Result:
     layout = _join_parameters(walk, node)
     several = isinstance(node.meta.get("val"), list | tuple)
     return (layout, [None], [None]) if several else layout
 
 
-def _group_norm(walk: Propagation, node: Node) -> Layout:
+def _group_norm(walk: Walk, node: Node) -> Layout:
     """A norm group leaves as a whole: the statistics of the others do not change."""
     layout = _join_parameters(walk, node)
     groups, channels = int(arguments(node)["num_groups"]), layout[1]
@@ -76,7 +87,7 @@ def _group_norm(walk: Propagation, node: Node) -> Layout:
     return layout
 
 
-def _layer_norm(walk: Propagation, node: Node) -> Layout:
+def _layer_norm(walk: Walk, node: Node) -> Layout:
     layout = _source(walk, node)
     first = len(layout) - len(arguments(node)["normalized_shape"])
     reason = "a layer norm takes its statistics over all channels"
@@ -86,7 +97,7 @@ def _layer_norm(walk: Propagation, node: Node) -> Layout:
     return layout
 
 
-def _pool(walk: Propagation, node: Node) -> Result:
+def _pool(walk: Walk, node: Node) -> Result:
     layout = _source(walk, node)
     spatial = range(2, len(layout))
     walk.table.freeze_layout(layout, f"{operator_name(node)} mixes positions", spatial)
@@ -101,7 +112,7 @@ def _axes(value: object, rank: int) -> list[int]:
     return [axis % rank for axis in value] if isinstance(value, list | tuple) else list(range(rank))
 
 
-def _reduction(walk: Propagation, node: Node) -> Layout:
+def _reduction(walk: Walk, node: Node) -> Layout:
     layout = _source(walk, node)
     axes = _axes(arguments(node).get("dim"), len(layout))
     walk.table.freeze_layout(layout, f"{operator_name(node)} combines the channels", axes)
@@ -110,24 +121,24 @@ def _reduction(walk: Propagation, node: Node) -> Layout:
     return [channels for axis, channels in enumerate(layout) if axis not in axes]
 
 
-def _softmax(walk: Propagation, node: Node) -> Layout:
+def _softmax(walk: Walk, node: Node) -> Layout:
     layout = _source(walk, node)
     axes = _axes(arguments(node)["dim"], len(layout))
     walk.table.freeze_layout(layout, "softmax combines the channels", axes)
     return layout
 
 
-def _reshape(walk: Propagation, node: Node) -> Layout:
+def _reshape(walk: Walk, node: Node) -> Layout:
     old, new = walk.graph.shape(node.all_input_nodes[0]), walk.graph.shape(node)
     return reshape(walk.table, _source(walk, node), old, new)
 
 
-def _permute(walk: Propagation, node: Node) -> Layout:
+def _permute(walk: Walk, node: Node) -> Layout:
     layout = _source(walk, node)
     return [layout[axis] for axis in arguments(node)["dims"]]
 
 
-def _transpose(walk: Propagation, node: Node) -> Layout:
+def _transpose(walk: Walk, node: Node) -> Layout:
     layout, given = _source(walk, node), arguments(node)
     first, second = given.get("dim0", 0), given.get("dim1", -1)
     if len(layout) > 1:
@@ -135,7 +146,7 @@ def _transpose(walk: Propagation, node: Node) -> Layout:
     return layout
 
 
-def _cat(walk: Propagation, node: Node) -> Layout:
+def _cat(walk: Walk, node: Node) -> Layout:
     given = arguments(node)
     tensors = [tensor for tensor in given["tensors"] if walk.graph.shape(tensor) != (0,)]
     layouts = [walk.layout(tensor) for tensor in tensors]
@@ -158,13 +169,13 @@ def _cat(walk: Propagation, node: Node) -> Layout:
     return result
 
 
-def _fixed(walk: Propagation, count: int, reason: str) -> Channels:
+def _fixed(walk: Walk, count: int, reason: str) -> Channels:
     channels = walk.table.fresh(count)
     walk.table.freeze(channels, reason)
     return channels
 
 
-def _pad(walk: Propagation, node: Node) -> Layout:
+def _pad(walk: Walk, node: Node) -> Layout:
     layout, given = _source(walk, node), arguments(node)
     widths = list(given["pad"])
     for step in range(len(widths) // 2):
@@ -182,14 +193,14 @@ def _pad(walk: Propagation, node: Node) -> Layout:
     return layout
 
 
-def _even_parts(walk: Propagation, channels: Channels, parts: int) -> None:
+def _even_parts(walk: Walk, channels: Channels, parts: int) -> None:
     """Equal parts lose the same channels, so that they stay equal."""
     rows = channels.reshape(parts, -1)
     for row in rows[1:]:
         walk.table.join(rows[0], row)
 
 
-def _slice(walk: Propagation, node: Node) -> Layout:
+def _slice(walk: Walk, node: Node) -> Layout:
     layout, given = _source(walk, node), arguments(node)
     size, part = walk.graph.shape(node.all_input_nodes[0]), walk.graph.shape(node)
     axis = int(given["dim"]) % len(layout)
@@ -205,14 +216,14 @@ def _slice(walk: Propagation, node: Node) -> Layout:
     return layout
 
 
-def _select(walk: Propagation, node: Node) -> Layout:
+def _select(walk: Walk, node: Node) -> Layout:
     layout = _source(walk, node)
     axis = int(arguments(node)["dim"]) % len(layout)
     walk.table.freeze_layout(layout, "forward() picks one channel by its position", [axis])
     return layout[:axis] + layout[axis + 1 :]
 
 
-def _chunk(walk: Propagation, node: Node) -> Result:
+def _chunk(walk: Walk, node: Node) -> Result:
     layout = _source(walk, node)
     axis = int(arguments(node)["dim"]) % len(layout)
     channels, sizes = layout[axis], [int(value.shape[axis]) for value in node.meta["val"]]
@@ -227,13 +238,13 @@ def _chunk(walk: Propagation, node: Node) -> Result:
     return tuple([*layout[:axis], part, *layout[axis + 1 :]] for part in parts)
 
 
-def _getitem(walk: Propagation, node: Node) -> Layout:
+def _getitem(walk: Walk, node: Node) -> Layout:
     source, index = node.args
     assert isinstance(source, Node) and isinstance(index, int)
     return walk.part(source, index)
 
 
-def _glu(walk: Propagation, node: Node) -> Layout:
+def _glu(walk: Walk, node: Node) -> Layout:
     layout = _source(walk, node)
     axis = int(arguments(node)["dim"]) % len(layout)
     channels = layout[axis]
@@ -243,37 +254,29 @@ def _glu(walk: Propagation, node: Node) -> Layout:
     return layout
 
 
-def _pixel_shuffle(walk: Propagation, node: Node) -> Layout:
-    layout = _source(walk, node)
-    factor, axis = int(arguments(node)["upscale_factor"]), len(layout) - 3
+def _pixel_shuffle(walk: Walk, node: Node) -> Layout:
+    """factor² neighbouring channels become one, or the other way round."""
+    layout, given = _source(walk, node), arguments(node)
+    factor, axis = int(given.get("upscale_factor") or given["downscale_factor"]) ** 2, len(layout) - 3
     channels = layout[axis]
-    if channels is not None:
-        rows = channels.reshape(-1, factor * factor)
-        for column in range(1, rows.shape[1]):
+    if channels is None:
+        return layout
+    if operator_name(node) == "pixel_unshuffle":
+        layout[axis] = np.repeat(channels, factor)
+    else:
+        rows = channels.reshape(-1, factor)
+        for column in range(1, factor):
             walk.table.join(rows[:, 0], rows[:, column])
         layout[axis] = rows[:, 0].copy()
     return layout
 
 
-def _pixel_unshuffle(walk: Propagation, node: Node) -> Layout:
-    layout = _source(walk, node)
-    factor, axis = int(arguments(node)["downscale_factor"]), len(layout) - 3
-    channels = layout[axis]
-    if channels is not None:
-        layout[axis] = np.repeat(channels, factor * factor)
-    return layout
-
-
-def _channel_shuffle(walk: Propagation, node: Node) -> Layout:
+def _channel_shuffle(walk: Walk, node: Node) -> Layout:
     layout, groups = _source(walk, node), int(arguments(node)["groups"])
     if layout[1] is not None:
         _even_parts(walk, layout[1], groups)
         layout[1] = layout[1].reshape(groups, -1).T.reshape(-1).copy()
     return layout
-
-
-def _elementwise(walk: Propagation, node: Node) -> Layout:
-    return walk.elementwise(node)
 
 
 RULES: dict[str, Rule] = {
@@ -289,13 +292,12 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(["cat", "concat"], _cat),
     **dict.fromkeys(["chunk", "split", "split_with_sizes"], _chunk),
     **dict.fromkeys(["pad", "constant_pad_nd"], _pad),
+    **dict.fromkeys(["pixel_shuffle", "pixel_unshuffle"], _pixel_shuffle),
     "group_norm": _group_norm,
     "permute": _permute,
     "slice": _slice,
     "select": _select,
     "getitem": _getitem,
     "glu": _glu,
-    "pixel_shuffle": _pixel_shuffle,
-    "pixel_unshuffle": _pixel_unshuffle,
     "channel_shuffle": _channel_shuffle,
 }

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..groups import Frozen
-    from ..inspection import Inspection
-    from ..plan import Plan, Result
+from ..groups import Frozen
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
@@ -40,45 +36,10 @@ def share(value: float) -> str:
     return "" if math.isnan(value) else f"{100 * value:.2f} %"
 
 
-def costs_text(plan: Plan) -> str:
-    """MACs and parameters before and after, in one line."""
-    parts = []
-    for name, (before, after) in (("MACs", plan.macs), ("parameters", plan.params)):
-        parts.append(f"{name} {short(before)} -> {short(after)} (x{after / max(before, 1):.3f})")
-    return ", ".join(parts)
-
-
-def inspection_text(found: Inspection) -> str:
-    """A model's channel groups, with what is frozen and why."""
-    rows = []
-    for group in found.groups:
-        readers = len({consumer.layer.name for consumer in group.consumers})
-        rows.append([group.name, "stream" if group.stream else "", str(group.size), str(readers)])
-    lines = [
-        f"{len(found.groups)} channel groups, {short(found.costs.macs())} MACs, "
-        f"{short(found.costs.params())} parameters",
-        "",
-        table(rows, ["group", "", "channels", "read by"]),
-    ]
-    return "\n".join([*lines, *frozen_text(found.frozen)])
-
-
-def plan_text(plan: Plan) -> str:
-    """The plan as a table of groups, with what is frozen and why."""
-    rows = []
-    for entry in plan.groups:
-        consumers = len({consumer.layer.name for consumer in entry.group.consumers})
-        kind = "stream" if entry.group.stream else ""
-        width = f"{entry.group.size} -> {entry.kept}"
-        rows.append([entry.group.name, kind, width, str(consumers), share(entry.error)])
-    lines = [
-        f"Plan: {costs_text(plan)}",
-        f"{plan.selection} selection, {plan.allocation} allocation, budget "
-        f"{type(plan.budget).__name__}({plan.budget.amount}), {plan.seconds:.1f} s",
-        "",
-        table(rows, ["group", "", "channels", "read by", "predicted error"]),
-    ]
-    return "\n".join([*lines, *frozen_text(plan.frozen)])
+def saving(name: str, costs: tuple[int, int]) -> str:
+    """A cost before and after."""
+    before, after = costs
+    return f"{name} {short(before)} -> {short(after)} (x{after / max(before, 1):.3f})"
 
 
 def frozen_text(frozen: Sequence[Frozen]) -> list[str]:
@@ -93,16 +54,3 @@ def frozen_text(frozen: Sequence[Frozen]) -> list[str]:
         shown = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
         lines.append(f"  {reason}: {shown}")
     return lines
-
-
-def result_text(result: Result) -> str:
-    """What was done, and each refitted layer's error."""
-    lines = [
-        f"Pruned: {costs_text(result.plan)}",
-        f"pruned equals masked to {result.gap:.0e} of the largest output; {result.seconds:.1f} s",
-    ]
-    if result.fits:
-        rows = [[fit.layer, share(fit.before), share(fit.error)] for fit in result.fits]
-        header = ["refitted layer", "error before", "after"]
-        lines += ["", table(rows, header)]
-    return "\n".join(lines)

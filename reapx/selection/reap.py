@@ -56,7 +56,7 @@ def reap_paths(requests: Sequence[Request], damping: float) -> list[Path]:
         if step >= 0:
             raise NumericalError(
                 f"{request.name}: the channels left after {step} removals are linearly dependent to rounding: "
-                "raise damping (default 1e-3)"
+                "raise damping (default 1e-2)"
             )
         count = max(len(task.consumers), 1)
         paths.append(Path(task.order, task.errors.clamp(min=0) / count, _final_error(request, task) / count))
@@ -74,7 +74,7 @@ def _task(request: Request, damping: float) -> _native.PathTask:
             which = f"channel {int(unit[0])}" if len(unit) else f"feature {pivot}"
             raise NumericalError(
                 f"{request.name}: the Gram matrix of its consumer's input is singular at {which} (dead, or a "
-                "combination of others): set damping above 0 (default 1e-3)"
+                "combination of others): set damping above 0 (default 1e-2)"
             )
     consumers = []
     for reader, moment, basis in zip(request.readers, moments, bases, strict=True):
