@@ -5,6 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 BUILD_TOOLS := "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.21" ninja
 
+# Threads that wait do not spin, so that tests do not crawl beside other work.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: install demo test lint format types sanitize benchmark clean
 .DELETE_ON_ERROR:
 
@@ -58,6 +61,7 @@ sanitize: install
 		UBSAN_OPTIONS=print_stacktrace=1 $(CURDIR)/$(BIN)/python -S -m pytest -c ../pyproject.toml \
 		test_gram.py test_basis.py test_path.py test_solve.py
 
+benchmark: export OMP_WAIT_POLICY = ACTIVE
 benchmark: install
 	$(BIN)/python benchmarks/halve.py
 

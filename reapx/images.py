@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from .errors import InputError
 
-BATCH = 100
-"""Images per batch where one tensor holds them all."""
+BATCH_IMAGES, BATCH_BYTES = 100, 4 * 2**20
+"""Where one tensor holds all images: at most so many in a batch, and so many bytes."""
 
 
 class TensorStore:
@@ -188,7 +188,10 @@ def _batches(source: object) -> Iterable[object]:
                 f"images have shape {tuple(source.shape)}: the first axis counts images, so at least two axes are "
                 "needed; images.unsqueeze(0) makes one image a batch"
             )
-        return torch.split(source, BATCH) if len(source) else []
+        if len(source) == 0:
+            return []
+        fitting = BATCH_BYTES // max(source[0].nbytes, 1)
+        return torch.split(source, max(min(fitting, BATCH_IMAGES), 8))
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise InputError(
             f"images is a {type(source).__name__}: pass a tensor or an iterable of batches (a DataLoader, a list)"

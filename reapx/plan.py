@@ -182,7 +182,7 @@ class Result:
         ]
         if self.fits:
             rows = [[fit.layer, share(fit.before), share(fit.error)] for fit in self.fits]
-            lines += ["", table(rows, ["refitted layer", "error before", "after"])]
+            lines += ["", table(rows, ["refitted layer", "error before its refit", "after"])]
         return "\n".join(lines)
 
     def save(self, folder: str | FilePath) -> None:

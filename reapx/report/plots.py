@@ -1,0 +1,175 @@
+"""Plots for the HTML pages, drawn by matplotlib without its global state and written as inline SVG.
+
+Colours are roles (``INK``, ``BEFORE``, ...) that the page's style sheet fills in, so that plots
+follow the page into dark mode.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from ..errors import ReapxError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ..plan import Plan
+    from ..reconstruction import Refit
+
+INK, LINE, BEFORE, AFTER = "#010101", "#010102", "#010103", "#010104"
+ROLES = {
+    INK: "currentColor",
+    LINE: "var(--line)",
+    BEFORE: "var(--before)",
+    AFTER: "var(--after)",
+}
+"""Colour that matplotlib writes -> what it becomes in the page."""
+
+WIDTH = 7.4
+"""Inches; the page shows one as 96 pixels."""
+
+FLOOR = 1e-8
+"""Errors below it are drawn there, since the axis is logarithmic."""
+
+
+def require() -> None:
+    """Do nothing if plots can be drawn.
+
+    Raises:
+        ReapxError: matplotlib is not installed; names the cure.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise ReapxError('reports need matplotlib, which is not installed: pip install "reapx[report]"') from error
+
+
+def empty_figure(height: float) -> Figure:
+    """A transparent figure of the page's width and ``height`` inches, free of pyplot."""
+    require()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH, height), layout="constrained", facecolor="none")
+
+
+def svg(figure: Figure, label: str) -> str:
+    """The figure as an ``<svg>`` element for the inside of a page.
+
+    Text stays text in the page's own font, and nothing refers to anything outside: no metadata, no
+    namespaces, and only those ids that the drawing itself refers to.
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
+        figure.savefig(buffer, format="svg", metadata=nothing)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r'<g id="[^"]*"', "<g", text).replace("<metadata/>", "")
+    for colour, role in ROLES.items():
+        text = text.replace(colour, role)
+    return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
+
+
+def widths_figure(plan: Plan) -> Figure:
+    """Channels of each group: the whole bar before, the filled part after."""
+    figure = empty_figure(0.8 + 0.26 * len(plan.groups))
+    axes = _rows(figure, [entry.group.name for entry in plan.groups])
+    sizes = [entry.group.size for entry in plan.groups]
+    places = range(len(sizes))
+    axes.barh(places, sizes, height=0.68, color=BEFORE, label="removed")
+    axes.barh(places, [entry.kept for entry in plan.groups], height=0.68, color=AFTER, label="kept")
+    for place, entry in enumerate(plan.groups):
+        text = str(entry.group.size)
+        if entry.kept < entry.group.size:
+            text = f"{entry.group.size} → {entry.kept}"
+        axes.annotate(text, (entry.group.size, place), (4, 0), textcoords="offset points",
+                      va="center", color=INK, fontsize=8)  # fmt: skip
+    axes.set_xlim(0, 1.15 * max(sizes, default=1))
+    axes.set_xlabel("channels", color=INK)
+    _legend(figure)
+    return figure
+
+
+def errors_figure(fits: Sequence[Refit]) -> Figure:
+    """Each refitted layer's error before and after, on a logarithmic axis."""
+    figure = empty_figure(0.8 + 0.26 * len(fits))
+    axes = _rows(figure, [fit.layer for fit in fits])
+    before = [_drawable(fit.before) for fit in fits]
+    after = [_drawable(fit.error) for fit in fits]
+    places = range(len(fits))
+    axes.hlines(places, after, before, color=LINE, linewidth=2)
+    axes.scatter(before, places, s=36, color=BEFORE, label="before its refit", zorder=3)
+    axes.scatter(after, places, s=36, color=AFTER, label="after", zorder=3)
+    shown = [value for value in (*before, *after) if math.isfinite(value)] or [1.0]
+    low, high = math.floor(math.log10(min(shown))), math.ceil(math.log10(max(shown)))
+    axes.set_xscale("log")
+    axes.set_xlim(10.0**low / 1.3, 10.0 ** max(high, low + 1) * 1.3)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    axes.xaxis.set_minor_formatter("")
+    axes.set_xlabel("squared error, share of what the layer should compute", color=INK)
+    _legend(figure)
+    return figure
+
+
+def panels_figure(labels: Sequence[str], panels: Sequence[tuple[str, Sequence[float]]]) -> Figure:
+    """Bars side by side: a panel for each quantity, a bar for each label.
+
+    Args:
+        labels: Names of the bars; the first is drawn as what was before.
+        panels: (title, one value per label).
+    """
+    figure = empty_figure(0.9 + 0.3 * len(labels))
+    colours = [BEFORE, *[AFTER] * (len(labels) - 1)]
+    places = range(len(labels))
+    for axes, (title, values) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0],
+                                     panels, strict=True):  # fmt: skip
+        _plain(axes)
+        axes.barh(places, values, height=0.68, color=colours)
+        for place, value in enumerate(values):
+            axes.annotate(f"{value:.1f}", (value, place), (4, 0), textcoords="offset points",
+                          va="center", color=INK, fontsize=8)  # fmt: skip
+        axes.set_title(title, color=INK, fontsize=9, parse_math=False)
+        axes.set_xlim(0, 1.3 * max(*values, 1e-9))
+        _label_rows(axes, labels)
+    return figure
+
+
+def _rows(figure: Figure, labels: Sequence[str]) -> Axes:
+    axes = figure.subplots()
+    _plain(axes)
+    _label_rows(axes, labels)
+    return axes
+
+
+def _label_rows(axes: Axes, labels: Sequence[str]) -> None:
+    axes.set_yticks(range(len(labels)))
+    axes.set_yticklabels(labels, parse_math=False)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+
+
+def _plain(axes: Axes) -> None:
+    """Thin vertical grid, no frame."""
+    axes.set_facecolor("none")
+    axes.spines[:].set_visible(False)
+    axes.grid(axis="x", color=LINE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, which="both", labelsize=8, labelcolor=INK)
+
+
+def _legend(figure: Figure) -> None:
+    figure.legend(loc="outside upper right", ncols=2, frameon=False, labelcolor=INK, fontsize=8)
+
+
+def _drawable(value: float) -> float:
+    return value if math.isnan(value) else max(value, FLOOR)

