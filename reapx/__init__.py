@@ -14,6 +14,7 @@ from .errors import (
 )
 from .inspection import Inspection, inspect
 from .plan import Plan, Result, plan, prune
+from .report.html import write_report
 from .storage import load
 
 __version__ = "0.1.0"
@@ -37,4 +38,5 @@ __all__ = [
     "load",
     "plan",
     "prune",
+    "write_report",
 ]
