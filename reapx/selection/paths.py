@@ -48,7 +48,7 @@ def find_paths(
     layers = {c.layer.weight: c.layer for group in busy for c in group.consumers}
     moments = measure(graph, images, list(layers.values()), graph.tensors, progress=progress)
     _warn_few_rows(moments, images)
-    requests = [Request(g.name, _readers(graph, g, moments), steps[g.name]) for g in busy]
+    requests = [Request(g.name, readers_of(graph, g, moments), steps[g.name]) for g in busy]
     found = dict(zip((group.name for group in busy), reap_paths(requests, damping), strict=True))
     nothing = Path(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64), 0.0)
     return [found.get(group.name, nothing) for group in groups]
@@ -63,7 +63,8 @@ def _norms(graph: Graph, group: Group) -> list[Tensor]:
     return norms
 
 
-def _readers(graph: Graph, group: Group, moments: Mapping[str, list[Moments]]) -> list[Reader]:
+def readers_of(graph: Graph, group: Group, moments: Mapping[str, list[Moments]]) -> list[Reader]:
+    """A group's consumers as selection sees them, from the moments of their layers by weight name."""
     readers = []
     for consumer in group.consumers:
         layer = consumer.layer
