@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .graph import Graph
-from .layers import Layer
+from .layers import MAX_FEATURES, Layer
 from .propagation import Propagation
 
 Positions = npt.NDArray[np.int64]
@@ -90,7 +90,6 @@ class Channels:
     groups: list[Group]
     frozen: list[Frozen]
     layers: list[Layer]
-    depthwise: frozenset[str] = field(default_factory=frozenset)
 
 
 @dataclass(frozen=True)
@@ -109,31 +108,35 @@ def find_groups(graph: Graph) -> Channels:
         Groups in the order of their first producer, and for every layer the channels that stay.
     """
     analysis = Propagation(graph)
-    depthwise = frozenset(layer.weight for layer in analysis.layers if _is_depthwise(graph, layer))
     reasons = analysis.table.frozen_reasons()
     streams = analysis.table.stream_roots()
-    units = _units(analysis)
-    producers = {(layer.weight, layer.out_axis): layer for layer in analysis.layers if layer.weight not in depthwise}
+    producers = {(layer.weight, layer.out_axis): layer for layer in analysis.layers if not layer.depthwise}
     consumers = {(layer.weight, layer.in_axis): layer for layer in analysis.layers}
     classes: dict[tuple[object, ...], list[_Unit]] = {}
-    for root, unit in units.items():
-        made = any(place in producers for place in unit.places)
-        read = any(place in consumers for place in unit.places)
-        if made and read and root not in reasons:
-            key = (unit.signature, root in streams)
-            classes.setdefault(key, []).append(unit)
-        elif made and root not in reasons:
-            reasons[root] = "no convolution or linear layer reads these channels"
+    for root, unit in _units(analysis).items():
+        if root in reasons or not any(place in producers for place in unit.places):
+            continue
+        reason = _unreadable([consumers[place] for place in unit.places if place in consumers])
+        if reason is None:
+            classes.setdefault((unit.signature, root in streams), []).append(unit)
+        else:
+            reasons[root] = reason
     order = {layer.weight: k for k, layer in enumerate(analysis.layers)}
     groups = [_group(members, bool(key[1]), producers, consumers) for key, members in classes.items()]
     groups.sort(key=lambda group: order[group.producers[0].weight])
     frozen = _frozen(analysis, producers, reasons)
-    return Channels(_unique_names(groups), frozen, analysis.layers, depthwise)
+    return Channels(_unique_names(groups), frozen, analysis.layers)
 
 
-def _is_depthwise(graph: Graph, layer: Layer) -> bool:
-    groups = layer.window.groups
-    return groups > 1 and graph.tensors[layer.weight].shape[layer.in_axis] == 1
+def _unreadable(readers: list[Layer]) -> str | None:
+    """Why the layers that read a unit cannot be refitted without it, or None."""
+    if not readers:
+        return "no convolution or linear layer reads these channels"
+    for layer in readers:
+        if layer.features > MAX_FEATURES:
+            size = 8e-9 * layer.features**2
+            return f"{layer.name} has {layer.features} input features: their Gram matrix would take {size:.1f} GB"
+    return None
 
 
 def _units(analysis: Propagation) -> dict[int, _Unit]:

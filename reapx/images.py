@@ -107,8 +107,10 @@ class Images:
         if isinstance(batch, Tensor):
             return (batch,)
         if isinstance(batch, Mapping):
-            self.names = tuple(batch)
-            values = tuple(batch.values())
+            self.names = tuple(batch) if self.names is None else self.names
+            if set(batch) != set(self.names):
+                raise InputError(f"batch {self.batches} has keys {sorted(batch)}, batch 0 has {sorted(self.names)}")
+            values = tuple(batch[name] for name in self.names)
         elif isinstance(batch, list | tuple) and batch:
             values = (batch[0],)
         else:

@@ -20,6 +20,8 @@ from .graph import Graph, arguments, is_tensor, operator_name
 
 Kind = Literal["conv", "transposed", "linear"]
 NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
+MAX_FEATURES = 16384
+"""Layers with more input features are not measured: a Gram matrix of this size takes 2 GB."""
 _NO_OPERATION = ("dropout", "feature_dropout", "clone", "contiguous", "detach", "alias")
 
 
@@ -37,6 +39,7 @@ class Layer:
             the equal plain convolution over the zero-stuffed input.
         upsampling: Zero-stuffing factor per spatial axis, (1, 1) but for transposed convolutions.
         positions: Output positions per image.
+        features: Columns of the patch matrix, per conv group.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Layer:
     window: Window
     upsampling: tuple[int, int]
     positions: int
+    features: int
 
     @property
     def in_axis(self) -> int:
@@ -58,6 +62,11 @@ class Layer:
     def out_axis(self) -> int:
         """Axis of the weight that the output channels run along."""
         return 1 if self.kind == "transposed" else 0
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether every output channel reads a single input channel of many."""
+        return self.window.groups > 1 and self.features == self.taps
 
     @property
     def taps(self) -> int:
@@ -139,7 +148,8 @@ def describe(graph: Graph, node: Node) -> Layer | str | None:
         return f"the bias of {name} is computed in forward(), not stored"
     if operator == "linear":
         count = math.prod(graph.shape(node)[:-1]) // graph.batch
-        return Layer(name, node, "linear", weight, bias, 0, Window(), (1, 1), count)
+        features = graph.tensors[weight].shape[1]
+        return Layer(name, node, "linear", weight, bias, 0, Window(), (1, 1), count, features)
     spatial = len(graph.shape(node)) - 2
     if spatial not in (1, 2) or len(graph.tensors[weight].shape) != spatial + 2:
         return f"{name} is a convolution over {spatial} axes (1 and 2 are supported)"
@@ -172,13 +182,15 @@ def _convolution(
     transposed = "transpose" in operator or bool(given.get("transposed", False))
     if not transposed:
         window = Window(taps, stride, padding, dilation, groups)
-        return Layer(name, node, "conv", weight, bias, spatial, window, (1, 1), positions)
+        features = math.prod(graph.tensors[weight].shape[1:])
+        return Layer(name, node, "conv", weight, bias, spatial, window, (1, 1), positions, features)
     before = (
         dilation[0] * (taps[0] - 1) - padding[0],
         dilation[1] * (taps[1] - 1) - padding[1],
     )
     window = Window(taps, (1, 1), before, dilation, groups)
-    return Layer(name, node, "transposed", weight, bias, spatial, window, stride, positions)
+    features = graph.tensors[weight].shape[0] // groups * math.prod(taps)
+    return Layer(name, node, "transposed", weight, bias, spatial, window, stride, positions, features)
 
 
 @dataclass(frozen=True)

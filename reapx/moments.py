@@ -73,9 +73,9 @@ class Moments:
 class Accumulator:
     """Adds batches to the moments of one layer, all conv groups at once."""
 
-    def __init__(self, layer: Layer, features: int, outputs: int = 0) -> None:
-        """``features`` and ``outputs`` are counts per conv group; no targets without ``outputs``."""
-        groups = layer.window.groups
+    def __init__(self, layer: Layer, outputs: int = 0) -> None:
+        """``outputs`` counts targets per conv group; there are none without it."""
+        groups, features = layer.window.groups, layer.features
         self.layer = layer
         self.rows = 0
         self.gram = torch.zeros(groups, features, features, dtype=torch.float64)
@@ -158,8 +158,7 @@ def measure(
     for layer in layers:
         key = (layer.input, layer.spatial, layer.window, layer.upsampling, _size(graph, layer))
         if key not in shared:
-            matrix = layer.matrix(tensors[layer.weight])
-            shared[key] = Accumulator(layer, matrix.shape[2])
+            shared[key] = Accumulator(layer)
         of_layer[layer.node] = shared[key]
     first = {accumulator.layer.node: accumulator for accumulator in shared.values()}
     last = max((node.meta["order"] for node in first), default=-1)

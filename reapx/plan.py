@@ -73,6 +73,11 @@ class Plan:
     _images: Images = field(repr=False)
     _graph: Graph = field(repr=False)
 
+    def __post_init__(self) -> None:
+        names = {*dict(self._model.named_parameters()), *dict(self._model.named_buffers())}
+        tensors = self._graph.tensors
+        self._versions = {name: tensors[name]._version for name in names if name in tensors}
+
     def __str__(self) -> str:
         rows = []
         for entry in self.groups:
@@ -92,6 +97,12 @@ class Plan:
     def savings(self) -> str:
         """MACs and parameters before and after, in words."""
         return f"{saving('MACs', self.macs)}, {saving('parameters', self.params)}"
+
+    def _check_unchanged(self) -> None:
+        own = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        for name, version in self._versions.items():
+            if own[name].data_ptr() != self._graph.tensors[name].data_ptr() or own[name]._version != version:
+                raise InputError(f"{name} has changed since the plan was made: plan again")
 
     def kept(self) -> Kept:
         """Qualified parameter name -> axis -> positions that stay."""
@@ -126,6 +137,7 @@ class Plan:
         if refit not in ("all", "consumers"):
             raise InputError(f"refit={refit!r}: choose 'all' or 'consumers'")
         check_damping(damping)
+        self._check_unchanged()
         start = time.perf_counter()
         kept = self.kept()
         pruned = copy.deepcopy(self._model)

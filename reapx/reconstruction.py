@@ -18,7 +18,7 @@ from . import _native
 from .errors import CaptureError, NumericalError
 from .graph import Graph, operator_name
 from .images import Images
-from .layers import Layer, Tail, describe, norm_affine, tail_of
+from .layers import MAX_FEATURES, Layer, Tail, describe, norm_affine, tail_of
 from .moments import Accumulator, Moments
 from .streams import Stream
 from .surgery import Kept
@@ -110,7 +110,7 @@ def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str) -> list[Step]
     layers = []
     for node in pruned.nodes:
         layer = describe(pruned, node)
-        if isinstance(layer, Layer) and len(readers[layer.weight]) == 1:
+        if isinstance(layer, Layer) and len(readers[layer.weight]) == 1 and layer.features <= MAX_FEATURES:
             layers.append(layer)
     pruned_here = [x for x in layers if x.in_axis in kept.get(x.weight, {})]
     chosen = _behind(pruned, layers, pruned_here) if refit == "all" else pruned_here
@@ -132,12 +132,7 @@ def _behind(graph: Graph, layers: list[Layer], first: list[Layer]) -> list[Layer
         if not reached.isdisjoint(node.all_input_nodes):
             reached.add(node)
     chosen = {layer.node for layer in first}
-    return [
-        layer
-        for layer in layers
-        if layer.node in chosen
-        or (layer.node in reached and layer.input in reached and graph.shape(layer.input)[1] != layer.window.groups)
-    ]
+    return [layer for layer in layers if layer.node in chosen or (layer.input in reached and not layer.depthwise)]
 
 
 def _ancestors(node: Node) -> set[Node]:
@@ -160,9 +155,6 @@ def _schedule(graph: Graph, layers: list[Layer]) -> list[tuple[Layer, bool]]:
     started: set[Node] = set()
     finished: set[Node] = set()
 
-    def features(layer: Layer) -> int:
-        return graph.tensors[layer.weight].numel() // max(graph.tensors[layer.weight].shape[0], 1)
-
     def process(layer: Layer) -> None:
         if layer.node in started:
             return
@@ -172,7 +164,7 @@ def _schedule(graph: Graph, layers: list[Layer]) -> list[tuple[Layer, bool]]:
             above = _ancestors(tail.other)
             first = [x for x in layers if x.node in above and x.node not in finished]
             rivals = [x for x in first if tail_of(graph, x).total is tail.total]
-            if not any(features(rival) > features(layer) for rival in rivals):
+            if not any(rival.features > layer.features for rival in rivals):
                 for other in first:
                     process(other)
                 residual = all(x.node in finished for x in first)
@@ -187,12 +179,11 @@ def _schedule(graph: Graph, layers: list[Layer]) -> list[tuple[Layer, bool]]:
 def _refit(step: Step, streams: tuple[Stream, Stream], kept: Kept, damping: float) -> tuple[dict[str, Tensor], Refit]:
     layer, tensors = step.layer, streams[1].tensors
     old = layer.matrix(tensors[layer.weight])
-    _, outputs, features = old.shape
     outs = kept.get(layer.weight, {}).get(layer.out_axis)
     norm = None
     if step.tail.norm is not None:
         norm = norm_affine(streams[1].graph, step.tail.norm, tensors)
-    accumulator = Accumulator(layer, features, outputs)
+    accumulator = Accumulator(layer, outputs=old.shape[1])
     originals = streams[0].advance([step.target])
     for batch, (value, *rest) in enumerate(streams[1].advance(_sources(step))):
         (wanted,) = next(originals)

@@ -164,3 +164,56 @@ def test_progress_bars_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
     reapx.prune(model, images, budget=reapx.MACs(0.6), progress=True)
     printed = capsys.readouterr().err
     assert "measuring" in printed and "refitting" in printed
+
+
+class TwoInputs(nn.Module):
+    """Two inputs of the same shape that are not interchangeable."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 12), nn.Linear(6, 12)
+        self.last = nn.Linear(24, 4)
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        return {"out": self.last(torch.relu(torch.cat([self.first(left), self.second(right) * 2], 1)))}
+
+
+def test_dict_batches_reach_the_argument_of_their_name() -> None:
+    torch.manual_seed(0)
+    model = TwoInputs().eval()
+    batches = [{"right": torch.randn(50, 6), "left": torch.randn(50, 6) + 1} for _ in range(3)]
+    result = reapx.prune(model, batches, budget=reapx.MACs(0.9))
+    assert result.gap < 1e-8
+    with torch.no_grad():
+        wanted, got = model(**batches[0])["out"], result.model(**batches[0])["out"]
+    assert float((wanted - got).square().mean()) < 0.05 * float(wanted.var())
+
+
+def test_plan_of_a_model_that_changed_since_is_refused() -> None:
+    model, images = residual()
+    plan = reapx.plan(model, images, budget=reapx.MACs(0.6))
+    plan.apply(inplace=True)
+    with pytest.raises(reapx.InputError, match="changed since the plan was made: plan again"):
+        plan.apply()
+    plan = reapx.plan(model, images, budget=reapx.MACs(0.9))
+    with torch.no_grad():
+        model.head.bias.add_(1)
+    with pytest.raises(reapx.InputError, match=r"head\.bias has changed"):
+        plan.apply()
+
+
+def test_layer_too_wide_to_measure_is_frozen_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reapx.groups.MAX_FEATURES", 100)
+    model, images = residual()
+    found = reapx.inspect(model, images)
+    assert not any("input features" in entry.reason for entry in found.frozen)
+    monkeypatch.setattr("reapx.groups.MAX_FEATURES", 80)
+    assert any("b2.0 has 90 input features" in e.reason for e in reapx.inspect(model, images).frozen)
+
+
+def test_few_groups_at_a_time_give_the_same_plan() -> None:
+    model, images = residual()
+    whole = reapx.plan(model, images, budget=reapx.MACs(0.6), streams=True)
+    parts = reapx.plan(model, images, budget=reapx.MACs(0.6), streams=True, memory=60_000)
+    for mine, other in zip(whole.groups, parts.groups, strict=True):
+        assert torch.equal(mine.removed, other.removed) and mine.error == other.error

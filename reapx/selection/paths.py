@@ -45,13 +45,29 @@ def find_paths(
     if selection == "magnitude":
         return [magnitude_path(_norms(graph, group), steps[group.name]) for group in groups]
     busy = [group for group in groups if steps[group.name] > 0]
-    layers = {c.layer.weight: c.layer for group in busy for c in group.consumers}
-    moments = measure(graph, images, list(layers.values()), graph.tensors, progress=progress)
-    _warn_few_rows(moments, images)
-    requests = [Request(g.name, readers_of(graph, g, moments), steps[g.name]) for g in busy]
-    found = dict(zip((group.name for group in busy), reap_paths(requests, damping), strict=True))
+    found: dict[str, Path] = {}
+    for part in _chunks(busy, images.memory):
+        layers = {c.layer.weight: c.layer for group in part for c in group.consumers}
+        moments = measure(graph, images, list(layers.values()), graph.tensors, progress=progress)
+        _warn_few_rows(moments, images)
+        requests = [Request(g.name, readers_of(graph, g, moments), steps[g.name]) for g in part]
+        found.update(zip((group.name for group in part), reap_paths(requests, damping), strict=True))
     nothing = Path(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64), 0.0)
     return [found.get(group.name, nothing) for group in groups]
+
+
+def _chunks(groups: list[Group], memory: int) -> list[list[Group]]:
+    """Groups in runs whose consumers' Gram matrices fit into ``memory`` bytes; each run is one pass over the images."""
+    chunks: list[list[Group]] = []
+    used = 0
+    for group in groups:
+        size = sum(8 * consumer.layer.features**2 for consumer in group.consumers)
+        if not chunks or used + size > memory:
+            chunks.append([])
+            used = 0
+        chunks[-1].append(group)
+        used += size
+    return chunks
 
 
 def _norms(graph: Graph, group: Group) -> list[Tensor]:
