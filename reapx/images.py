@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import weakref
@@ -26,7 +27,7 @@ class TensorStore:
     through all of them again and again in the same order. The folder goes with the store.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: float) -> None:
         self.limit = limit
         self._memory: dict[object, Tensor] = {}
         self._files: dict[object, tuple[Path, torch.dtype, torch.Size, bool]] = {}
@@ -93,7 +94,8 @@ class Images:
         self.memory = limit
         self.count = 0
         self.batches = 0
-        self._store = TensorStore(limit)
+        held = isinstance(source, Tensor | list | tuple)  # by the caller anyway
+        self._store = TensorStore(math.inf if held else limit)
         self._shapes: list[tuple[int, ...]] = []
         for batch in _batches(source):
             self._add(self._tensors(batch), device)

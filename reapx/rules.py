@@ -160,12 +160,9 @@ def _cat(walk: Walk, node: Node) -> Layout:
     result = broadcast(walk.table, others, walk.graph.shape(node), reason)
     parts = [layout[axis] for layout in layouts]
     if any(part is not None for part in parts):
-        result[axis] = np.concatenate(
-            [
-                _fixed(walk, shape[axis], "these channels are fixed") if part is None else part
-                for part, shape in zip(parts, shapes, strict=True)
-            ]
-        )
+        fixed = "these channels are fixed"
+        pairs = zip(parts, shapes, strict=True)
+        result[axis] = np.concatenate([_fixed(walk, s[axis], fixed) if p is None else p for p, s in pairs])
     return result
 
 

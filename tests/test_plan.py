@@ -55,8 +55,8 @@ def test_one_tensor_is_cut_into_batches() -> None:
 def test_spilling_to_disk_changes_no_bit(memory: int) -> None:
     model, images = residual()
     batches = list(images.split(30))
-    kept = reapx.prune(model, batches, budget=reapx.MACs(0.6), streams=True)
-    spilled = reapx.prune(model, batches, budget=reapx.MACs(0.6), streams=True, memory=memory)
+    kept = reapx.prune(model, iter(batches), budget=reapx.MACs(0.6), streams=True)
+    spilled = reapx.prune(model, iter(batches), budget=reapx.MACs(0.6), streams=True, memory=memory)
     assert same(kept, spilled)
 
 
