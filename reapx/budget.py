@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 from .errors import BudgetError
 from .graph import Graph
 from .groups import Channels, Group, Place
-from .layers import Layer
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Budget:
     amount: float
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.amount, int | float) and 0 < self.amount < math.inf):
+        if not (isinstance(self.amount, Real) and not isinstance(self.amount, bool) and 0 < self.amount < math.inf):
             raise BudgetError(
                 f"{type(self).__name__}({self.amount!r}): give a fraction between 0 and 1, such as 0.5, or an "
                 "absolute number above 1"
@@ -31,7 +31,7 @@ class Budget:
 
 
 class MACs(Budget):
-    """Multiply-accumulates per image of all convolutions and linear layers."""
+    """Multiply-accumulates per image of all convolutions and linear layers whose weights are stored tensors."""
 
 
 class Params(Budget):
@@ -43,12 +43,8 @@ class Costs:
 
     def __init__(self, graph: Graph, channels: Channels) -> None:
         self._shapes = {name: tuple(tensor.shape) for name, tensor in graph.tensors.items()}
-        self._layers = [(layer.weight, _positions(graph, layer)) for layer in channels.layers]
-        self._trained = [
-            name
-            for node, name in graph.parameters.items()
-            if str(node.name).startswith("p_") and name not in graph.constants
-        ]
+        self._layers = [(layer.weight, layer.positions) for layer in channels.layers]
+        self._trained = graph.trained
         self._places: dict[Place, list[tuple[Group, int]]] = {}
         for group in channels.groups:
             for place, where in group.cuts.items():
@@ -76,8 +72,3 @@ class Costs:
     def of(self, budget: Budget, widths: Mapping[str, int] | None = None) -> int:
         """The cost that a budget counts."""
         return self.params(widths) if isinstance(budget, Params) else self.macs(widths)
-
-
-def _positions(graph: Graph, layer: Layer) -> int:
-    """Positions per image at which every weight is used once."""
-    return math.prod(graph.shape(layer.input)[2:]) if layer.kind == "transposed" else layer.positions

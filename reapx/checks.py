@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from . import _native
 from .allocation import ALLOCATIONS
 from .budget import Budget
 from .errors import InputError
-from .groups import Channels, Frozen
+from .groups import Channels, Frozen, Group
 from .images import Images
 from .proof import tensors_in
 from .selection import SELECTIONS
@@ -33,6 +34,8 @@ def model_device(model: nn.Module) -> torch.device:
 
 def check_model(model: nn.Module) -> None:
     """Refuse a model in train mode."""
+    if hasattr(model, "_orig_mod"):
+        raise InputError("this is a model compiled by torch.compile: pass the original, model._orig_mod")
     for name, module in model.named_modules():
         if module.training:
             raise InputError(
@@ -64,33 +67,46 @@ def check_forward(model: nn.Module, images: Images) -> None:
     """Refuse images that the model does not run on."""
     try:
         with torch.no_grad():
-            outputs = tensors_in(images.call(model, images.example(2)))
+            copied = copy.deepcopy(model)  # forward() may change buffers
+            outputs = tensors_in(images.call(copied, images.example(2)))
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"the model does not run on images of shape {images.shape} and dtype {images.example(1)[0].dtype}: {reason}"
+            f"the model does not run on images of shape {images.shape} and dtype {images.example(1)[0].dtype}: "
+            f"{reason}. They must be as the model wants them at inference: (images, channels, height, width), "
+            "normalised, in the dtype of its weights (images.float() makes float32)"
         ) from error
     if not outputs:
         raise InputError("the model returns no tensor")
 
 
+def _matches(name: str, pattern: str) -> bool:
+    """A pattern names a layer, or a module with all layers in it."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, pattern + ".*")
+
+
+def _makers(channels: Channels, group: Group) -> list[str]:
+    """Names of the layers whose outputs are the group's channels, depthwise ones among them."""
+    return [layer.name for layer in channels.layers if (layer.weight, layer.out_axis) in group.cuts]
+
+
 def without_excluded(channels: Channels, patterns: Sequence[str]) -> Channels:
     """The channels without the groups that a layer named by the caller produces."""
+    patterns = [patterns] if isinstance(patterns, str) else patterns
     taking, frozen = [], list(channels.frozen)
     used: set[str] = set()
     for group in channels.groups:
-        hits = {
-            pattern
-            for pattern in patterns
-            if any(fnmatch.fnmatchcase(layer.name, pattern) for layer in group.producers)
-        }
+        hits = {pattern for pattern in patterns if any(_matches(name, pattern) for name in _makers(channels, group))}
         used |= hits
         if hits:
-            frozen += [Frozen(x.name, group.size, "excluded by the caller") for x in group.producers]
+            frozen += [
+                Frozen(x.name, group.size, f"excluded by the caller, or coupled to what is ({', '.join(sorted(hits))})")
+                for x in group.producers
+            ]
         else:
             taking.append(group)
     names = [layer.name for layer in channels.layers]
     for pattern in set(patterns) - used:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+        if not any(_matches(name, pattern) for name in names):
             raise InputError(f"exclude={pattern!r} matches no layer; there are {', '.join(names[:20])}")
     return replace(channels, groups=taking, frozen=frozen)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -73,6 +74,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("give a whole number from 1")
+    return count
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="module:callable or file.py:callable that returns the nn.Module")
     parser.add_argument("--weights", type=Path, help="safetensors state dict to load into it")
@@ -82,11 +90,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help=".npy, .npz or .safetensors with (images, ...) as the model wants them, optionally FILE:KEY; or "
         "module:callable that returns an iterable of batches",
     )
-    parser.add_argument("--count", type=int, help="use only the first so many images of a file")
-    parser.add_argument("--exclude", nargs="*", default=[], help="layer names or patterns to leave alone")
+    parser.add_argument("--count", type=_count, help="use only the first so many images of a file")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="LAYER", help="layer names or patterns to leave alone"
+    )
 
 
 def _prune(options: argparse.Namespace) -> None:
+    if options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out {options.out} is a file: give a folder")
     planned = plan(
         _model(options),
         _images(options.images, options.count),
@@ -136,7 +148,10 @@ def _model(options: argparse.Namespace) -> nn.Module:
         try:
             model.load_state_dict(load_file(options.weights))
         except (SafetensorError, OSError, RuntimeError) as error:
-            raise InputError(f"--weights {options.weights}: {error}") from error
+            raise InputError(
+                f"--weights {options.weights}: {error}. It must be a safetensors state dict: "
+                "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+            ) from error
     return model.eval()
 
 
@@ -144,18 +159,21 @@ def _call(text: str) -> Any:
     """Import ``module:callable`` or ``file.py:callable`` and call it."""
     place, _, name = text.rpartition(":")
     if not place:
-        raise InputError(f"{text!r}: write module:callable or file.py:callable")
+        raise InputError(
+            f"{text!r}: write module:callable or file.py:callable (images may also be .npy, .npz, .safetensors)"
+        )
     try:
         if place.endswith(".py"):
             spec = importlib.util.spec_from_file_location(Path(place).stem, place)
             assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
             spec.loader.exec_module(module)
         else:
             module = importlib.import_module(place)
         return getattr(module, name)()
-    except (ImportError, OSError, AttributeError) as error:
-        raise InputError(f"{text!r} cannot be loaded: {error}") from error
+    except Exception as error:  # whatever the user's module raises
+        raise InputError(f"{text!r} cannot be loaded or called without arguments: {error!r}") from error
 
 
 def _images(text: str, count: int | None) -> object:
@@ -169,11 +187,11 @@ def _images(text: str, count: int | None) -> object:
         else:
             found = np.load(path, allow_pickle=False)
             values = torch.from_numpy(found if suffix == ".npy" else _entry(dict(found), key, path))
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile, SafetensorError) as error:
         if isinstance(error, ReapxError):
             raise
         raise InputError(f"--images {path}: {error}") from error
-    return values[:count]
+    return values[:count] if values.dim() else values
 
 
 def _entry(entries: dict[str, Any], key: str, path: str) -> Any:

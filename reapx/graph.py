@@ -6,6 +6,7 @@ parameter name, and the result is captured afresh.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 
 from .errors import CaptureError
@@ -25,7 +26,8 @@ Inputs = Mapping[str, Tensor] | tuple[Tensor, ...]
 _VIEWS = frozenset(
     (
         "view reshape flatten unflatten slice select narrow chunk split split_with_sizes unbind "
-        "permute transpose t squeeze unsqueeze expand movedim alias detach getitem"
+        "permute transpose t squeeze unsqueeze expand movedim alias detach getitem "
+        "dropout feature_dropout contiguous to _to_copy"
     ).split()
 )
 _VIEW = torch.ops.aten.view.default
@@ -65,7 +67,10 @@ class Graph:
         parameters: Placeholder name -> qualified name of a parameter, buffer or constant.
         tensors: Qualified name -> its tensor (the model's own, not a copy).
         constants: Qualified names in ``tensors`` that no module holds, such as literals.
+        trained: Qualified names that are parameters, not buffers.
+        shared: Qualified name -> who else reads or holds the same tensor; such a tensor is never changed.
         users: Node -> operator nodes that read it.
+        versions: Qualified name -> how often the tensor had been written to.
     """
 
     nodes: list[Node]
@@ -74,7 +79,10 @@ class Graph:
     parameters: dict[Node, str]
     tensors: dict[str, Tensor]
     constants: frozenset[str]
+    trained: frozenset[str] = frozenset()
+    shared: dict[str, str] = field(default_factory=dict)
     users: dict[Node, list[Node]] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
 
     def shape(self, node: Node) -> tuple[int, ...]:
         """Shape of a node's value, with the example's batch size."""
@@ -84,6 +92,15 @@ class Graph:
     def batch(self) -> int:
         """The example's batch size, which ``shape`` shows."""
         return self.shape(self.inputs[0])[0]
+
+    def changed(self, model: nn.Module) -> str | None:
+        """Name of a tensor that is not in the model as it was at capture, or None."""
+        own = _tensors_of(model)
+        for name, version in self.versions.items():
+            now, then = own.get(name), self.tensors[name]
+            if now is None or now.data_ptr() != then.data_ptr() or now._version != version:
+                return name
+        return None
 
     def parameter_of(self, argument: object) -> str | None:
         """Qualified name of the parameter that an argument is, or None."""
@@ -117,7 +134,9 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
     """
     program = _export(model, inputs)
     if _mutates_views(program.graph.nodes):
-        program = program.run_decompositions({})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = program.run_decompositions({})
     signature = program.graph_signature
     kinds = {spec.arg.name: spec for spec in signature.input_specs}
     state = {**program.state_dict, **program.constants}
@@ -138,7 +157,10 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
             for argument in dict.fromkeys(node.all_input_nodes):
                 graph.users.setdefault(argument, []).append(node)
         elif node.op == "output":
-            graph.outputs = [value for value in node.all_input_nodes if value.op != "placeholder"]
+            returned = zip(node.args[0], signature.output_specs, strict=True)
+            wanted = [value for value, spec in returned if spec.kind == OutputKind.USER_OUTPUT]
+            graph.outputs = [value for value in wanted if is_tensor(value)]
+    graph.trained = frozenset(str(s.target) for s in signature.input_specs if s.kind == InputKind.PARAMETER)
     _use_live_tensors(graph, model)
     for node in graph.inputs:
         value = node.meta.get("val")
@@ -158,9 +180,11 @@ def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
     def two(value: Tensor) -> Tensor:  # sizes 0 and 1 are specialised by torch.export
         return value[:2] if len(value) > 1 else torch.cat([value, value])
 
-    dynamic: dict[str, Any] | tuple[Any, ...] = (
-        dict.fromkeys(named, batch) if named else tuple(batch for _ in positional)
-    )
+    dynamic: dict[str, Any] | tuple[Any, ...] = dict.fromkeys(named, batch)
+    if not named:
+        each = tuple(batch for _ in positional)
+        kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+        dynamic = (each,) if kinds and kinds[0] == inspect.Parameter.VAR_POSITIONAL else each
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -204,13 +228,28 @@ def _make_functional(node: Node) -> None:
         node.target = getattr(packet, overload)
 
 
-def _use_live_tensors(graph: Graph, model: nn.Module) -> None:
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
     own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     own.update(model.named_buffers(remove_duplicate=False))
+    return own
+
+
+def _use_live_tensors(graph: Graph, model: nn.Module) -> None:
+    own = _tensors_of(model)
     for name in graph.tensors:
         if name in own:
             graph.tensors[name] = own[name].detach()
+            graph.versions[name] = own[name]._version
     graph.constants = frozenset(name for name in graph.tensors if name not in own)
+    holders: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        if tensor.numel():
+            holders.setdefault(tensor.data_ptr(), []).append(name)
+    for node, name in graph.parameters.items():
+        readers = [reader.name for reader in graph.users.get(node, [])]
+        names = holders.get(graph.tensors[name].data_ptr(), [name])
+        if len(names) > 1 or len(readers) > 1:
+            graph.shared[name] = " and ".join(names if len(names) > 1 else readers)
 
 
 def evaluate(node: Node, value_of: Callable[[Node], Any]) -> object:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .graph import Graph
-from .layers import MAX_FEATURES, Layer
+from .layers import MAX_FEATURES, Layer, can_refit
 from .propagation import Propagation
 
 Positions = npt.NDArray[np.int64]
@@ -60,6 +60,17 @@ class Group:
     consumers: tuple[Consumer, ...]
     cuts: dict[Place, Positions]
     stream: bool
+
+    @property
+    def per_unit(self) -> int:
+        """Channels of the first producer that leave with one unit."""
+        layer = self.producers[0]
+        return int(self.cuts[layer.weight, layer.out_axis].shape[1])
+
+    @property
+    def kind(self) -> str:
+        """``"stream"`` for a residual stream, ``"inside"`` for the inside of a block."""
+        return "stream" if self.stream else "inside"
 
     @property
     def readers(self) -> list[str]:
@@ -116,7 +127,7 @@ def find_groups(graph: Graph) -> Channels:
     for root, unit in _units(analysis).items():
         if root in reasons or not any(place in producers for place in unit.places):
             continue
-        reason = _unreadable([consumers[place] for place in unit.places if place in consumers])
+        reason = _unreadable(graph, [consumers[place] for place in unit.places if place in consumers])
         if reason is None:
             classes.setdefault((unit.signature, root in streams), []).append(unit)
         else:
@@ -128,11 +139,13 @@ def find_groups(graph: Graph) -> Channels:
     return Channels(_unique_names(groups), frozen, analysis.layers)
 
 
-def _unreadable(readers: list[Layer]) -> str | None:
+def _unreadable(graph: Graph, readers: list[Layer]) -> str | None:
     """Why the layers that read a unit cannot be refitted without it, or None."""
     if not readers:
         return "no convolution or linear layer reads these channels"
     for layer in readers:
+        if not can_refit(graph, layer):
+            return f"{layer.name} reads them with a buffer, or with a bias that it shares, which cannot be refitted"
         if layer.features > MAX_FEATURES:
             size = 8e-9 * layer.features**2
             return f"{layer.name} has {layer.features} input features: their Gram matrix would take {size:.1f} GB"

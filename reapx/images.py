@@ -97,6 +97,8 @@ class Images:
         held = isinstance(source, Tensor | list | tuple)  # by the caller anyway
         self._store = TensorStore(math.inf if held else limit)
         self._shapes: list[tuple[int, ...]] = []
+        self._dtypes: list[torch.dtype] = []
+        self._reused = not held  # a loader may give the same memory again and again
         for batch in _batches(source):
             self._add(self._tensors(batch), device)
         if self.count == 0:
@@ -120,7 +122,7 @@ class Images:
         if not values or not all(isinstance(value, Tensor) for value in values):
             raise InputError(
                 f"batch {self.batches} is a {type(batch).__name__}: give a tensor, a tuple whose first item is the "
-                "input tensor, or a dict of tensors"
+                "input tensor, or a dict of tensors (torch.from_numpy makes one of an array)"
             )
         return values
 
@@ -142,7 +144,12 @@ class Images:
                 raise InputError(f"{name} of {where} contain NaN or Inf: remove those images")
         shapes = [tuple(value.shape[1:]) for value in tensors]
         if self.batches == 0:
-            self._shapes = shapes
+            self._shapes, self._dtypes = shapes, [value.dtype for value in tensors]
+        if [value.dtype for value in tensors] != self._dtypes:
+            raise InputError(
+                f"images of {where} have dtype {tensors[0].dtype} and those of batch 0 {self._dtypes[0]}: "
+                "bring them to one dtype"
+            )
         if shapes != self._shapes:
             raise InputError(
                 f"images of {where} have shape {shapes[0]} and those of batch 0 {self._shapes[0]}: "
@@ -151,7 +158,7 @@ class Images:
         if len(tensors[0]) == 0:
             return
         for index, value in enumerate(tensors):
-            self._store.put((self.batches, index), value.detach())
+            self._store.put((self.batches, index), value.detach().clone() if self._reused else value.detach())
         self.count += len(tensors[0])
         self.batches += 1
 
@@ -170,8 +177,8 @@ class Images:
         return (self[batch] for batch in range(self.batches))
 
     def example(self, count: int) -> tuple[Tensor, ...]:
-        """The first images of the first batch, at most ``count``."""
-        return tuple(value[:count] for value in self[0])
+        """Copies of the first images of the first batch, at most ``count``."""
+        return tuple(value[:count].clone() for value in self[0])
 
     def as_inputs(self, count: int) -> tuple[Tensor, ...] | dict[str, Tensor]:
         """The first images as the model takes them: positional tensors, or keyword tensors."""

@@ -13,6 +13,7 @@ from .errors import InputError
 from .graph import Graph, capture
 from .groups import Frozen, Group, find_groups
 from .images import Images
+from .moments import check_outputs
 from .report.text import frozen_text, short, table
 from .trial import freeze_failing
 
@@ -37,11 +38,11 @@ class Inspection:
     _images: Images = field(repr=False)
 
     def __str__(self) -> str:
-        rows = [[g.name, "stream" if g.stream else "", str(g.size), str(len(g.readers))] for g in self.groups]
+        rows = [[g.name, g.kind, str(g.size * g.per_unit), str(len(g.readers))] for g in self.groups]
         lines = [
             f"{len(rows)} channel groups, {short(self.costs.macs())} MACs, {short(self.costs.params())} parameters",
             "",
-            table(rows, ["group", "", "channels", "read by"]),
+            table(rows, ["group", "kind", "channels", "read by"]),
         ]
         return "\n".join([*lines, *frozen_text(self.frozen)])
 
@@ -64,7 +65,9 @@ def inspect(model: nn.Module, images: object, *, exclude: Sequence[str] = (), me
     calibration = Images(images, model_device(model), memory)
     check_forward(model, calibration)
     graph = capture(model, calibration.as_inputs(2))
-    channels = freeze_failing(model, graph, find_groups(graph), calibration)
+    channels = find_groups(graph)
+    check_outputs(graph, channels.layers, calibration)
+    channels = freeze_failing(model, graph, channels, calibration)
     channels = without_excluded(channels, exclude)
     if not channels.groups:
         reasons = sorted({f"{entry.layer}: {entry.reason}" for entry in channels.frozen})

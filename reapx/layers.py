@@ -38,7 +38,7 @@ class Layer:
         window: Kernel, stride, padding, dilation, groups; for a transposed convolution those of
             the equal plain convolution over the zero-stuffed input.
         upsampling: Zero-stuffing factor per spatial axis, (1, 1) but for transposed convolutions.
-        positions: Output positions per image.
+        positions: Positions per image at which every weight is used once.
         features: Columns of the patch matrix, per conv group.
     """
 
@@ -101,7 +101,7 @@ class Layer:
         """The layer's input as the (images, channels, height, width) that the kernels read."""
         value = value.detach().float()
         if self.spatial == 0:
-            return value.reshape(-1, value.shape[-1], 1, 1)
+            return _dense(value.reshape(-1, value.shape[-1], 1, 1))
         if self.spatial == 1:
             value = value.unsqueeze(2)
         rows, columns = self.upsampling
@@ -116,7 +116,7 @@ class Layer:
         """A value at the layer's output as (images, outputs, height, width)."""
         value = value.detach().float()
         if self.spatial == 0:
-            return value.reshape(-1, value.shape[-1], 1, 1)
+            return _dense(value.reshape(-1, value.shape[-1], 1, 1))
         return _dense(value.unsqueeze(2) if self.spatial == 1 else value)
 
 
@@ -129,7 +129,10 @@ def _dense(value: Tensor) -> Tensor:
 def name_of(graph: Graph, node: Node) -> str:
     """Module path of a layer's operator, from the name of its weight."""
     weight = graph.parameter_of(node.args[1])
-    return node.name if weight is None else weight.rpartition(".")[0] or weight
+    if weight is not None:
+        return weight.rpartition(".")[0] or weight
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack and stack[-1][0] else node.name
 
 
 def describe(graph: Graph, node: Node) -> Layer | str | None:
@@ -158,7 +161,7 @@ def describe(graph: Graph, node: Node) -> Layer | str | None:
 
 def _convolution(
     graph: Graph, node: Node, operator: str, name: str, weight: str, bias: str | None, spatial: int
-) -> Layer:
+) -> Layer | str:
     given = arguments(node)
 
     def pair(key: str, default: int) -> tuple[int, int]:
@@ -178,8 +181,9 @@ def _convolution(
     else:
         padding = pair("padding", 0)
     groups = int(given.get("groups", 1))
-    positions = math.prod(graph.shape(node)[2:])
     transposed = "transpose" in operator or bool(given.get("transposed", False))
+    used_at = graph.shape(node.args[0] if transposed else node)  # type: ignore[arg-type]
+    positions = math.prod(used_at) // used_at[1] // graph.batch
     if not transposed:
         window = Window(taps, stride, padding, dilation, groups)
         features = math.prod(graph.tensors[weight].shape[1:])
@@ -188,9 +192,18 @@ def _convolution(
         dilation[0] * (taps[0] - 1) - padding[0],
         dilation[1] * (taps[1] - 1) - padding[1],
     )
+    if min(before) < 0:
+        return f"{name} is a transposed convolution whose padding is larger than its kernel's reach"
     window = Window(taps, (1, 1), before, dilation, groups)
     features = graph.tensors[weight].shape[0] // groups * math.prod(taps)
     return Layer(name, node, "transposed", weight, bias, spatial, window, stride, positions, features)
+
+
+def can_refit(graph: Graph, layer: Layer) -> bool:
+    """Whether the layer's weight and bias are parameters that nothing else reads or holds."""
+    if layer.weight in graph.shared or layer.weight not in graph.trained:
+        return False
+    return layer.bias is None or layer.bias not in graph.shared
 
 
 @dataclass(frozen=True)
@@ -217,7 +230,7 @@ def tail_of(graph: Graph, layer: Layer) -> Tail:
             break
         user = users[0]
         operator = operator_name(user)
-        if operator in NORMS and norm is None and graph.parameter_of(user.args[3]) is not None:
+        if operator in NORMS and norm is None and _is_norm_of(graph, user, layer):
             norm = user
         elif operator == "add":
             return _residual(graph, node, user, norm)
@@ -225,6 +238,13 @@ def tail_of(graph: Graph, layer: Layer) -> Tail:
             break
         node = user
     return Tail(norm)
+
+
+def _is_norm_of(graph: Graph, norm: Node, layer: Layer) -> bool:
+    """Whether a batch norm runs along the layer's outputs, with a running mean that is its alone."""
+    mean = graph.parameter_of(norm.args[3])
+    along_outputs = layer.spatial > 0 or len(graph.shape(layer.node)) == 2
+    return along_outputs and mean is not None and mean not in graph.shared
 
 
 def _residual(graph: Graph, node: Node, add: Node, norm: Node | None) -> Tail:

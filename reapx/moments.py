@@ -35,6 +35,7 @@ class Moments:
         target_square: (outputs,) column sums of Y², or None.
         rows: Number of patches.
         noise: What rounding of the float32 products leaves uncertain on the diagonal of ``gram``.
+        largest_ridge: Damping beyond this only hides that the matrix says nothing.
     """
 
     gram: Tensor
@@ -44,6 +45,11 @@ class Moments:
     target_total: Tensor | None = None
     target_square: Tensor | None = None
     noise: float = 0.0
+    largest_ridge: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.gram):
+            self.largest_ridge = max(float(self.gram.diagonal().mean()), 1.0)
 
     def centred(self, intercept: bool) -> Moments:
         """Moments about the mean where an intercept is fitted, else these moments themselves."""
@@ -51,6 +57,7 @@ class Moments:
             return self
         mean = self.total / self.rows
         result = Moments(self.gram - torch.outer(self.total, mean), self.total, self.rows)
+        result.largest_ridge = self.largest_ridge
         result.noise = _ROUNDING * float(self.gram.diagonal().mean())
         if self.cross is not None and self.target_total is not None:
             result.cross = self.cross - torch.outer(self.target_total, mean)
@@ -114,13 +121,8 @@ class Accumulator:
         sums = [self.total] if self.target_total is None else [self.total, self.target_total]
         if all(bool(torch.isfinite(values).all()) for values in sums):
             return
-        taps = self.layer.taps
         bad = (~torch.isfinite(self.total)).nonzero()
-        channel = "" if len(bad) == 0 else f", input channel {int(bad[0, 1]) // taps}"
-        raise NumericalError(
-            f"NaN or Inf in an activation at layer {self.layer.name}{channel} (batch {batch}): check the images' "
-            "normalisation and the model's weights, for instance with torch.isfinite"
-        )
+        raise _not_finite(self.layer, int(bad[0, 1]) // self.layer.taps if len(bad) else None, batch)
 
     def moments(self) -> list[Moments]:
         """The sums so far, one per conv group."""
@@ -132,6 +134,33 @@ class Accumulator:
         totals, squares = parts(self.target_total), parts(self.target_square)
         cross = [None] * groups if self.cross is None else list(self.cross)
         return [Moments(self.gram[g], self.total[g], self.rows, cross[g], totals[g], squares[g]) for g in range(groups)]
+
+
+def _not_finite(layer: Layer | None, channel: int | None, batch: int) -> NumericalError:
+    where = "the model's output" if layer is None else f"an activation at layer {layer.name}"
+    where += "" if channel is None else f", input channel {channel}"
+    return NumericalError(
+        f"NaN or Inf in {where} (batch {batch}): check the images' normalisation and the model's weights, for "
+        "instance with torch.isfinite"
+    )
+
+
+def check_outputs(graph: Graph, layers: list[Layer], images: Images) -> None:
+    """Refuse a network that puts out NaN; names the first layer that reads something not finite."""
+    by_node = {layer.node: layer for layer in layers}
+    culprits: list[tuple[Layer, int]] = []
+
+    def visit(node: Node, values: Mapping[Node, object], _: object) -> None:
+        if node in by_node and not culprits:
+            source = values[by_node[node].input]
+            assert isinstance(source, Tensor)
+            finite = torch.isfinite(by_node[node].patches_of(source)).all(0).flatten(1).all(1)
+            culprits.extend((by_node[node], int(channel)) for channel in (~finite).nonzero()[:1])
+
+    outputs = run(graph, images.example(2), graph.tensors, visit)
+    if any(bool(torch.isnan(value).any()) for value in outputs):
+        layer, channel = culprits[0] if culprits else (None, None)
+        raise _not_finite(layer, channel, 0)
 
 
 def _zeros(shape: tuple[int, ...], wanted: bool) -> Tensor | None:

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from . import storage
 from .allocation import uniform
 from .budget import Budget
-from .checks import check_arguments, check_damping
+from .checks import check_arguments, check_damping, check_model
 from .errors import InputError
 from .graph import Graph, capture
 from .groups import Frozen, Group
 from .images import Images
 from .inspection import MEMORY, inspect
-from .proof import masked_tensors, prove
+from .proof import masked_tensors, output_change, prove
 from .reconstruction import Refit
 from .reconstruction import reconstruct as reconstruct_network
 from .report.text import frozen_text, saving, share, table
@@ -68,41 +68,35 @@ class Plan:
     selection: str
     allocation: str
     budget: Budget
+    streams: bool
+    damping: float
     seconds: float
     _model: nn.Module = field(repr=False)
     _images: Images = field(repr=False)
     _graph: Graph = field(repr=False)
 
-    def __post_init__(self) -> None:
-        names = {*dict(self._model.named_parameters()), *dict(self._model.named_buffers())}
-        tensors = self._graph.tensors
-        self._versions = {name: tensors[name]._version for name in names if name in tensors}
-
     def __str__(self) -> str:
         rows = []
         for entry in self.groups:
-            group, width = entry.group, f"{entry.group.size} -> {entry.kept}"
-            kind = "stream" if group.stream else ""
-            rows.append([group.name, kind, width, str(len(group.readers)), share(entry.error)])
+            group = entry.group
+            before, after = group.size * group.per_unit, entry.kept * group.per_unit
+            error = "stays whole" if after == before else share(entry.error)
+            rows.append([group.name, group.kind, f"{before} -> {after}", str(len(group.readers)), error])
         budget = f"{type(self.budget).__name__}({self.budget.amount})"
         lines = [
             f"Plan: {self.savings}",
             f"{self.selection} selection, {self.allocation} allocation, budget {budget}, {self.seconds:.1f} s",
             "",
-            table(rows, ["group", "", "channels", "read by", "predicted error"]),
+            table(rows, ["group", "kind", "channels", "read by", "predicted error"]),
         ]
+        if any(entry.group.stream for entry in self.groups) and not self.streams:
+            lines.append("Residual streams stay whole unless streams=True.")
         return "\n".join([*lines, *frozen_text(self.frozen)])
 
     @property
     def savings(self) -> str:
         """MACs and parameters before and after, in words."""
         return f"{saving('MACs', self.macs)}, {saving('parameters', self.params)}"
-
-    def _check_unchanged(self) -> None:
-        own = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
-        for name, version in self._versions.items():
-            if own[name].data_ptr() != self._graph.tensors[name].data_ptr() or own[name]._version != version:
-                raise InputError(f"{name} has changed since the plan was made: plan again")
 
     def kept(self) -> Kept:
         """Qualified parameter name -> axis -> positions that stay."""
@@ -114,7 +108,7 @@ class Plan:
         *,
         reconstruct: bool = True,
         refit: str = "all",
-        damping: float = DAMPING,
+        damping: float | None = None,
         inplace: bool = False,
         progress: bool | None = None,
     ) -> Result:
@@ -124,8 +118,10 @@ class Plan:
             reconstruct: Whether to refit at all; without it channels are only removed.
             refit: ``"all"`` refits every layer behind the first removal, ``"consumers"`` only
                 those that read pruned channels.
-            damping: Pull towards the old weights, a fraction of the mean diagonal of each Gram matrix.
-            inplace: Change the user's model instead of a copy; done last, after the proof.
+            damping: Pull towards the old weights, a fraction of the mean diagonal of each Gram matrix; the plan's
+                by default.
+            inplace: Change the user's model instead of a copy; done last, after the proof. Its parameters are new
+                objects: make optimizers afterwards.
             progress: Show progress bars; by default when the terminal is one.
 
         Returns:
@@ -136,8 +132,12 @@ class Plan:
         """
         if refit not in ("all", "consumers"):
             raise InputError(f"refit={refit!r}: choose 'all' or 'consumers'")
+        damping = self.damping if damping is None else damping
         check_damping(damping)
-        self._check_unchanged()
+        check_model(self._model)
+        changed = self._graph.changed(self._model)
+        if changed is not None:
+            raise InputError(f"{changed} has changed since the plan was made: plan again")
         start = time.perf_counter()
         kept = self.kept()
         pruned = copy.deepcopy(self._model)
@@ -164,7 +164,8 @@ class Plan:
             for name, value in updates.items():
                 assign(self._model, name, value)
             pruned = self._model
-        return Result(pruned, self, fits, gap, time.perf_counter() - start, kept)
+        change = output_change(pruned, self._graph, self._images)
+        return Result(pruned, self, fits, gap, change, time.perf_counter() - start, kept)
 
 
 @dataclass
@@ -175,7 +176,10 @@ class Result:
         model: The smaller module.
         plan: What was planned.
         fits: Each refitted layer's error before and after, as shares of its target's variance.
-        gap: Largest difference between the module and the masked original, a share of the largest output.
+        gap: Largest difference between the module and the masked original with the same refitted weights, a share
+            of the largest output: the proof that surgery was exact.
+        change: How far the outputs are from the original network's on the first images: mean squared difference over
+            the variance of the original's outputs.
         seconds: Time that apply took.
         kept: Qualified parameter name -> axis -> positions that stayed.
     """
@@ -184,13 +188,15 @@ class Result:
     plan: Plan
     fits: list[Refit]
     gap: float
+    change: float
     seconds: float
     kept: Kept
 
     def __str__(self) -> str:
         lines = [
             f"Pruned: {self.plan.savings}",
-            f"pruned equals masked to {self.gap:.0e} of the largest output; {self.seconds:.1f} s",
+            f"outputs differ from the original's by {share(self.change)} of their variance; "
+            f"pruned equals masked to {self.gap:.0e}; {self.seconds:.1f} s",
         ]
         if self.fits:
             rows = [[fit.layer, share(fit.before), share(fit.error)] for fit in self.fits]
@@ -259,6 +265,8 @@ def plan(
         selection,
         allocation,
         budget,
+        streams,
+        damping,
         time.perf_counter() - start,
         model,
         found._images,

@@ -62,8 +62,12 @@ def difference(
     inputs = images.example(count)
     try:
         return _difference(module, graph, tensors, images, inputs, torch.float64), torch.float64
-    except RuntimeError:  # a dtype is written down in forward()
+    except (RuntimeError, TypeError):  # a dtype is written down in forward()
+        pass
+    try:
         return _difference(module, graph, tensors, images, inputs, torch.float32), torch.float32
+    except (RuntimeError, TypeError) as error:
+        raise ProofError(f"the pruned module does not run: {error}") from error
 
 
 def _difference(
@@ -87,16 +91,42 @@ def _difference(
     for ours, theirs in zip(actual, expected, strict=True):
         if ours.shape != theirs.shape:
             raise ProofError(f"the pruned module returns shape {tuple(ours.shape)} instead of {tuple(theirs.shape)}")
-        scale = float(theirs.abs().max()) if theirs.numel() else 0.0
-        gap = float((ours - theirs).abs().max()) if theirs.numel() else 0.0
-        worst = max(worst, gap / scale if scale > 0 else gap)
+        if theirs.numel():
+            worst = max(worst, _gap(ours, theirs))
     return worst
+
+
+def _gap(ours: Tensor, theirs: Tensor) -> float:
+    """Largest difference over the largest finite value; infinite where only one of the two is finite."""
+    apart = (ours.double() - theirs.double()).abs()
+    apart[ours == theirs] = 0  # equal infinities
+    scale = float(theirs.double().nan_to_num(0, 0, 0).abs().max())
+    gap = float(apart.nan_to_num(torch.inf).max())
+    return gap / scale if scale > 0 else gap
+
+
+def output_change(module: nn.Module, graph: Graph, images: Images) -> float:
+    """Mean squared difference of a module's outputs from the original's, over the variance of those.
+
+    On the first batch, at most 100 images; over all floating-point outputs together.
+    """
+    inputs = images.example(100)
+    with torch.no_grad():
+        wanted = run(graph, inputs, graph.tensors)
+        actual = tensors_in(images.call(module, inputs))
+    error = energy = 0.0
+    for ours, theirs in zip(actual, wanted, strict=True):
+        if theirs.is_floating_point():
+            theirs = theirs.double()
+            error += float((ours.double() - theirs).square().sum())
+            energy += float((theirs - theirs.mean(0)).square().sum())
+    return error / energy if energy > 0 else error
 
 
 def tensors_in(value: object) -> list[Tensor]:
     """All tensors in a nested output, in order."""
     leaves = torch.utils._pytree.tree_leaves(value)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
 
 
 def prove(module: nn.Module, graph: Graph, tensors: Mapping[str, Tensor], images: Images) -> float:

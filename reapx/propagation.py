@@ -44,17 +44,9 @@ class Propagation(Walk):
             self.freeze(node, "it is an output of the model")
 
     def _freeze_shared(self) -> None:
-        first: dict[int, str] = {}
-        for node, name in self.graph.parameters.items():
-            tensor = self.graph.tensors[name]
-            readers = [reader.name for reader in self.graph.users.get(node, [])]
-            twin = first.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
-            if len(readers) < 2 and twin == name:
-                continue
-            who = f"{twin} and {name}" if twin != name else " and ".join(readers)
-            reason = f"{who} share the parameter {name}: refitting it for one would break the other"
-            for shared in (twin, name):
-                self.table.freeze_layout(self.parameters[shared], reason)
+        for name, readers in self.graph.shared.items():
+            reason = f"{readers} share the parameter {name}: refitting it for one would break the other"
+            self.table.freeze_layout(self.parameters[name], reason)
 
     def _apply(self, node: Node) -> Result:
         name = operator_name(node)
@@ -64,7 +56,8 @@ class Propagation(Walk):
         if isinstance(layer, Layer):
             return self._layer(node, layer)
         if isinstance(layer, str):
-            self.refused.append((name_of(self.graph, node), self.graph.shape(node)[1], layer))
+            channels = self.graph.shape(node)[-1 if name == "linear" else 1]
+            self.refused.append((name_of(self.graph, node), channels, layer))
             return self.freeze_inputs(node, layer)
         if name not in RULES:
             return self.freeze_inputs(node, f"operator {name} is not known to act per channel")

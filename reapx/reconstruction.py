@@ -18,7 +18,7 @@ from . import _native
 from .errors import CaptureError, NumericalError
 from .graph import Graph, operator_name
 from .images import Images
-from .layers import MAX_FEATURES, Layer, Tail, describe, norm_affine, tail_of
+from .layers import MAX_FEATURES, Layer, Tail, can_refit, describe, norm_affine, tail_of
 from .moments import Accumulator, Moments
 from .streams import Stream
 from .surgery import Kept
@@ -106,11 +106,10 @@ def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str) -> list[Step]
             "forward() takes another path when channels are fewer: make it free of branches on channel counts"
         )
     twin = dict(zip(pruned.nodes, original.nodes, strict=True))
-    readers = {name: pruned.users.get(node, []) for node, name in pruned.parameters.items()}
     layers = []
     for node in pruned.nodes:
         layer = describe(pruned, node)
-        if isinstance(layer, Layer) and len(readers[layer.weight]) == 1 and layer.features <= MAX_FEATURES:
+        if isinstance(layer, Layer) and can_refit(pruned, layer) and layer.features <= MAX_FEATURES:
             layers.append(layer)
     pruned_here = [x for x in layers if x.in_axis in kept.get(x.weight, {})]
     chosen = _behind(pruned, layers, pruned_here) if refit == "all" else pruned_here
@@ -234,22 +233,8 @@ def _solve(
     moments = accumulator.moments()
     centred = [part.centred(intercept) for part in moments]
     weight = torch.empty_like(old)
-    tasks = [
-        _native.SolveTask(
-            gram=part.gram.contiguous(),
-            cross=_some(part.cross).contiguous(),
-            kept=torch.arange(old.shape[2]),
-            ridge=part.ridge(damping),
-            reference=old[g].contiguous(),
-            weight=weight[g],
-        )
-        for g, part in enumerate(centred)
-    ]
-    for pivot in _native.batch_solve(tasks):
-        if pivot >= 0:
-            raise NumericalError(
-                f"{layer.name}: the least-squares system is singular at feature {pivot}: raise damping"
-            )
+    for part, own, fitted in zip(centred, old, weight, strict=True):
+        _solve_part(layer, part, own.contiguous(), fitted, damping)
     if step.residual and norm is not None:
         usable = _usable(norm[0]).reshape(old.shape[0], old.shape[1], 1)
         weight = torch.where(usable, weight, old)
@@ -263,6 +248,29 @@ def _solve(
     before = sum(_error(part, w) for part, w in zip(centred, old, strict=True))
     energy = max(sum(float(_some(part.target_square).sum()) for part in centred), 1e-300)
     return changed, Refit(layer.name, max(error, 0.0) / energy, max(before, 0.0) / energy)
+
+
+def _solve_part(layer: Layer, moments: Moments, old: Tensor, fitted: Tensor, damping: float) -> None:
+    """Write one conv group's weights into ``fitted``; a matrix that rounding left indefinite is damped more."""
+    ridge = moments.ridge(damping)
+    while True:
+        task = _native.SolveTask(
+            gram=moments.gram.contiguous(),
+            cross=_some(moments.cross).contiguous(),
+            kept=torch.arange(old.shape[1]),
+            ridge=ridge,
+            reference=old,
+            weight=fitted,
+        )
+        (pivot,) = _native.batch_solve([task])
+        if pivot < 0:
+            return
+        if not 0 < ridge < moments.largest_ridge:
+            raise NumericalError(
+                f"{layer.name}: the least-squares system is singular at feature {pivot} at damping={damping}: "
+                "raise it (default 1e-2), or give more images"
+            )
+        ridge *= 10
 
 
 def _some(value: Tensor | None) -> Tensor:

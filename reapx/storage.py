@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from .errors import CheckpointError
-from .surgery import Kept, cut
+from .errors import CheckpointError, InputError
+from .surgery import Kept, assign, cut
 
 FORMAT = 1
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
@@ -23,18 +24,25 @@ def save(folder: str | Path, model: nn.Module, kept: Kept, text: str) -> None:
     ``plan.json`` holds for every cut parameter its original size and the positions that stay on each axis.
     """
     target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file: give a folder")
     target.mkdir(parents=True, exist_ok=True)
     cuts = {name: {str(axis): positions.tolist() for axis, positions in axes.items()} for name, axes in kept.items()}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state_of(model).items()}
-    save_file(_unshared(tensors), target / WEIGHTS)
+    names = {*model.state_dict(), *kept}  # not every buffer that is cut is in the state dict
+    found = {name: value for name, value in state_of(model).items() if name in names}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in found.items()}
+    (target / WEIGHTS).write_bytes(serialise(_unshared(tensors)))
     shapes = {name: list(value.shape) for name, value in tensors.items()}
     page = {"format": FORMAT, "cuts": cuts, "shapes": shapes, "plan": text}
     (target / PLAN).write_text(json.dumps(page, indent=1) + "\n")
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers that a state dict holds, by qualified name."""
-    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    """All parameters and buffers by qualified name, also those that a state dict leaves out."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -66,9 +74,11 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
         name: {int(axis): torch.tensor(where, dtype=torch.int64) for axis, where in axes.items()}
         for name, axes in page["cuts"].items()
     }
-    _check(state, kept, tensors, str(folder))
+    _check(state, set(model.state_dict()), kept, tensors, str(folder))
     cut(model, kept)
     model.load_state_dict(tensors, strict=False)
+    for name in set(tensors) - set(model.state_dict()):
+        assign(model, name, tensors[name])
     return model
 
 
@@ -94,9 +104,9 @@ def _read(folder: Path) -> tuple[dict[str, dict[str, dict[str, list[int]]]], dic
     return {"cuts": cuts}, tensors
 
 
-def _check(state: dict[str, Tensor], kept: Kept, tensors: dict[str, Tensor], where: str) -> None:
+def _check(state: dict[str, Tensor], needed: set[str], kept: Kept, tensors: dict[str, Tensor], where: str) -> None:
     strange = sorted(set(kept) - set(state)) + sorted(set(tensors) - set(state))
-    missing = sorted(name for name in set(state) - set(tensors))
+    missing = sorted((needed & set(state)) - set(tensors))
     if strange or missing:
         raise CheckpointError(
             f"{where} does not fit the model: it has {strange[:3] or 'nothing'} that the model lacks, and lacks "
@@ -106,7 +116,8 @@ def _check(state: dict[str, Tensor], kept: Kept, tensors: dict[str, Tensor], whe
         shape = list(state[name].shape)
         for axis, positions in kept.get(name, {}).items():
             inside = axis < len(shape) and len(positions) and int(positions.min()) >= 0
-            if not inside or int(positions.max()) >= shape[axis]:
+            rising = bool((positions[1:] > positions[:-1]).all())
+            if not inside or not rising or int(positions.max()) >= shape[axis]:
                 raise CheckpointError(
                     f"{where} does not fit the model: {name} has shape {shape}, too small for the positions that "
                     f"stay on axis {axis}. Build the model at its original widths"

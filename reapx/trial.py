@@ -47,8 +47,8 @@ def _failure(model: nn.Module, graph: Graph, groups: list[Group], images: Images
     """Why removing the last unit of each group fails, or None."""
     removed = {group.name: torch.tensor([group.size - 1]) for group in groups}
     kept = kept_positions(groups, removed, graph.tensors)
-    tried = copy.deepcopy(model)
     try:
+        tried = copy.deepcopy(model)
         cut(tried, kept)
         gap, dtype = difference(tried, graph, masked_tensors(graph, groups, kept, {}), images, 2)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ProofError) as error:

@@ -62,10 +62,11 @@ def test_inspect_shows_groups_and_frozen(folder: Path, capsys: pytest.CaptureFix
     [
         (["prune", *COMMON, "--budget", "half", "--out", "x"], "write macs=0.5"),
         (["prune", *COMMON, "--budget", "macs=0.01", "--out", "x"], "smallest that can be reached"),
+        (["prune", *COMMON, "--budget", "macs=0.5", "--out", "usermodel.py"], "is a file: give a folder"),
         (["inspect", "usermodel.py:nothing", "--images", "images.npz:images"], "cannot be loaded"),
         (["inspect", "usermodel.py:build", "--images", "images.npz"], "there are images, other"),
         (["inspect", "usermodel.py:build", "--images", "missing.npy"], "missing.npy"),
-        (["inspect", "usermodel.py:build", "--images", "images.npz:images", "--weights", "images.npz"], "--weights"),
+        (["inspect", "usermodel.py:build", "--images", "images.npz:images", "--weights", "images.npz"], "save_file"),
     ],
 )
 def test_refusals(folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:

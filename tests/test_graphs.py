@@ -59,6 +59,18 @@ def test_reconstruction_brings_outputs_closer(name: str) -> None:
     assert error < 0.5 * plain_error
 
 
+@pytest.mark.parametrize("name", ["token_norm", "shared_norm", "class_token"])
+def test_refit_reports_the_error_that_the_layer_really_has(name: str) -> None:
+    """Norms and biases that a refit may not move: its outputs are still closer than without it."""
+    model, images, plan = planned(ALL[name])
+    with torch.no_grad():
+        wanted = model(images)
+        error, without = (
+            (plan.apply(reconstruct=refit).model(images) - wanted).square().sum() for refit in (True, False)
+        )
+    assert error < without
+
+
 @pytest.mark.parametrize("name", ["residual", "concat", "transposed", "grouped", "conv1d", "prelu"])
 def test_nothing_removed_and_refitted_is_the_same_function(name: str) -> None:
     """Where all channels stay, least squares finds the weights that were there."""

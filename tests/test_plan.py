@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 
 import reapx
 from reapx.images import TensorStore
+from reapx.proof import difference, prove
+from reapx.streams import Stream
 
 
 def residual() -> tuple[nn.Module, Tensor]:
@@ -217,3 +221,113 @@ def test_few_groups_at_a_time_give_the_same_plan() -> None:
     parts = reapx.plan(model, images, budget=reapx.MACs(0.6), streams=True, memory=60_000)
     for mine, other in zip(whole.groups, parts.groups, strict=True):
         assert torch.equal(mine.removed, other.removed) and mine.error == other.error
+
+
+def test_a_loader_that_reuses_its_memory_gives_every_batch() -> None:
+    model, images = residual()
+    buffer = torch.empty(30, *images.shape[1:])
+
+    def reused() -> Iterator[Tensor]:
+        for batch in images.split(30):
+            yield buffer.copy_(batch)
+
+    assert same(
+        reapx.prune(model, reused(), budget=reapx.MACs(0.6)),
+        reapx.prune(model, list(images.split(30)), budget=reapx.MACs(0.6)),
+    )
+
+
+class WritesToItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(0.5)
+        return self.last(torch.relu(self.one(x)))
+
+
+def test_images_stay_as_they_are_even_if_forward_writes_to_them() -> None:
+    images = torch.randn(50, 6)
+    before = images.clone()
+    result = reapx.prune(WritesToItsInput().eval(), images, budget=reapx.MACs(0.6))
+    assert torch.equal(images, before) and result.gap < 1e-8
+
+
+def test_proof_is_not_fooled_by_nan() -> None:
+    model, images = residual()
+    found = reapx.inspect(model, images)
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.head.weight.fill_(float("nan"))
+    gap, _ = difference(broken, found._graph, found._graph.tensors, found._images)
+    assert gap == float("inf")
+    with pytest.raises(reapx.ProofError, match="differs from the masked original by inf"):
+        prove(broken, found._graph, found._graph.tensors, found._images)
+
+
+def test_activations_far_from_zero_are_damped_more_not_refused() -> None:
+    """Float32 products leave the centred Gram matrix indefinite where the mean is all there is."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 3)).eval()
+    with torch.no_grad():
+        model[0].weight.mul_(1e-3)
+        model[0].bias.uniform_(5, 10)
+    result = reapx.prune(model, torch.randn(30, 3, 12, 12), budget=reapx.MACs(0.5))
+    assert result.gap < 1e-8 and all(entry.error >= 0 for entry in result.plan.groups)
+
+
+def test_activations_are_freed_after_their_last_reader() -> None:
+    """A long chain before the only pruned layer: few values live at once."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(12):
+        layers += [nn.Conv2d(4, 4, 1), nn.Tanh()]
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), *layers, nn.Conv2d(4, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
+    graph = reapx.inspect(model, torch.randn(4, 3, 5, 5))._graph
+    spent = Stream._last_reads(graph.nodes, {graph.nodes[-1]})
+    assert sum(len(values) for values in spent.values()) == len(graph.nodes) - 1
+    assert all(len(values) == 1 for node, values in spent.items() if node is not graph.nodes[0])
+
+
+def test_round_to_counts_channels_not_units() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, groups=8), nn.Conv2d(32, 4, 1)).eval()
+    plan = reapx.plan(model, torch.randn(40, 3, 6, 6), budget=reapx.MACs(0.6), round_to=8)
+    assert {entry.group.per_unit for entry in plan.groups} == {8}
+    assert any(entry.kept < entry.group.size for entry in plan.groups)
+    assert "32 -> " in str(plan)
+
+
+def test_smallest_cost_that_a_refusal_names_is_reachable() -> None:
+    model, images = residual()
+    with pytest.raises(
+        reapx.BudgetError, match=r"streams=True \(then down to ([\d,]+)\), or lower round_to=4"
+    ) as caught:
+        reapx.plan(model, images, budget=reapx.MACs(0.05), round_to=4)
+    found = re.search(r"down to ([\d,]+)", str(caught.value))
+    assert found is not None
+    least = int(found[1].replace(",", ""))
+    plan = reapx.plan(model, images, budget=reapx.MACs(least), round_to=4, streams=True)
+    assert plan.macs[1] == least
+    with pytest.raises(reapx.BudgetError, match="amounts above 1 are absolute"):
+        reapx.plan(model, images, budget=reapx.MACs(50))
+
+
+def test_exclude_takes_blocks_depthwise_layers_and_one_string() -> None:
+    torch.manual_seed(0)
+    model = lively(plain.CASES["depthwise"].build())
+    with pytest.raises(reapx.InputError, match="excluded by the caller"):
+        reapx.plan(model, torch.randn(40, 3, 6, 6), budget=reapx.MACs(0.7), exclude="2")
+    model, images = residual()
+    plan = reapx.plan(model, images, budget=reapx.MACs(0.95), exclude="a1")
+    assert [entry.group.name for entry in plan.groups] == ["stem.0 + a2.0", "b1.0", "b2.0 + down.0"]
+
+
+def test_result_says_how_far_the_outputs_moved() -> None:
+    model, images = residual()
+    result = reapx.prune(model, images, budget=reapx.MACs(0.8))
+    with torch.no_grad():
+        wanted, got = model(images), result.model(images)
+    moved = (wanted - got).square().sum() / (wanted - wanted.mean(0)).square().sum()
+    assert result.change == pytest.approx(float(moved), rel=1e-3)

@@ -55,6 +55,7 @@ def test_no_images(net: nn.Module, images: object) -> None:
         (IMAGES.double(), "does not run on images .* torch.float64"),
         (IMAGES.index_fill(0, torch.tensor([3]), float("nan")), "NaN or Inf"),
         (IMAGES.to("meta"), r"on meta, the model is on cpu.*images.to\(device\)"),
+        ([IMAGES, IMAGES.double()], "batch 1 have dtype torch.float64 and those of batch 0 torch.float32"),
         (["a.png"], "batch 0 is a str"),
         (torch.randn(7), "the first axis counts images"),
         (42, "images is a int"),
@@ -118,7 +119,7 @@ def test_singular_without_damping_names_layer_and_channel(net: nn.Module) -> Non
     model = copy.deepcopy(net)
     with torch.no_grad():
         model.norm.weight[2], model.norm.bias[2] = 0.0, -1.0
-    with pytest.raises(reapx.NumericalError, match=r"one: .* singular at channel 2 .*damping above 0"):
+    with pytest.raises(reapx.NumericalError, match=r"one: .* singular at channel 2 .*damping=0\.0: raise it"):
         reapx.plan(model, IMAGES, budget=HALF, damping=0.0)
 
 

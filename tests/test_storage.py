@@ -99,3 +99,21 @@ def test_a_pruned_model_is_refused(saved: tuple[Path, nn.Module, torch.Tensor]) 
     folder, model, _ = saved
     with pytest.raises(reapx.CheckpointError, match="at its original widths"):
         reapx.load(copy.deepcopy(model), folder)
+
+
+def test_buffers_outside_the_state_dict_are_saved_where_they_were_cut(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    case = plain.CASES["fixed_filter"]
+    images = torch.randn(60, *case.shape)
+    result = reapx.prune(lively(case.build()), images, budget=reapx.MACs(0.6))
+    result.save(tmp_path / "small")
+    loaded = reapx.load(case.build().eval(), tmp_path / "small")
+    with torch.no_grad():
+        assert torch.equal(loaded(images), result.model(images))
+
+
+def test_a_file_in_place_of_the_folder_is_refused(saved: tuple[Path, nn.Module, torch.Tensor], tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    model, images = coupled.CASES["residual"].build().eval(), saved[2]
+    with pytest.raises(reapx.InputError, match="is a file: give a folder"):
+        reapx.prune(model, images, budget=reapx.MACs(0.9)).save(tmp_path / "taken")

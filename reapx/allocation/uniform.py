@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ..budget import Budget, Costs
@@ -13,7 +14,7 @@ def uniform(groups: Sequence[Group], costs: Costs, budget: Budget, round_to: int
     """One ratio for all groups inside blocks; residual streams stay whole unless asked for.
 
     The largest common ratio that meets the budget is found by bisection; what rounding leaves over is
-    then given back, one step a group, to the groups that lost most by rounding.
+    then given back a step at a time, first to the groups that lost most by rounding.
 
     Args:
         groups: All groups that can be pruned.
@@ -33,14 +34,13 @@ def uniform(groups: Sequence[Group], costs: Costs, budget: Budget, round_to: int
     limit = budget.limit(costs.of(budget))
 
     def widths_at(ratio: float) -> dict[str, int]:
-        kept = {g.name: _rounded(ratio * g.size, g.size, round_to) for g in taking}
-        return {**full, **kept}
+        return {**full, **_widths(taking, ratio, round_to)}
 
     if costs.of(budget) <= limit:
         return full
     smallest = costs.of(budget, widths_at(0.0))
     if smallest > limit:
-        _refuse(budget, costs, smallest, limit, taking, groups)
+        _refuse(budget, costs, smallest, limit, taking, groups, round_to)
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -49,10 +49,38 @@ def uniform(groups: Sequence[Group], costs: Costs, budget: Budget, round_to: int
         else:
             high = middle
     widths = widths_at(low)
-    for group in sorted(taking, key=lambda g: widths[g.name] - low * g.size):
-        wider = {**widths, group.name: min(widths[group.name] + round_to, group.size)}
-        if costs.of(budget, wider) <= limit:
-            widths = wider
+    return _given_back(widths, taking, low, costs, budget, limit, round_to)
+
+
+def _widths(groups: Sequence[Group], ratio: float, round_to: int) -> dict[str, int]:
+    return {g.name: _rounded(ratio * g.size, g.size, _step(g, round_to)) for g in groups}
+
+
+def _step(group: Group, round_to: int) -> int:
+    """``round_to`` channels in units of the group."""
+    return round_to // math.gcd(round_to, group.per_unit)
+
+
+def _given_back(
+    widths: dict[str, int],
+    groups: Sequence[Group],
+    ratio: float,
+    costs: Costs,
+    budget: Budget,
+    limit: int,
+    round_to: int,
+) -> dict[str, int]:
+    """Widths grown a step at a time, the group that lost most by rounding first, until nothing more fits."""
+    growing = list(groups)
+    while growing:
+        growing.sort(key=lambda g: widths[g.name] / g.size - ratio)
+        for group in growing:
+            width = min(widths[group.name] + _step(group, round_to), group.size)
+            wider = {**widths, group.name: width}
+            if width > widths[group.name] and costs.of(budget, wider) <= limit:
+                widths = wider
+                break
+            growing = [other for other in growing if other is not group]
     return widths
 
 
@@ -69,15 +97,19 @@ def _refuse(
     limit: int,
     taking: Sequence[Group],
     groups: Sequence[Group],
+    round_to: int,
 ) -> None:
-    kind = type(budget).__name__
-    share = smallest / costs.of(budget)
-    cure = "raise it"
+    kind, full = type(budget).__name__, costs.of(budget)
+    cures = ["raise it"]
     if len(taking) < len(groups):
-        everything = {group.name: 1 for group in groups}
-        least = costs.of(budget, everything)
-        cure += f" or let residual streams take part with streams=True (then down to {least:,})"
+        least = costs.of(budget, _widths(groups, 0.0, round_to))
+        cures.append(f"let residual streams take part with streams=True (then down to {least:,})")
+    if round_to > 1:
+        least = costs.of(budget, {**costs.full, **_widths(taking, 0.0, 1)})
+        cures.append(f"lower round_to={round_to} (1 allows {least:,})")
+    if budget.amount > 1 and limit < smallest / 10:
+        cures.append("give a fraction such as 0.5 if that is what you meant: amounts above 1 are absolute")
     raise BudgetError(
         f"{kind}({budget.amount}) allows {limit:,}, but the smallest that can be reached is {smallest:,} "
-        f"({kind}({share:.4f})): {cure}"
+        f"({kind}({smallest / full:.4f})): {', or '.join(cures)}"
     )

@@ -68,13 +68,17 @@ def _task(request: Request, damping: float) -> _native.PathTask:
     ridges = [moment.ridge(damping) for moment in moments]
     bases = [torch.empty_like(moment.gram) for moment in moments]
     failed = _native.basis_compute([moment.gram for moment in moments], ridges, bases)
+    for k, moment in enumerate(moments):
+        while failed[k] >= 0 and 0 < ridges[k] < moment.largest_ridge:  # rounding left the matrix indefinite
+            ridges[k] *= 10
+            (failed[k],) = _native.basis_compute([moment.gram], [ridges[k]], [bases[k]])
     for reader, pivot in zip(request.readers, failed, strict=True):
         if pivot >= 0:
             unit = (reader.columns == pivot).any(1).nonzero()
             which = f"channel {int(unit[0])}" if len(unit) else f"feature {pivot}"
             raise NumericalError(
                 f"{request.name}: the Gram matrix of its consumer's input is singular at {which} (dead, or a "
-                "combination of others): set damping above 0 (default 1e-2)"
+                f"combination of others) at damping={damping}: raise it (default 1e-2), or give more images"
             )
     consumers = []
     for reader, moment, basis in zip(request.readers, moments, bases, strict=True):
@@ -94,7 +98,7 @@ def _final_error(request: Request, task: _native.PathTask) -> float:
     for reader, consumer in zip(request.readers, task.consumers, strict=True):
         change = consumer.residual.T @ consumer.factor
         total += consumer.scale * float(((change @ _moments_of(reader).gram) * change).sum())
-    return total
+    return max(total, 0.0)
 
 
 def _moments_of(reader: Reader) -> Moments:

@@ -22,6 +22,106 @@ class Functional(nn.Module):
         return F.conv2d(x, self.second).mean((2, 3))
 
 
+class ClassToken(nn.Module):
+    """A linear layer that reads one token of many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(6, 16), nn.Linear(16, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x + self.down(F.relu(self.up(x))))[:, 0])
+
+
+class TokenNorm(nn.Module):
+    """A batch norm that runs along the tokens, not along the linear layer's outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.norm = nn.Linear(6, 16), nn.Linear(16, 5, bias=False), nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.down(F.relu(self.up(x) + 1)))
+
+
+class SharedNorm(nn.Module):
+    """Two convolutions behind which one batch norm stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = (
+            nn.Conv2d(3, 12, 3),
+            nn.Conv2d(12, 8, 1, bias=False),
+            nn.Conv2d(12, 8, 1, bias=False),
+        )
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.one(x) + 1)
+        return torch.cat([self.norm(self.two(x)), self.norm(self.three(x))], 1)
+
+
+class SharedBias(nn.Module):
+    """Two convolutions with one bias: neither may move it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 8, 1), nn.Conv2d(12, 8, 1)
+        self.four, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.one(x))
+        bias = self.two.bias
+        y = F.conv2d(x, self.two.weight, bias) * F.conv2d(x, self.three.weight, bias)
+        return self.last(F.relu(self.four(y)))
+
+
+class Rearranged(nn.Module):
+    """expand_as, view_as, movedim, swapaxes, masked_fill, maximum, flip of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.gate, self.two, self.last = (
+            nn.Conv2d(3, 8, 1),
+            nn.Conv2d(8, 8, 1),
+            nn.Conv2d(8, 6, 1),
+            nn.Conv2d(6, 4, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.one(x))
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True))).expand_as(x)
+        x = self.two(torch.max(x, x.flip(2)).masked_fill(x > 2, 0.0))
+        return self.last(x.movedim(1, 3).swapaxes(1, 3).swapaxes(2, 3))
+
+
+class FixedFilter(nn.Module):
+    """A depthwise blur held as a buffer that no state dict has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.register_buffer("blur", torch.full((8, 1, 3, 3), 1 / 9), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.one(x))
+        return self.last(F.conv2d(x, self.blur, stride=2, padding=1, groups=x.shape[1]))
+
+
+class ManyOutputs(nn.Module):
+    """An input, a parameter, one value twice, and a counter that forward() moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        self.calls += 1
+        y = self.last(F.relu(self.one(x)))
+        return y, x, self.last.bias, y
+
+
 class FixedGroups(nn.Module):
     """A depthwise convolution whose number of groups is a number in forward()."""
 
@@ -36,14 +136,14 @@ class FixedGroups(nn.Module):
 
 
 class Unknown(nn.Module):
-    """cumsum along the channels is no operator that acts per channel."""
+    """A sort along the channels is no operator that acts per channel."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.second(torch.cumsum(self.first(x), 1)))
+        return self.last(self.second(torch.sort(self.first(x), 1)[0]))
 
 
 class Shared(nn.Module):
@@ -194,6 +294,13 @@ CASES = {
         "forward() does not work with fewer",
         0.9,
     ),
-    "unknown_operator": Case(Unknown, (3, 5, 5), {"second": 8}, "cumsum is not known"),
+    "class_token": Case(ClassToken, (5, 6), {"up": 16}, "model input"),
+    "token_norm": Case(TokenNorm, (5, 6), {"up": 16}),
+    "shared_norm": Case(SharedNorm, (3, 6, 6), {"one": 12}, "share the parameter norm"),
+    "shared_bias": Case(SharedBias, (3, 6, 6), {"four": 8}, "share the parameter two.bias", 0.9),
+    "rearranged": Case(Rearranged, (3, 6, 6), {"one + gate": 8, "two": 6}),
+    "fixed_filter": Case(FixedFilter, (3, 8, 8), {"one": 8}),
+    "many_outputs": Case(ManyOutputs, (3, 6, 6), {"one": 8}),
+    "unknown_operator": Case(Unknown, (3, 5, 5), {"second": 8}, "sort is not known"),
     "shared_parameter": Case(Shared, (3, 5, 5), {"last": 8}, "share the parameter twice.weight"),
 }  # fmt: skip
