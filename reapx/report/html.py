@@ -36,7 +36,8 @@ table { border-collapse: collapse; width: 100%; margin: .5rem 0; font-size: .9re
 th, td { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right;
   vertical-align: top; }
 th { color: var(--soft); font-weight: 500; }
-.left { text-align: left; overflow-wrap: break-word; }
+td { white-space: nowrap; }
+.left { text-align: left; overflow-wrap: break-word; white-space: normal; }
 figure { margin: 1rem 0; }
 svg { max-width: 100%; height: auto; display: block; }
 svg text { font-family: inherit !important; }
