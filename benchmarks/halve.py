@@ -105,6 +105,25 @@ def measure(name: str, count: int, test_count: int | None, rounds: int) -> dict[
     return row
 
 
+VARIANTS: dict[str, dict[str, object]] = {
+    "only removed": {"reconstruct": False},
+    "consumers refitted": {"refit": "consumers"},
+    "magnitude, refitted": {"selection": "magnitude"},
+    "magnitude, only removed": {"selection": "magnitude", "reconstruct": False},
+}
+
+
+def variants(name: str) -> dict[str, object]:
+    """Accuracy on the test images with one choice of the main job changed."""
+    job = JOBS[name]
+    model, images, (tests, labels) = job.build(), job.calibration(1000), job.test()["test"]
+    row: dict[str, object] = {"work": "variants", "case": f"{name} x{job.budget}"}
+    for variant, options in VARIANTS.items():
+        result = reapx.prune(model, images, budget=reapx.MACs(job.budget), **options)  # type: ignore[arg-type]
+        row[variant] = models.accuracy(result.model, tests, labels)
+    return row
+
+
 def naive_check(name: str, images: int) -> dict[str, object]:
     """REAP's path of one ResNet-20 group against deleting each candidate and refitting, step by step in float64."""
     found = reapx.inspect(models.cifar_resnet(20), _cifar_calibration(images))
@@ -189,6 +208,7 @@ def main() -> None:
         rows.append(alone(measure, name, count, 200 if options.quick else None, 2 if options.quick else 9))
     if not options.quick:
         rows += [alone(growth, number) for number in (1000, 2000, 4000, 8000)]
+        rows += [alone(variants, name) for name in ("resnet20", "resnet56") if name in names]
         rows.append(alone(naive_check, "layer2.1.conv1", 1000))
     print(show(rows))
     if not options.quick or options.json:
