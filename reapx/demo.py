@@ -35,8 +35,8 @@ VARIANTS = (
 
 BUDGET, BATCH, SIDE = 0.5, 200, 28
 HEADER = ("network", "accuracy", "MACs", "parameters", f"ms per {BATCH} images", "seconds to prune")
-READING = """One test image is {image}, so the two refitted rows differ by a few images, and with another seed the other way
-round; what refitting wins back does not. Times are on one thread."""
+READING = """One test image is {image}: the two refitted rows differ by a few images, with another seed the other
+way round; what refitting wins back does not. Times are on one thread."""
 WHAT_NEXT = """{output}/report.html shows the comparison, the channels and the errors.
 {output}/pruned holds the REAP network; a fresh one that loaded it computed the same outputs.
 
