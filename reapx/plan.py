@@ -49,6 +49,11 @@ class GroupPlan:
     error: float
     removed: Tensor
 
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Channels of the first producer, before and after; a unit may own several."""
+        return self.group.size * self.group.per_unit, self.kept * self.group.per_unit
+
 
 @dataclass
 class Plan:
@@ -79,7 +84,7 @@ class Plan:
         rows = []
         for entry in self.groups:
             group = entry.group
-            before, after = group.size * group.per_unit, entry.kept * group.per_unit
+            before, after = entry.channels
             error = "stays whole" if after == before else share(entry.error)
             rows.append([group.name, group.kind, f"{before} -> {after}", str(len(group.readers)), error])
         budget = f"{type(self.budget).__name__}({self.budget.amount})"
@@ -257,21 +262,11 @@ def plan(
     for group, path in zip(groups, paths, strict=True):
         count = group.size - widths[group.name]
         entries.append(GroupPlan(group, group.size - count, path.final, path.removed(count)))
-    return Plan(
-        entries,
-        found.frozen,
-        (costs.macs(), costs.macs(widths)),
-        (costs.params(), costs.params(widths)),
-        selection,
-        allocation,
-        budget,
-        streams,
-        damping,
-        time.perf_counter() - start,
-        model,
-        found._images,
-        found._graph,
-    )
+    macs = costs.macs(), costs.macs(widths)
+    params = costs.params(), costs.params(widths)
+    choices = selection, allocation, budget, streams, damping
+    seconds = time.perf_counter() - start
+    return Plan(entries, found.frozen, macs, params, *choices, seconds, model, found._images, found._graph)
 
 
 def prune(

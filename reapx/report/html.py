@@ -142,6 +142,7 @@ def _summary(result: Result) -> str:
         tiles(
             [
                 *costs,
+                ("outputs moved by", share(result.change), "of their variance"),
                 ("proof gap", f"{result.gap:.0e}", "of the largest output"),
                 ("time", seconds, "planning + applying"),
             ]
@@ -158,11 +159,11 @@ def _summary(result: Result) -> str:
 def _widths(plan: Plan) -> str:
     rows = []
     for entry in plan.groups:
-        readers = list(dict.fromkeys(consumer.layer.name for consumer in entry.group.consumers))
-        kind = "stream" if entry.group.stream else "single"
-        width = f"{entry.group.size} → {entry.kept}"
-        error = share(entry.error) or "–"
-        rows.append([entry.group.name, kind, _several(readers), width, error])
+        kind = entry.group.kind
+        before, after = entry.channels
+        width = f"{before} → {after}"
+        error = "stays whole" if before == after else share(entry.error) or "–"
+        rows.append([entry.group.name, kind, _several(entry.group.readers), width, error])
     return section(
         "Channels",
         paragraph(

@@ -85,15 +85,14 @@ def widths_figure(plan: Plan) -> Figure:
     """Channels of each group: the whole bar before, the filled part after."""
     figure = empty_figure(0.8 + 0.26 * len(plan.groups))
     axes = _rows(figure, [entry.group.name for entry in plan.groups])
-    sizes = [entry.group.size for entry in plan.groups]
+    sizes = [entry.channels[0] for entry in plan.groups]
     places = range(len(sizes))
     axes.barh(places, sizes, height=0.68, color=BEFORE, label="removed")
-    axes.barh(places, [entry.kept for entry in plan.groups], height=0.68, color=AFTER, label="kept")
+    axes.barh(places, [entry.channels[1] for entry in plan.groups], height=0.68, color=AFTER, label="kept")
     for place, entry in enumerate(plan.groups):
-        text = str(entry.group.size)
-        if entry.kept < entry.group.size:
-            text = f"{entry.group.size} → {entry.kept}"
-        axes.annotate(text, (entry.group.size, place), (4, 0), textcoords="offset points",
+        before, after = entry.channels
+        text = f"{before} → {after}" if after < before else str(before)
+        axes.annotate(text, (before, place), (4, 0), textcoords="offset points",
                       va="center", color=INK, fontsize=8)  # fmt: skip
     axes.set_xlim(0, 1.15 * max(sizes, default=1))
     axes.set_xlabel("channels", color=INK)
