@@ -95,7 +95,7 @@ class Graph:
 
     def changed(self, model: nn.Module) -> str | None:
         """Name of a tensor that is not in the model as it was at capture, or None."""
-        own = _tensors_of(model)
+        own = tensors_of(model)
         for name, version in self.versions.items():
             now, then = own.get(name), self.tensors[name]
             if now is None or now.data_ptr() != then.data_ptr() or now._version != version:
@@ -140,7 +140,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
     signature = program.graph_signature
     kinds = {spec.arg.name: spec for spec in signature.input_specs}
     state = {**program.state_dict, **program.constants}
-    graph = Graph([], [], [], {}, {}, frozenset(signature.lifted_tensor_constants))
+    graph = Graph([], [], [], {}, {}, frozenset())
     for node in program.graph.nodes:
         if node.op == "placeholder":
             spec = kinds[node.name]
@@ -228,14 +228,15 @@ def _make_functional(node: Node) -> None:
         node.target = getattr(packet, overload)
 
 
-def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by qualified name, also tied ones and those that a state dict leaves out."""
     own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     own.update(model.named_buffers(remove_duplicate=False))
     return own
 
 
 def _use_live_tensors(graph: Graph, model: nn.Module) -> None:
-    own = _tensors_of(model)
+    own = tensors_of(model)
     for name in graph.tensors:
         if name in own:
             graph.tensors[name] = own[name].detach()

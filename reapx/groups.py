@@ -77,13 +77,6 @@ class Group:
         """Names of the layers that read the group, each once."""
         return list(dict.fromkeys(consumer.layer.name for consumer in self.consumers))
 
-    @property
-    def pass_through(self) -> list[str]:
-        """Parameters that lose entries but are neither producer nor consumer weights."""
-        layers = {layer.weight for layer in self.producers}
-        layers |= {consumer.layer.weight for consumer in self.consumers}
-        return sorted({name for name, _ in self.cuts} - layers)
-
 
 @dataclass(frozen=True)
 class Frozen:

@@ -5,7 +5,7 @@ Memory does not grow with the number of images, and the patch matrix is never bu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +75,14 @@ class Moments:
             return 0.0
         mean = float(self.gram.diagonal().mean())
         return max(damping * mean, self.noise) or damping
+
+    def ridges(self, damping: float) -> Iterator[float]:
+        """Ridges to try in turn: ``ridge``, then ten times more each, where rounding left the matrix indefinite."""
+        ridge = self.ridge(damping)
+        yield ridge
+        while 0 < ridge < self.largest_ridge:
+            ridge *= 10
+            yield ridge
 
 
 class Accumulator:

@@ -26,11 +26,10 @@ from .surgery import Kept
 
 @dataclass(frozen=True)
 class Step:
-    """One layer to refit: it and its tail in the pruned graph, and the original's counterparts."""
+    """One layer to refit: it and its tail in the pruned graph, and the node of the original that it should follow."""
 
     layer: Layer
     tail: Tail
-    original: Layer
     target: Node
     residual: bool
 
@@ -116,11 +115,9 @@ def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str) -> list[Step]
     steps = []
     for layer, residual in _schedule(pruned, chosen):
         tail = tail_of(pruned, layer)
-        source = describe(original, twin[layer.node])
-        assert isinstance(source, Layer)
         total = tail.total if residual else None
         target = twin[layer.node if total is None else total]
-        steps.append(Step(layer, tail, source, target, residual))
+        steps.append(Step(layer, tail, target, residual))
     return steps
 
 
@@ -252,8 +249,8 @@ def _solve(
 
 def _solve_part(layer: Layer, moments: Moments, old: Tensor, fitted: Tensor, damping: float) -> None:
     """Write one conv group's weights into ``fitted``; a matrix that rounding left indefinite is damped more."""
-    ridge = moments.ridge(damping)
-    while True:
+    pivot = -1
+    for ridge in moments.ridges(damping):
         task = _native.SolveTask(
             gram=moments.gram.contiguous(),
             cross=_some(moments.cross).contiguous(),
@@ -265,12 +262,10 @@ def _solve_part(layer: Layer, moments: Moments, old: Tensor, fitted: Tensor, dam
         (pivot,) = _native.batch_solve([task])
         if pivot < 0:
             return
-        if not 0 < ridge < moments.largest_ridge:
-            raise NumericalError(
-                f"{layer.name}: the least-squares system is singular at feature {pivot} at damping={damping}: "
-                "raise it (default 1e-2), or give more images"
-            )
-        ridge *= 10
+    raise NumericalError(
+        f"{layer.name}: the least-squares system is singular at feature {pivot} at damping={damping}: "
+        "raise it (default 1e-2), or give more images"
+    )
 
 
 def _some(value: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from . import axis_rules
 from .axis_rules import axes_of, source
 from .channels import Layout, broadcast
 from .graph import arguments, is_tensor, operator_name
+from .layers import NORMS
 from .walk import Result, Walk
 
 Rule = Callable[[Walk, Node], Result]
@@ -133,7 +134,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_PER_CHANNEL, _pool),
     **dict.fromkeys(_REDUCTIONS, _reduction),
     **dict.fromkeys(_RESHAPES, axis_rules.reshape_rule),
-    **dict.fromkeys(["batch_norm", "_native_batch_norm_legit_no_training"], _batch_norm),
+    **dict.fromkeys(NORMS, _batch_norm),
     **dict.fromkeys(["prelu", "instance_norm"], _join_parameters),
     **dict.fromkeys(["layer_norm", "rms_norm"], _layer_norm),
     **dict.fromkeys(["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "flip", "roll"], _along),

@@ -12,6 +12,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from .errors import CheckpointError, InputError
+from .graph import tensors_of
 from .surgery import Kept, assign, cut
 
 FORMAT = 1
@@ -29,20 +30,12 @@ def save(folder: str | Path, model: nn.Module, kept: Kept, text: str) -> None:
     target.mkdir(parents=True, exist_ok=True)
     cuts = {name: {str(axis): positions.tolist() for axis, positions in axes.items()} for name, axes in kept.items()}
     names = {*model.state_dict(), *kept}  # not every buffer that is cut is in the state dict
-    found = {name: value for name, value in state_of(model).items() if name in names}
+    found = {name: value for name, value in tensors_of(model).items() if name in names}
     tensors = {name: value.detach().cpu().contiguous() for name, value in found.items()}
     (target / WEIGHTS).write_bytes(serialise(_unshared(tensors)))
     shapes = {name: list(value.shape) for name, value in tensors.items()}
     page = {"format": FORMAT, "cuts": cuts, "shapes": shapes, "plan": text}
     (target / PLAN).write_text(json.dumps(page, indent=1) + "\n")
-
-
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers by qualified name, also those that a state dict leaves out."""
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -69,7 +62,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
         CheckpointError: a file is missing, truncated or of another model; the model is as it was.
     """
     page, tensors = _read(Path(folder))
-    state = state_of(model)
+    state = tensors_of(model)
     kept: Kept = {
         name: {int(axis): torch.tensor(where, dtype=torch.int64) for axis, where in axes.items()}
         for name, axes in page["cuts"].items()

@@ -65,13 +65,8 @@ def reap_paths(requests: Sequence[Request], damping: float) -> list[Path]:
 
 def _task(request: Request, damping: float) -> _native.PathTask:
     moments = [_moments_of(reader) for reader in request.readers]
-    ridges = [moment.ridge(damping) for moment in moments]
     bases = [torch.empty_like(moment.gram) for moment in moments]
-    failed = _native.basis_compute([moment.gram for moment in moments], ridges, bases)
-    for k, moment in enumerate(moments):
-        while failed[k] >= 0 and 0 < ridges[k] < moment.largest_ridge:  # rounding left the matrix indefinite
-            ridges[k] *= 10
-            (failed[k],) = _native.basis_compute([moment.gram], [ridges[k]], [bases[k]])
+    failed = [_invert(moment, basis, damping) for moment, basis in zip(moments, bases, strict=True)]
     for reader, pivot in zip(request.readers, failed, strict=True):
         if pivot >= 0:
             unit = (reader.columns == pivot).any(1).nonzero()
@@ -90,6 +85,16 @@ def _task(request: Request, damping: float) -> _native.PathTask:
         errors=torch.empty(request.steps, dtype=torch.float64),
         status=torch.empty(1, dtype=torch.int64),
     )
+
+
+def _invert(moments: Moments, basis: Tensor, damping: float) -> int:
+    """Write the biorthogonal basis' Gram matrix; -1, or the pivot that failed at the largest ridge too."""
+    pivot = -1
+    for ridge in moments.ridges(damping):
+        (pivot,) = _native.basis_compute([moments.gram], [ridge], [basis])
+        if pivot < 0:
+            break
+    return pivot
 
 
 def _final_error(request: Request, task: _native.PathTask) -> float:
