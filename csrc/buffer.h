@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdlib>
+#include <mutex>
 #include <new>
 #include <vector>
 
@@ -16,6 +17,7 @@
 namespace reapx {
 
 inline constexpr std::size_t kHugePage = std::size_t{2} << 20;
+inline constexpr std::size_t kLine = 64;  // a vector load across two cache lines takes twice as long
 
 template <class T>
 struct PageAllocator {
@@ -27,7 +29,8 @@ struct PageAllocator {
   T* allocate(std::size_t count) {
     const std::size_t bytes = count * sizeof(T);
     if (count > static_cast<std::size_t>(-1) / 2 / sizeof(T)) throw std::bad_alloc();
-    if (bytes < kHugePage / 2) return static_cast<T*>(check(std::malloc(bytes ? bytes : 1)));
+    if (bytes < kHugePage / 2)
+      return static_cast<T*>(check(std::aligned_alloc(kLine, (bytes / kLine + 1) * kLine)));
     const std::size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
     void* memory = check(std::aligned_alloc(kHugePage, rounded));
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
@@ -51,5 +54,50 @@ struct PageAllocator {
 
 template <class T>
 using Buffer = std::vector<T, PageAllocator<T>>;
+
+// The same, whose elements are not set to zero: the first write to a page may be a thread's own.
+template <class T>
+struct RawAllocator : PageAllocator<T> {
+  RawAllocator() = default;
+  template <class U>
+  RawAllocator(const RawAllocator<U>&) {}
+  template <class U>
+  struct rebind {
+    using other = RawAllocator<U>;
+  };
+  template <class U>
+  void construct(U* at) {
+    ::new (static_cast<void*>(at)) U;
+  }
+};
+
+template <class T>
+using RawBuffer = std::vector<T, RawAllocator<T>>;
+
+// Scratch that the items of a Team::run hand to each other, so that each thread touches new memory
+// once.
+template <class T>
+class Pool {
+ public:
+  explicit Pool(std::size_t count) : count_(count) {}
+
+  // A buffer of the pool's size, holding anything.
+  RawBuffer<T> take() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (free_.empty()) return RawBuffer<T>(count_);
+    RawBuffer<T> buffer = std::move(free_.back());
+    free_.pop_back();
+    return buffer;
+  }
+  void give(RawBuffer<T> buffer) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    free_.push_back(std::move(buffer));
+  }
+
+ private:
+  std::size_t count_;
+  std::mutex mutex_;
+  std::vector<RawBuffer<T>> free_;
+};
 
 }  // namespace reapx

@@ -7,26 +7,25 @@
 
 namespace reapx {
 
-void add_block(const Tile& tile, int64_t rows, int64_t terms, const float* a, const float* b,
-               int64_t step, double* block) {
-  const int64_t stride = step * kFloatWidth;
-  for (int64_t t = 0; t < terms; t += kFloatTerms) {
-    const int64_t count = std::min(kFloatTerms, terms - t);
-    for (int64_t i = 0; i < rows; i += kTileRows)
-      tile.add_products(std::min(kTileRows, rows - i), count, a + t * stride + i, stride,
-                        b + t * stride, stride, block + i * kFloatWidth);
+void add_block(const Tile& tile, int64_t rows, int64_t runs, int64_t terms, Runs a, Runs b,
+               double* block) {
+  if (a.run == terms * a.step && b.run == terms * b.step) {
+    terms *= runs;
+    runs = 1;
   }
-}
-
-void pack_row(const Tile& tile, const Images& images, const float* from, int64_t columns, float* to) {
-  const int64_t length = images.columns;
-  if (images.column_step == 1) {
-    tile.transpose(length, columns, from, images.channel_step, to, kFloatWidth);
-    return;
-  }
-  for (int64_t t = 0; t < length; ++t)
-    for (int64_t j = 0; j < columns; ++j)
-      to[t * kFloatWidth + j] = from[t * images.column_step + j * images.channel_step];
+  if (runs == 0 || terms == 0) return;
+  // Equal shares of at most kFloatTerms: several short runs, or a part of a long one.
+  const int64_t parts = (terms + kFloatTerms - 1) / kFloatTerms;
+  const int64_t length = (terms + parts - 1) / parts;
+  const int64_t most = std::max<int64_t>(1, kFloatTerms / terms);
+  const int64_t shares = (runs + most - 1) / most, together = (runs + shares - 1) / shares;
+  for (int64_t r = 0; r < runs; r += together)
+    for (int64_t t = 0; t < terms; t += length)
+      for (int64_t i = 0; i < rows; i += kTileRows)
+        tile.add_products(std::min(kTileRows, rows - i), std::min(together, runs - r),
+                          std::min(length, terms - t),
+                          {a.data + r * a.run + t * a.step + i, a.step, a.run},
+                          {b.data + r * b.run + t * b.step, b.step, b.run}, block + i * kFloatWidth);
 }
 
 namespace {
@@ -94,9 +93,9 @@ void gram_accumulate(const GramTask& task, const char* form, int64_t threads, co
   Team team(threads);
   if (task.target.data) add_target_sums(task, team);
   if (task.features() == 0) return;
-  const ShiftPlan plan = std::strcmp(form, "rows") == 0 ? ShiftPlan{} : plan_shifts(task);
-  const bool shift =
-      plan.possible && (std::strcmp(form, "shift") == 0 || shift_cost(task, plan) < rows_cost(task));
+  const ShiftPlan plan(task);
+  const bool shift = plan.possible && std::strcmp(form, "rows") != 0 &&
+                     (std::strcmp(form, "shift") == 0 || shift_cost(task, plan) < rows_cost(task));
   const auto add_group = [&](int64_t group, Team& helpers) {
     if (shift) {
       gram_shift(task, plan, group, helpers, tile);

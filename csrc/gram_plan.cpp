@@ -1,108 +1,140 @@
 #include <algorithm>
-#include <array>
+#include <map>
+#include <numeric>
+#include <utility>
 
 #include "gram_forms.h"
 
 namespace reapx {
 
+AxisPlan::AxisPlan(const Axis& given) : axis(given) {
+  const int64_t common = std::gcd(axis.stride, axis.dilation);
+  const int64_t step = axis.stride / common;  // neighbouring taps of a phase
+  unit = axis.dilation / common;
+  for (int64_t a = 0; a < axis.kernel; ++a) {
+    const int64_t input = a * axis.dilation - axis.padding;
+    const int64_t phase = (input % axis.stride + axis.stride) % axis.stride;
+    if (a < step) phases.push_back(phase);
+    taps.push_back({a % step, (input - phase) / axis.stride, a / step});
+    most = std::max(most, a / step + 1);
+  }
+}
+
+int64_t AxisPlan::length(int64_t index) const {
+  return std::max<int64_t>(0, (axis.input - first(index) + axis.stride - 1) / axis.stride);
+}
+
+Span span_of(const AxisPlan& plan, const Piece& piece, int64_t margin) {
+  if (piece.point >= 0) return {piece.point, piece.point + 1};
+  const int64_t begin = std::max<int64_t>(0, -piece.shift - margin);
+  const int64_t end = std::min(plan.length(piece.a_phase), plan.length(piece.b_phase) - piece.shift);
+  return {begin, std::max(begin, end)};
+}
+
 namespace {
 
-struct Piece {
-  int64_t point;  // -1: the whole axis
+struct SignedPiece {
+  Piece piece;
+  int64_t copy;
   double sign;
 };
 
-// Sum over outputs = sum over the whole axis - sum over the outputs that do not exist but for which
-// both taps hit the input.
-std::vector<Piece> axis_pieces(const Axis& axis, int64_t a, int64_t b) {
-  std::vector<Piece> pieces{{-1, 1.0}};
-  const int64_t span = (axis.kernel - 1) * axis.dilation;
-  for (int64_t o = axis.padding - span; o < axis.input + axis.padding; ++o) {
-    if (o >= 0 && o < axis.output) continue;
-    const int64_t u = o + a * axis.dilation - axis.padding, v = o + b * axis.dilation - axis.padding;
-    if (u >= 0 && u < axis.input && v >= 0 && v < axis.input) pieces.push_back({u, -1.0});
-  }
+// Sum over outputs = sum over the whole phase - sum over the outputs that do not exist but for which
+// both taps hit the input. The shift is rounded down to a multiple of `copies` taps.
+std::vector<SignedPiece> pieces_of(const AxisPlan& plan, int64_t a, int64_t b, int64_t copies) {
+  const TapPlace &from = plan.tap(a), &to = plan.tap(b);
+  const int64_t taps = to.index - from.index + plan.most - 1;
+  const int64_t copy = taps % copies;
+  const int64_t shift = to.offset - from.offset - copy * plan.unit;
+  std::vector<SignedPiece> pieces{{{from.phase, to.phase, shift, -1}, copy, 1.0}};
+  const int64_t begin = std::max(-from.offset, -to.offset);
+  const int64_t end =
+      std::min(plan.length(from.phase) - from.offset, plan.length(to.phase) - to.offset);
+  for (int64_t o = begin; o < end; ++o)
+    if (o < 0 || o >= plan.axis.output)
+      pieces.push_back({{from.phase, to.phase, shift, o + from.offset}, copy, -1.0});
   return pieces;
 }
 
-bool suits(const Axis& axis) {
-  const int64_t span = (axis.kernel - 1) * axis.dilation;
-  return axis.stride == 1 && axis.input + span - axis.output <= 2 * span;
+// All pairs of taps of one axis, [a * kernel + b].
+std::vector<std::vector<SignedPiece>> all_pieces(const AxisPlan& plan, int64_t copies) {
+  std::vector<std::vector<SignedPiece>> all;
+  for (int64_t a = 0; a < plan.axis.kernel; ++a)
+    for (int64_t b = 0; b < plan.axis.kernel; ++b) all.push_back(pieces_of(plan, a, b, copies));
+  return all;
 }
 
-using Key = std::array<int64_t, 4>;
+// An output size that leaves out much of the input would need a product for each position left out.
+bool suits(const AxisPlan& plan) {
+  const Axis& axis = plan.axis;
+  const int64_t limit = 2 * ((axis.kernel - 1) * axis.dilation / axis.stride + 1);
+  for (int64_t a = 0; a < axis.kernel; ++a) {
+    const int64_t begin = -plan.tap(a).offset, end = begin + plan.length(plan.tap(a).phase);
+    if (end - begin - std::max<int64_t>(0, std::min(end, axis.output) - std::max<int64_t>(begin, 0)) >
+        limit)
+      return false;
+  }
+  return true;
+}
 
-class Planner {
+class Index {
  public:
-  Planner(const GramTask& task, ShiftPlan& plan) : task_(task), plan_(plan) {}
+  explicit Index(std::vector<ShiftProduct>& list) : list_(list) {}
 
-  void add_pair(int64_t a, int64_t b) {
-    const int64_t kc = task_.columns.kernel;
-    std::vector<ShiftUse>& uses = plan_.pair_uses[static_cast<size_t>(a * task_.taps() + b)];
-    const int64_t row_shift = b / kc - a / kc, column_shift = b % kc - a % kc;
-    // Shifts that share a product: the panel holds `copies` neighbouring columns.
-    const int64_t offset = column_shift + kc - 1;
-    const int64_t base = offset / plan_.copies * plan_.copies - (kc - 1);
-    for (const Piece& row : axis_pieces(task_.rows, a / kc, b / kc))
-      for (const Piece& column : axis_pieces(task_.columns, a % kc, b % kc)) {
-        const double sign = row.sign * column.sign;
-        uses.push_back(
-            {product({row.point, column.point, row_shift, base}, a == b), column_shift - base, sign});
-        if (a == b)
-          plan_.tap_uses[static_cast<size_t>(a)].push_back({sum(row.point, column.point), 0, sign});
-      }
+  int64_t of(const ShiftProduct& product) {
+    const auto [at, added] = known_.try_emplace({product.row, product.column}, list_.size());
+    if (added) list_.push_back(product);
+    return static_cast<int64_t>(at->second);
   }
 
  private:
-  int64_t product(const Key& key, bool diagonal) {
-    const auto [at, added] = products_.try_emplace(key, static_cast<int64_t>(plan_.products.size()));
-    if (added)
-      plan_.products.push_back({key[0], key[1], key[2], key[3], diagonal && plan_.copies == 1});
-    return at->second;
-  }
-  int64_t sum(int64_t row, int64_t column) {
-    const auto [at, added] = sums_.try_emplace({row, column}, static_cast<int64_t>(plan_.sums.size()));
-    if (added) plan_.sums.push_back({row, column});
-    return at->second;
-  }
-
-  const GramTask& task_;
-  ShiftPlan& plan_;
-  std::map<Key, int64_t> products_;
-  std::map<std::pair<int64_t, int64_t>, int64_t> sums_;
+  std::vector<ShiftProduct>& list_;
+  std::map<std::pair<Piece, Piece>, size_t> known_;
 };
 
 }  // namespace
 
-ShiftPlan plan_shifts(const GramTask& task) {
-  ShiftPlan plan{};
-  const int64_t taps = task.taps();
-  plan.possible = taps > 1 && suits(task.rows) && suits(task.columns);
-  if (!plan.possible) return plan;
-  plan.copies = std::max<int64_t>(1, kFloatWidth / task.group_channels());
-  plan.pair_uses.resize(static_cast<size_t>(taps * taps));
-  plan.tap_uses.resize(static_cast<size_t>(taps));
-  Planner planner(task, plan);
+ShiftPlan::ShiftPlan(const GramTask& task)
+    : rows(task.rows),
+      columns(task.columns),
+      possible(task.taps() > 1 && suits(rows) && suits(columns)),
+      copies(std::clamp<int64_t>(kFloatWidth / std::max<int64_t>(1, task.group_channels()), 1,
+                                 2 * columns.most - 1)) {
+  if (!possible) return;
+  const int64_t taps = task.taps(), kernel = task.columns.kernel;
+  const auto row_pieces = all_pieces(rows, 1), column_pieces = all_pieces(columns, copies);
+  pair_uses.resize(static_cast<size_t>(taps * taps));
+  tap_uses.resize(static_cast<size_t>(taps));
+  Index products_index(products), sums_index(sums);
   for (int64_t a = 0; a < taps; ++a)
-    for (int64_t b = a; b < taps; ++b) planner.add_pair(a, b);
-  return plan;
+    for (int64_t b = a; b < taps; ++b)
+      for (const SignedPiece& r :
+           row_pieces[static_cast<size_t>(a / kernel * task.rows.kernel + b / kernel)])
+        for (const SignedPiece& c :
+             column_pieces[static_cast<size_t>(a % kernel * kernel + b % kernel)]) {
+          const double sign = r.sign * c.sign;
+          const ShiftProduct product{r.piece, c.piece, a == b && copies == 1};
+          pair_uses[static_cast<size_t>(a * taps + b)].push_back(
+              {products_index.of(product), c.copy, sign});
+          if (a == b) tap_uses[static_cast<size_t>(a)].push_back({sums_index.of(product), 0, sign});
+        }
 }
 
 double shift_cost(const GramTask& task, const ShiftPlan& plan) {
-  const Axis &r = task.rows, &c = task.columns;
-  const double pitch = static_cast<double>(std::max(c.input + (c.kernel - 1) * c.dilation, c.output));
+  const auto count = [](const AxisPlan& axis, const Piece& piece, int64_t margin) {
+    const Span span = span_of(axis, piece, margin);
+    return static_cast<double>(span.end - span.begin);
+  };
+  const int64_t margin = (plan.copies - 1) * plan.columns.unit;
   const double panels = static_cast<double>(panels_of(task.group_channels()));
   const double width = panels * kFloatWidth;
   const double channels = static_cast<double>((task.group_channels() + 7) / 8 * 8);
-  double cost = static_cast<double>(r.input) * pitch * width * kFloatWidth;
-  for (const ShiftProduct& p : plan.products) {
-    const double positions =
-        (p.row < 0 ? static_cast<double>(r.input) : 1.0) * (p.column < 0 ? pitch : 1.0);
-    cost += positions * channels * width * (p.symmetric ? 0.5 * (1 + 1 / panels) : 1.0);
-  }
-  const double groups_of_taps =
-      static_cast<double>(r.kernel * ((c.kernel + plan.copies - 1) / plan.copies));
-  cost += static_cast<double>(r.output) * pitch * groups_of_taps * width *
+  double cost = static_cast<double>(task.rows.input * task.columns.input) * width * kFloatWidth;
+  for (const ShiftProduct& p : plan.products)
+    cost += count(plan.rows, p.row, 0) * count(plan.columns, p.column, margin) * channels * width *
+            (p.symmetric ? 0.5 * (1 + 1 / panels) : 1.0);
+  cost += static_cast<double>(task.rows.output * task.columns.output) *
+          static_cast<double>(task.rows.kernel * plan.column_groups()) * width *
           static_cast<double>((task.group_targets() + 7) / 8 * 8);
   // Measured: putting the pieces together costs as much as 300 products for each entry of the result.
   const double entries = static_cast<double>(task.features()) * static_cast<double>(task.features());

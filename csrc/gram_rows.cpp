@@ -44,7 +44,7 @@ void copy_strip(const Patches& x, int64_t channel, int64_t row, int64_t tap_colu
 // gathered one by one into a scratch block, which is then transposed.
 void pack_patches(const Tile& tile, const Patches& x, int64_t panel, int64_t first, int64_t count,
                   float* to) {
-  const int64_t width = std::min(kFloatWidth, x.count - panel * kFloatWidth);
+  const int64_t width = width_of(x.count, panel);
   const int64_t taps = x.rows.kernel * x.columns.kernel;
   float scratch[kFloatWidth * kFloatTerms];
   for (int64_t j = 0; j < width; ++j) {
@@ -66,7 +66,7 @@ void pack_patches(const Tile& tile, const Patches& x, int64_t panel, int64_t fir
 
 // A linear layer's rows lie as they are needed.
 void pack_vectors(const Patches& x, int64_t panel, int64_t first, int64_t count, float* to) {
-  const int64_t width = std::min(kFloatWidth, x.count - panel * kFloatWidth);
+  const int64_t width = width_of(x.count, panel);
   const float* from = x.images.data + x.first_channel + panel * kFloatWidth;
   for (int64_t t = 0; t < count; ++t)
     std::memcpy(to + t * kFloatWidth, from + (first + t) * x.images.image_step,
@@ -126,7 +126,7 @@ void fill(const Tile& tile, Team& team, Operands& o, int64_t first, int64_t coun
 void add_product(const Tile& tile, const Operands& o, int64_t a, int64_t b, int64_t rows,
                  int64_t columns, int64_t count, double* out, int64_t stride) {
   double block[kBlockSize] = {};
-  add_block(tile, rows, count, o.panel(a), o.panel(b), 1, block);
+  add_block(tile, rows, 1, count, {o.panel(a), kFloatWidth, 0}, {o.panel(b), kFloatWidth, 0}, block);
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < columns; ++j) out[i * stride + j] += block[i * kFloatWidth + j];
 }
@@ -136,25 +136,22 @@ void multiply(const GramTask& task, int64_t group, Team& team, const Tile& tile,
   const int64_t features = task.features(), p = o.x_panels;
   double* gram = task.gram + group * features * features;
   double* cross = task.cross + group * o.y.count * features;
-  const auto width = [&](int64_t panel, int64_t columns) {
-    return std::min(kFloatWidth, columns - panel * kFloatWidth);
-  };
   // Item (a, b) with b >= a is a block of the Gram matrix; b < a is skipped. Rows past the Gram
   // matrix's own are those of the cross product.
   team.run((p + o.y_panels) * p, [&](int64_t item) {
-    const int64_t a = item / p, b = item % p, columns = width(b, features);
+    const int64_t a = item / p, b = item % p, columns = width_of(features, b);
     if (a >= p) {
       const int64_t m = a - p;
-      add_product(tile, o, a, b, width(m, o.y.count), columns, count,
+      add_product(tile, o, a, b, width_of(o.y.count, m), columns, count,
                   cross + m * kFloatWidth * features + b * kFloatWidth, features);
       return;
     }
     if (b < a) return;
-    add_product(tile, o, a, b, width(a, features), columns, count,
+    add_product(tile, o, a, b, width_of(features, a), columns, count,
                 gram + a * kFloatWidth * features + b * kFloatWidth, features);
     if (a != b) return;
     double sums[kFloatWidth] = {};
-    tile.add_sums(count, o.panel(b), kFloatWidth, sums, nullptr);
+    tile.add_sums(count, o.panel(b), kFloatWidth, sums);
     double* total = task.total + group * features + b * kFloatWidth;
     for (int64_t j = 0; j < columns; ++j) total[j] += sums[j];
   });

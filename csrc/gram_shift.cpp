@@ -1,266 +1,170 @@
 #include <algorithm>
+#include <cmath>
+#include <utility>
 
-#include "buffer.h"
-#include "gram_forms.h"
+#include "gram_work.h"
 
 namespace reapx {
 
 namespace {
 
-constexpr int64_t kPanelBytes = 256 << 10;  // of one panel: two of them stay in L2
-constexpr int64_t kBufferBytes = 4 << 20;   // of all panels
+constexpr double kLeastBytes = 4 << 20, kMostBytes = 128 << 20;  // of all panels
+constexpr int64_t kManyUnits = 8;
 
-// Where an input value lies in a panel: images side by side, row by row, with columns of zeros
-// between the images and rows of zeros before the first and after the last row, so that a shifted
-// operand is the same panel read from another row.
-struct Grid {
-  int64_t images;      // in one batch
-  int64_t pitch;       // columns of an image with the zeros that follow it
-  int64_t front, top;  // zeros before the first position; rows of zeros
-  int64_t positions;
-
-  int64_t at(int64_t row, int64_t image, int64_t column) const {
-    return front + ((row + top) * images + image) * pitch + column;
-  }
-};
-
-struct Work {
-  const GramTask& task;
-  const ShiftPlan& plan;
-  int64_t group, x_panels, y_panels, tap_groups;  // tap_groups: of `copies` taps, per kernel row
-  Grid grid;
-  Buffer<float> x, y;
-  Buffer<double> products, crosses, sums;
-
-  const float* x_panel(int64_t p) const { return x.data() + p * grid.positions * kFloatWidth; }
-  int64_t y_positions() const { return task.rows.output * grid.images * grid.pitch; }
-  const float* y_panel(int64_t p) const { return y.data() + p * y_positions() * kFloatWidth; }
-  double* product(int64_t index, int64_t a, int64_t b) {
-    return products.data() + ((index * x_panels + a) * x_panels + b) * kBlockSize;
-  }
-  double* cross(int64_t index, int64_t m, int64_t b) {
-    return crosses.data() + ((index * y_panels + m) * x_panels + b) * kBlockSize;
-  }
-};
-
-int64_t max_of(std::initializer_list<int64_t> values) { return std::max(values); }
-
-Grid make_grid(const GramTask& task, const ShiftPlan& plan, int64_t images) {
-  const Axis &r = task.rows, &c = task.columns;
-  const int64_t row_span = (r.kernel - 1) * r.dilation, column_span = (c.kernel - 1) * c.dilation;
-  const int64_t last_row = r.output - 1 + row_span - r.padding;
-  const int64_t last_column = c.output - 1 + column_span - c.padding;
-  Grid grid{};
-  grid.images = images;
-  grid.pitch =
-      c.input + max_of({column_span, c.padding, last_column - (c.input - 1), c.output - c.input});
-  grid.front = (c.kernel + plan.copies) * c.dilation + c.padding;
-  grid.top = r.padding;
-  const int64_t bottom = max_of({row_span, last_row - (r.input - 1), r.output - r.input, 0});
-  grid.positions = 2 * grid.front + (grid.top + r.input + bottom) * images * grid.pitch;
-  return grid;
-}
-
-// Images whose panels fit the caches; at least one.
-int64_t batch_images(const GramTask& task, const ShiftPlan& plan) {
-  const int64_t bytes = (make_grid(task, plan, 2).positions - make_grid(task, plan, 1).positions) *
-                        kFloatWidth * int64_t{sizeof(float)};
-  const int64_t panels = panels_of(task.group_channels()) + panels_of(task.group_targets());
-  const int64_t fitting = std::min(kPanelBytes / bytes, kBufferBytes / (bytes * panels));
-  return std::min(task.input.images, std::max<int64_t>(1, fitting));
-}
-
-void pack_input(Work& w, Team& team, const Tile& tile, int64_t first, int64_t count) {
-  const Images& in = w.task.input;
-  const int64_t channels = w.task.group_channels(), dilation = w.task.columns.dilation;
-  team.run(w.x_panels * count, [&](int64_t item) {
-    const int64_t p = item / count, image = item % count;
-    const int64_t width = std::min(kFloatWidth, channels - p * kFloatWidth);
-    const float* from = in.data + (first + image) * in.image_step +
-                        (w.group * channels + p * kFloatWidth) * in.channel_step;
-    float* panel = w.x.data() + p * w.grid.positions * kFloatWidth;
-    for (int64_t row = 0; row < in.rows; ++row)
-      for (int64_t copy = 0; copy < w.plan.copies; ++copy)
-        pack_row(tile, in, from + row * in.row_step, width,
-                 panel + (w.grid.at(row, image, 0) - copy * dilation) * kFloatWidth + copy * channels);
-  });
-}
-
-void pack_target(Work& w, Team& team, const Tile& tile, int64_t first, int64_t count) {
-  const Images& y = w.task.target;
-  const int64_t targets = w.task.group_targets();
-  team.run(w.y_panels * count, [&](int64_t item) {
-    const int64_t p = item / count, image = item % count;
-    const int64_t width = std::min(kFloatWidth, targets - p * kFloatWidth);
-    const float* from = y.data + (first + image) * y.image_step +
-                        (w.group * targets + p * kFloatWidth) * y.channel_step;
-    float* panel = w.y.data() + p * w.y_positions() * kFloatWidth;
-    for (int64_t row = 0; row < y.rows; ++row)
-      pack_row(tile, y, from + row * y.row_step, width,
-               panel + (row * w.grid.images + image) * w.grid.pitch * kFloatWidth);
-  });
-}
-
-// The positions of a piece: evenly spaced, because images lie side by side.
-struct Range {
-  int64_t begin, terms, step;
-};
-
-Range positions_of(const Work& w, int64_t row, int64_t column) {
-  const Grid& g = w.grid;
-  const int64_t rows = row < 0 ? w.task.rows.input : 1;
-  const int64_t begin = g.at(std::max<int64_t>(row, 0), 0, std::max<int64_t>(column, 0));
-  if (column < 0) return {begin, rows * g.images * g.pitch, 1};
-  return {begin, rows * g.images, g.pitch};
-}
-
-void add_shift_product(Work& w, const Tile& tile, int64_t index, int64_t a, int64_t b) {
-  const ShiftProduct& p = w.plan.products[static_cast<size_t>(index)];
-  if (p.symmetric && b < a) return;
-  const Range range = positions_of(w, p.row, p.column);
-  const int64_t shift = p.row_shift * w.task.rows.dilation * w.grid.images * w.grid.pitch +
-                        p.column_shift * w.task.columns.dilation;
-  const int64_t rows = std::min(kFloatWidth, w.task.group_channels() - a * kFloatWidth);
-  add_block(tile, rows, range.terms, w.x_panel(a) + range.begin * kFloatWidth,
-            w.x_panel(b) + (range.begin + shift) * kFloatWidth, range.step, w.product(index, a, b));
-}
-
-void add_cross_product(Work& w, const Tile& tile, int64_t index, int64_t m, int64_t b) {
-  const Axis &r = w.task.rows, &c = w.task.columns;
-  const int64_t row = index / w.tap_groups * r.dilation - r.padding;
-  const int64_t column = index % w.tap_groups * w.plan.copies * c.dilation - c.padding;
-  const int64_t rows = std::min(kFloatWidth, w.task.group_targets() - m * kFloatWidth);
-  add_block(tile, rows, w.y_positions(), w.y_panel(m),
-            w.x_panel(b) + w.grid.at(row, 0, column) * kFloatWidth, 1, w.cross(index, m, b));
-}
-
-void multiply(Work& w, Team& team, const Tile& tile) {
-  const int64_t products = static_cast<int64_t>(w.plan.products.size());
-  const int64_t gram_items = products * w.x_panels * w.x_panels;
-  const int64_t cross_items = w.task.rows.kernel * w.tap_groups * w.y_panels * w.x_panels;
-  const int64_t sum_items = static_cast<int64_t>(w.plan.sums.size()) * w.x_panels;
-  team.run(gram_items + cross_items + sum_items, [&](int64_t item) {
-    const int64_t b = item % w.x_panels, rest = item / w.x_panels;
-    if (item < gram_items) return add_shift_product(w, tile, rest / w.x_panels, rest % w.x_panels, b);
-    if (item < gram_items + cross_items) {
-      const int64_t own = rest - products * w.x_panels;
-      return add_cross_product(w, tile, own / w.y_panels, own % w.y_panels, b);
+// Lays out the phases of `images` images.
+void lay_out(ShiftWork& w, int64_t images) {
+  int64_t start = 0;
+  w.grids.clear();
+  for (int64_t r = 0; r < w.plan.rows.phase_count(); ++r)
+    for (int64_t c = 0; c < w.plan.columns.phase_count(); ++c) {
+      w.grids.push_back({start, w.margin, w.plan.rows.length(r), w.plan.columns.length(c), images});
+      start += w.grids.back().positions();
     }
-    const int64_t index = (item - gram_items - cross_items) / w.x_panels;
-    const ShiftSum& sum = w.plan.sums[static_cast<size_t>(index)];
-    const Range range = positions_of(w, sum.row, sum.column);
-    tile.add_sums(range.terms, w.x_panel(b) + range.begin * kFloatWidth, range.step * kFloatWidth,
-                  w.sums.data() + (index * w.x_panels + b) * kFloatWidth, nullptr);
-  });
+  w.target = {0, 0, w.task.rows.output, w.task.columns.output, images};
+  w.x.resize(static_cast<size_t>(w.x_panels * start * kFloatWidth));
+  w.y.resize(static_cast<size_t>(w.y_panels * w.target.positions() * kFloatWidth));
 }
 
-// Sums of blocks are this far apart, so that neighbouring taps do not fall into one cache set.
-constexpr int64_t kBlockStep = kBlockSize + kLanes;
-
-int64_t width_of(int64_t channels, int64_t panel) {
-  return std::min(kFloatWidth, channels - panel * kFloatWidth);
+// Images of one batch, of equal batches. A larger batch touches more new memory, a smaller one adds
+// to the results more often; measured, a byte of the one costs a tenth of an entry of the other.
+int64_t batch_images(const ShiftWork& w) {
+  const GramTask& task = w.task;
+  const double input = static_cast<double>(w.x_panels * task.rows.input * task.columns.input);
+  const double target = static_cast<double>(w.y_panels * task.rows.output * task.columns.output);
+  const double bytes = (input + target) * kFloatWidth * sizeof(float);  // of an image
+  const double images = static_cast<double>(task.input.images);
+  const double entries = static_cast<double>(task.features()) *
+                         static_cast<double>(task.features() + task.group_targets());
+  const double best = std::sqrt(10.0 * images * bytes * entries);
+  const double fitting = std::clamp(best, kLeastBytes, kMostBytes) / std::max(bytes, 1.0);
+  const int64_t batches = static_cast<int64_t>(std::ceil(images / std::max(1.0, std::floor(fitting))));
+  return (task.input.images + batches - 1) / batches;
 }
 
-// out[c][e] = correlation of channel c of panel p at tap a with channel e of panel r at tap b, a <= b,
-// put together from its pieces.
-void combine(Work& w, int64_t a, int64_t b, int64_t p, int64_t r, double* out) {
-  const int64_t channels = w.task.group_channels();
-  const int64_t rows = width_of(channels, p), columns = width_of(channels, r);
-  std::fill(out, out + kBlockSize, 0.0);
-  for (const ShiftUse& use : w.plan.pair_uses[static_cast<size_t>(a * w.task.taps() + b)]) {
-    const double* block = w.product(use.product, p, r) + use.copy * channels;
-    for (int64_t c = 0; c < rows; ++c)
-      for (int64_t e = 0; e < columns; ++e)
-        out[c * kFloatWidth + e] += use.sign * block[c * kFloatWidth + e];
+Runs runs_at(const float* panel, const Grid& grid, int64_t row, int64_t column) {
+  return {panel + grid.at(row, column) * kFloatWidth, kFloatWidth, grid.pitch() * kFloatWidth};
+}
+
+void multiply_pair(ShiftWork& w, const PairBlocks& blocks, int64_t index, bool turned) {
+  const ShiftProduct& product = w.plan.products[static_cast<size_t>(index)];
+  if (turned && product.symmetric) return;
+  const int64_t a = turned ? blocks.r : blocks.p, b = turned ? blocks.p : blocks.r;
+  const Span rows = span_of(w.plan.rows, product.row, 0);
+  const Span columns = span_of(w.plan.columns, product.column, w.margin);
+  const Grid& from = w.grid(product.row.a_phase, product.column.a_phase);
+  const Grid& to = w.grid(product.row.b_phase, product.column.b_phase);
+  double* block = blocks.at(index, turned);
+  std::fill_n(block, kBlockSize, 0.0);
+  add_block(
+      w.tile, width_of(w.task.group_channels(), a), rows.end - rows.begin,
+      (columns.end - columns.begin) * from.images,
+      runs_at(w.x_panel(a), from, rows.begin, columns.begin),
+      runs_at(w.x_panel(b), to, rows.begin + product.row.shift, columns.begin + product.column.shift),
+      block);
+}
+
+// Outputs o for which o + offset is in [-margin, length).
+Span outputs_of(const Axis& axis, int64_t offset, int64_t margin, int64_t length) {
+  const int64_t begin = std::max<int64_t>(0, -offset - margin);
+  return {begin, std::max(begin, std::min(axis.output, length - offset))};
+}
+
+void multiply_cross(ShiftWork& w, int64_t p, int64_t m, int64_t index, double* block) {
+  const AxisPlan& plan = w.plan.columns;
+  const TapPlace& row_tap = w.plan.rows.tap(index / w.plan.column_groups());
+  const int64_t column_group = index % w.plan.column_groups();
+  const int64_t phase = column_group / w.plan.groups_of_phase();
+  const int64_t column_offset =
+      plan.origin(phase) + column_group % w.plan.groups_of_phase() * w.plan.copies * plan.unit;
+  const Grid& from = w.grid(row_tap.phase, phase);
+  const Span rows = outputs_of(w.task.rows, row_tap.offset, 0, from.rows);
+  const Span columns = outputs_of(w.task.columns, column_offset, w.margin, from.columns);
+  std::fill_n(block, kBlockSize, 0.0);
+  add_block(w.tile, width_of(w.task.group_targets(), m), rows.end - rows.begin,
+            (columns.end - columns.begin) * from.images,
+            runs_at(w.y_panel(m), w.target, rows.begin, columns.begin),
+            runs_at(w.x_panel(p), from, rows.begin + row_tap.offset, columns.begin + column_offset),
+            block);
+}
+
+void add_pair(ShiftWork& w, Team& team, Pool<double>& pool, int64_t p, int64_t r) {
+  RawBuffer<double> scratch = pool.take();
+  const PairBlocks blocks{p, r, scratch.data()};
+  const int64_t turns = r > p ? 2 : 1;
+  team.run(static_cast<int64_t>(w.plan.products.size()) * turns,
+           [&](int64_t item) { multiply_pair(w, blocks, item / turns, item % turns); });
+  merge_pair(w, team, blocks);
+  pool.give(std::move(scratch));
+}
+
+void add_cross(ShiftWork& w, Team& team, Pool<double>& pool, int64_t p, int64_t m) {
+  RawBuffer<double> scratch = pool.take();
+  double* blocks = scratch.data();
+  team.run(w.plan.cross_products(),
+           [&](int64_t index) { multiply_cross(w, p, m, index, blocks + index * kBlockSize); });
+  merge_cross(w, blocks, p, m);
+  pool.give(std::move(scratch));
+}
+
+void add_total(ShiftWork& w, int64_t p) {
+  std::vector<double> sums(w.plan.sums.size() * kFloatWidth);
+  for (size_t index = 0; index < w.plan.sums.size(); ++index) {
+    const ShiftProduct& product = w.plan.sums[index];
+    const Span rows = span_of(w.plan.rows, product.row, 0);
+    const Span columns = span_of(w.plan.columns, product.column, w.margin);
+    const Grid& grid = w.grid(product.row.a_phase, product.column.a_phase);
+    for (int64_t v = rows.begin; v < rows.end; ++v)
+      w.tile.add_sums((columns.end - columns.begin) * grid.images,
+                      w.x_panel(p) + grid.at(v, columns.begin) * kFloatWidth, kFloatWidth,
+                      sums.data() + index * kFloatWidth);
   }
+  merge_total(w, sums.data(), p);
 }
 
-// The same for any a and b: only one of (a, b) and (b, a) has products of its own.
-void combine_any(Work& w, int64_t a, int64_t b, int64_t p, int64_t r, double* out) {
-  if (a < b || (a == b && p <= r)) return combine(w, a, b, p, r, out);
-  double turned[kBlockSize];
-  combine(w, b, a, r, p, turned);
-  for (int64_t c = 0; c < kFloatWidth; ++c)
-    for (int64_t e = 0; e < kFloatWidth; ++e) out[c * kFloatWidth + e] = turned[e * kFloatWidth + c];
-}
-
-// Rows of tap a of the channels of panel p, columns of all taps of the channels of panel r.
-void write_gram_block(Work& w, int64_t a, int64_t p, int64_t r, double* gram) {
-  const int64_t taps = w.task.taps(), channels = w.task.group_channels();
-  std::vector<double> blocks(static_cast<size_t>(taps * kBlockStep));
-  for (int64_t b = 0; b < taps; ++b) combine_any(w, a, b, p, r, blocks.data() + b * kBlockStep);
-  for (int64_t c = 0; c < width_of(channels, p); ++c) {
-    double* to = gram + ((p * kFloatWidth + c) * taps + a) * w.task.features() + r * kFloatWidth * taps;
-    const double* from = blocks.data() + c * kFloatWidth;
-    for (int64_t e = 0; e < width_of(channels, r); ++e)
-      for (int64_t b = 0; b < taps; ++b) to[e * taps + b] += from[b * kBlockStep + e];
-  }
-}
-
-void write_cross_row(Work& w, int64_t m, double* row) {
-  const int64_t taps = w.task.taps(), kernel = w.task.columns.kernel;
-  const int64_t channels = w.task.group_channels();
-  for (int64_t a = 0; a < taps; ++a) {
-    const int64_t index = a / kernel * w.tap_groups + a % kernel / w.plan.copies;
-    const int64_t shift = a % kernel % w.plan.copies * channels;
-    for (int64_t p = 0; p < w.x_panels; ++p) {
-      const double* from = w.cross(index, m / kFloatWidth, p) + m % kFloatWidth * kFloatWidth + shift;
-      double* to = row + p * kFloatWidth * taps + a;
-      for (int64_t c = 0; c < width_of(channels, p); ++c) to[c * taps] += from[c];
+// Pairs of panels, and panels with target panels, are units of work. Many units run side by side, each
+// with its blocks in the cache of one core; few run one after another, split over the team.
+void add_products(ShiftWork& w, Team& team) {
+  const size_t blocks =
+      std::max(2 * w.plan.products.size(), static_cast<size_t>(w.plan.cross_products()));
+  Pool<double> pool((blocks + 1) * kBlockSize);  // a copy may be read up to one block beyond the last
+  std::vector<std::pair<int64_t, int64_t>> units;
+  for (int64_t p = 0; p < w.x_panels; ++p)
+    for (int64_t r = p + 1; r < w.x_panels; ++r) units.emplace_back(p, r);
+  for (int64_t p = 0; p < w.x_panels; ++p) units.emplace_back(p, p);  // half the work: last
+  for (int64_t p = 0; p < w.x_panels; ++p)
+    for (int64_t m = 0; m < w.y_panels; ++m) units.emplace_back(p, w.x_panels + m);
+  const auto run = [&](int64_t item, Team& helpers) {
+    const auto [p, r] = units[static_cast<size_t>(item)];
+    if (r < w.x_panels) {
+      add_pair(w, helpers, pool, p, r);
+    } else {
+      add_cross(w, helpers, pool, p, r - w.x_panels);
     }
-  }
-}
-
-void write_results(Work& w, Team& team) {
-  const int64_t taps = w.task.taps(), features = w.task.features(), panels = w.x_panels;
-  const int64_t targets = w.task.group_targets();
-  double* gram = w.task.gram + w.group * features * features;
-  double* total = w.task.total + w.group * features;
-  double* cross = w.task.cross + w.group * targets * features;
-  team.run(panels * taps * panels, [&](int64_t item) {
-    write_gram_block(w, item / panels % taps, item / panels / taps, item % panels, gram);
-  });
-  for (int64_t row = 0; row < features; ++row)
-    for (const ShiftUse& use : w.plan.tap_uses[static_cast<size_t>(row % taps)])
-      total[row] +=
-          use.sign * w.sums[static_cast<size_t>(use.product * panels * kFloatWidth + row / taps)];
-  team.run(targets, [&](int64_t m) { write_cross_row(w, m, cross + m * features); });
+  };
+  const int64_t count = static_cast<int64_t>(units.size());
+  const bool many = count >= kManyUnits;
+  run_tasks(team, count, [&](int64_t) { return !many; }, run);
+  team.run(w.x_panels, [&](int64_t p) { add_total(w, p); });
 }
 
 }  // namespace
 
 void gram_shift(const GramTask& task, const ShiftPlan& plan, int64_t group, Team& team,
                 const Tile& tile) {
-  Work w{task,
-         plan,
-         group,
-         panels_of(task.group_channels()),
-         panels_of(task.group_targets()),
-         (task.columns.kernel + plan.copies - 1) / plan.copies,
-         {},
-         {},
-         {},
-         {},
-         {},
-         {}};
-  const size_t pairs = static_cast<size_t>(w.x_panels * w.x_panels * kBlockSize);
-  w.products.resize(plan.products.size() * pairs);
-  w.crosses.resize(
-      static_cast<size_t>(task.rows.kernel * w.tap_groups * w.y_panels * w.x_panels * kBlockSize));
-  w.sums.resize(plan.sums.size() * static_cast<size_t>(w.x_panels * kFloatWidth));
-  const int64_t batch = batch_images(task, plan);
+  ShiftWork w{.task = task,
+              .plan = plan,
+              .tile = tile,
+              .group = group,
+              .x_panels = panels_of(task.group_channels()),
+              .y_panels = panels_of(task.group_targets()),
+              .margin = (plan.copies - 1) * plan.columns.unit};
+  const int64_t batch = batch_images(w);
   for (int64_t first = 0; first < task.input.images; first += batch) {
     const int64_t count = std::min(batch, task.input.images - first);
-    if (count != w.grid.images) {  // the last batch may be smaller: its zeros lie elsewhere
-      w.grid = make_grid(task, plan, count);
-      w.x.assign(static_cast<size_t>(w.x_panels * w.grid.positions * kFloatWidth), 0.0f);
-      w.y.assign(static_cast<size_t>(w.y_panels * w.y_positions() * kFloatWidth), 0.0f);
-    }
-    pack_input(w, team, tile, first, count);
-    if (task.target.data) pack_target(w, team, tile, first, count);
-    multiply(w, team, tile);
+    if (count != w.target.images) lay_out(w, count);  // the last batch may be smaller
+    pack_images(w, team, first);
+    add_products(w, team);
   }
-  write_results(w, team);
 }
 
 }  // namespace reapx

@@ -109,8 +109,7 @@ class Team {
 // Runs `work(item, team)` once for each item. Items for which `large(item)` holds run one after
 // another with all threads; the others run side by side, each on one thread.
 template <class Large, class Work>
-void run_tasks(int64_t threads, int64_t items, Large large, Work work) {
-  Team team(threads);
+void run_tasks(Team& team, int64_t items, Large large, Work work) {
   std::vector<int64_t> small;
   for (int64_t i = 0; i < items; ++i) {
     if (large(i)) {
@@ -123,6 +122,12 @@ void run_tasks(int64_t threads, int64_t items, Large large, Work work) {
     Team alone(1);
     work(small[static_cast<size_t>(i)], alone);
   });
+}
+
+template <class Large, class Work>
+void run_tasks(int64_t threads, int64_t items, Large large, Work work) {
+  Team team(threads);
+  run_tasks(team, items, large, work);
 }
 
 }  // namespace reapx

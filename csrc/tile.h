@@ -27,14 +27,20 @@ struct UnitPanels {
   int64_t capacity;  // rows a panel has room for
 };
 
+// Rows of a float32 panel that a sum runs over: column j of row k of run r is
+// data[r*run + k*step + j].
+struct Runs {
+  const float* data;
+  int64_t step, run;
+};
+
 struct Tile {
   const char* name;
 
-  // c[i][j] += sum_k a[k*a_stride + i] * b[k*b_stride + j]
+  // c[i][j] += sum over r < runs, k < terms of a(r, k, i) * b(r, k, j)
   // i < rows (0..kTileRows), j < kFloatWidth; c float64 with kFloatWidth columns, added to.
-  // The sum is float32: terms <= kFloatTerms.
-  void (*add_products)(int64_t rows, int64_t terms, const float* a, int64_t a_stride, const float* b,
-                       int64_t b_stride, double* c);
+  // The sum is float32: runs * terms <= kFloatTerms.
+  void (*add_products)(int64_t rows, int64_t runs, int64_t terms, Runs a, Runs b, double* c);
 
   // c[i][j] -= sum_k a[k*a_stride + i] * b[k*kDoubleWidth + j]
   // i < rows (0..kTileRows), j < kDoubleWidth; c float64 with kDoubleWidth columns. c may be rows of
@@ -48,13 +54,22 @@ struct Tile {
   void (*solve_rows)(int64_t rows, const double* t, int64_t k_step, int64_t i_step, double* c,
                      int64_t c_step);
 
-  // sums[j] += sum_k a[k*stride + j]; squares[j] += sum_k a[k*stride + j]^2 unless null.
-  // j < kFloatWidth. Sums of at most kFloatTerms terms in float32, then float64.
-  void (*add_sums)(int64_t terms, const float* a, int64_t stride, double* sums, double* squares);
+  // sums[j] += sum_k a[k*stride + j], j < kFloatWidth. Sums of at most kFloatTerms terms in float32,
+  // then float64.
+  void (*add_sums)(int64_t terms, const float* a, int64_t stride, double* sums);
 
   // to[t*to_stride + j] = from[j*from_stride + t] for t < rows, j < columns (a transposed copy).
   void (*transpose)(int64_t rows, int64_t columns, const float* from, int64_t from_stride, float* to,
                     int64_t to_stride);
+  void (*transpose_doubles)(int64_t rows, int64_t columns, const double* from, int64_t from_stride,
+                            double* to, int64_t to_stride);
+
+  // to[t*to_stride + j] += scale * from[j*from_stride + t] for t < rows, j < columns.
+  void (*add_transposed)(int64_t rows, int64_t columns, double scale, const double* from,
+                         int64_t from_stride, double* to, int64_t to_stride);
+
+  // to[i] += scale * from[i] for i < count.
+  void (*add_scaled)(int64_t count, double scale, const double* from, double* to);
 
   // The next three work on q x q blocks of `units` units (a multiple of kLanes), stored as
   // [q][q][units]; only entries a <= b are read and written.

@@ -8,6 +8,10 @@
 // linkage compiled here for one instruction set could replace its twin compiled for another.
 #include "tile.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace reapx {
 namespace {
 
@@ -46,11 +50,30 @@ inline void store(T* to, Vector<T> value) {
   __builtin_memcpy(to, &value, sizeof value);
 }
 
+// The two halves of a float32 vector in float64. (The generic expression takes six instructions where
+// one does.)
+#if defined(__AVX512DQ__)
+inline Lanes low_half(Vector<float> x) { return _mm512_cvtps_pd(_mm512_castps512_ps256(x)); }
+inline Lanes high_half(Vector<float> x) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)); }
+#elif defined(__AVX2__)
+inline Lanes low_half(Vector<float> x) { return _mm256_cvtps_pd(_mm256_castps256_ps128(x)); }
+inline Lanes high_half(Vector<float> x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)); }
+#else
+inline Lanes low_half(Vector<float> x) {
+  Lanes half;
+  for (int i = 0; i < kStep; ++i) half[i] = static_cast<double>(x[i]);
+  return half;
+}
+inline Lanes high_half(Vector<float> x) {
+  Lanes half;
+  for (int i = 0; i < kStep; ++i) half[i] = static_cast<double>(x[kStep + i]);
+  return half;
+}
+#endif
+
 template <class T, int Rows>
 inline void accumulate(int64_t terms, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
                        Vector<T> (&sum)[Rows][kVectors]) {
-  for (int i = 0; i < Rows; ++i)
-    for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector<T>{};
   for (int64_t k = 0; k < terms; ++k, a += a_stride, b += b_stride) {
     Vector<T> right[kVectors];
     for (int v = 0; v < kVectors; ++v) right[v] = load(b + v * kLength<T>);
@@ -60,18 +83,21 @@ inline void accumulate(int64_t terms, const T* a, int64_t a_stride, const T* b, 
 }
 
 template <int Rows>
-void add_tile(int64_t terms, const float* a, int64_t a_stride, const float* b, int64_t b_stride,
-              double* c) {
+void add_tile(int64_t runs, int64_t terms, Runs a, Runs b, double* c) {
   for (int64_t strip = 0; strip < kStrips; ++strip) {
     const int64_t column = strip * kVectors * kLength<float>;
     Vector<float> sum[Rows][kVectors];
-    accumulate<float, Rows>(terms, a, a_stride, b + column, b_stride, sum);
-    for (int i = 0; i < Rows; ++i) {
-      float row[kVectors * kLength<float>];
-      for (int v = 0; v < kVectors; ++v) store(row + v * kLength<float>, sum[i][v]);
-      double* to = c + i * kFloatWidth + column;
-      for (int64_t j = 0; j < kVectors * kLength<float>; ++j) to[j] += static_cast<double>(row[j]);
-    }
+    for (int i = 0; i < Rows; ++i)
+      for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector<float>{};
+    for (int64_t r = 0; r < runs; ++r)
+      accumulate<float, Rows>(terms, a.data + r * a.run, a.step, b.data + r * b.run + column, b.step,
+                              sum);
+    for (int i = 0; i < Rows; ++i)
+      for (int v = 0; v < kVectors; ++v) {
+        double* to = c + i * kFloatWidth + column + v * kLength<float>;
+        store(to, load(to) + low_half(sum[i][v]));
+        store(to + kStep, load(to + kStep) + high_half(sum[i][v]));
+      }
   }
 }
 
@@ -80,6 +106,8 @@ void subtract_tile(int64_t terms, const double* a, int64_t a_stride, const doubl
   for (int64_t strip = 0; strip < kStrips; ++strip) {
     const int64_t column = strip * kVectors * kLength<double>;
     Vector<double> sum[Rows][kVectors];
+    for (int i = 0; i < Rows; ++i)
+      for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector<double>{};
     accumulate<double, Rows>(terms, a, a_stride, b + column, kDoubleWidth, sum);
     for (int i = 0; i < Rows; ++i)
       for (int v = 0; v < kVectors; ++v) {
@@ -89,13 +117,13 @@ void subtract_tile(int64_t terms, const double* a, int64_t a_stride, const doubl
   }
 }
 
-void add_products(int64_t rows, int64_t terms, const float* a, int64_t a_stride, const float* b,
-                  int64_t b_stride, double* c) {
+void add_products(int64_t rows, int64_t runs, int64_t terms, Runs a, Runs b, double* c) {
   int64_t i = 0;
+  const auto rest = [&] { return Runs{a.data + i, a.step, a.run}; };
   for (; i + TILE_ROWS <= rows; i += TILE_ROWS)
-    add_tile<TILE_ROWS>(terms, a + i, a_stride, b, b_stride, c + i * kFloatWidth);
-  for (; i + 2 <= rows; i += 2) add_tile<2>(terms, a + i, a_stride, b, b_stride, c + i * kFloatWidth);
-  if (i < rows) add_tile<1>(terms, a + i, a_stride, b, b_stride, c + i * kFloatWidth);
+    add_tile<TILE_ROWS>(runs, terms, rest(), b, c + i * kFloatWidth);
+  for (; i + 2 <= rows; i += 2) add_tile<2>(runs, terms, rest(), b, c + i * kFloatWidth);
+  if (i < rows) add_tile<1>(runs, terms, rest(), b, c + i * kFloatWidth);
 }
 
 template <int Rows>
@@ -130,28 +158,22 @@ void solve_rows(int64_t rows, const double* t, int64_t k_step, int64_t i_step, d
   }
 }
 
-void add_sums(int64_t terms, const float* a, int64_t stride, double* sums, double* squares) {
+void add_sums(int64_t terms, const float* a, int64_t stride, double* sums) {
   for (int64_t first = 0; first < terms; first += kFloatTerms) {
     const int64_t last = first + kFloatTerms < terms ? first + kFloatTerms : terms;
-    float sum[kFloatWidth] = {}, square[kFloatWidth] = {};
+    float sum[kFloatWidth] = {};
     for (int64_t k = first; k < last; ++k)
-      for (int64_t j = 0; j < kFloatWidth; ++j) {
-        const float value = a[k * stride + j];
-        sum[j] += value;
-        square[j] += value * value;
-      }
+      for (int64_t j = 0; j < kFloatWidth; ++j) sum[j] += a[k * stride + j];
     for (int64_t j = 0; j < kFloatWidth; ++j) sums[j] += static_cast<double>(sum[j]);
-    if (squares)
-      for (int64_t j = 0; j < kFloatWidth; ++j) squares[j] += static_cast<double>(square[j]);
   }
 }
 
 // Butterflies on a square of registers: at distance h, rows r and r + h swap their off-diagonal
 // halves, so that log2(n) passes transpose n x n.
-template <int H>
-inline void exchange(Vector<float> (&x)[kLength<float>]) {
-  typedef int Mask __attribute__((vector_size(TILE_BYTES)));
-  constexpr int n = kLength<float>;
+template <class T, int H>
+inline void exchange(Vector<T> (&x)[kLength<T>]) {
+  typedef decltype(Vector<T>{} == Vector<T>{}) Mask;
+  constexpr int n = kLength<T>;
   Mask low, high;
   for (int i = 0; i < n; ++i) {
     low[i] = (i & H) ? n + i - H : i;
@@ -159,27 +181,50 @@ inline void exchange(Vector<float> (&x)[kLength<float>]) {
   }
   for (int r = 0; r < n; ++r) {
     if (r & H) continue;
-    const Vector<float> top = x[r], bottom = x[r + H];
+    const Vector<T> top = x[r], bottom = x[r + H];
     x[r] = __builtin_shuffle(top, bottom, low);
     x[r + H] = __builtin_shuffle(top, bottom, high);
   }
-  if constexpr (H > 1) exchange<H / 2>(x);
+  if constexpr (H > 1) exchange<T, H / 2>(x);
 }
 
-void transpose(int64_t rows, int64_t columns, const float* from, int64_t from_stride, float* to,
-               int64_t to_stride) {
-  constexpr int64_t n = kLength<float>;
+// put(to, value) for every element or vector of elements of the transposed matrix.
+template <class T, class Put>
+inline void transpose_into(int64_t rows, int64_t columns, const T* from, int64_t from_stride, T* to,
+                           int64_t to_stride, Put put) {
+  constexpr int64_t n = kLength<T>;
   const int64_t full_rows = rows / n * n, full_columns = columns / n * n;
   for (int64_t j = 0; j < full_columns; j += n)
     for (int64_t t = 0; t < full_rows; t += n) {
-      Vector<float> x[n];
+      Vector<T> x[n];
       for (int64_t i = 0; i < n; ++i) x[i] = load(from + (j + i) * from_stride + t);
-      exchange<n / 2>(x);
-      for (int64_t i = 0; i < n; ++i) store(to + (t + i) * to_stride + j, x[i]);
+      exchange<T, n / 2>(x);
+      for (int64_t i = 0; i < n; ++i) put(to + (t + i) * to_stride + j, x[i]);
     }
   for (int64_t j = 0; j < columns; ++j)
     for (int64_t t = j < full_columns ? full_rows : 0; t < rows; ++t)
-      to[t * to_stride + j] = from[j * from_stride + t];
+      put(to + t * to_stride + j, from[j * from_stride + t]);
+}
+
+template <class T>
+void transpose(int64_t rows, int64_t columns, const T* from, int64_t from_stride, T* to,
+               int64_t to_stride) {
+  transpose_into(rows, columns, from, from_stride, to, to_stride,
+                 [](T* at, auto value) { __builtin_memcpy(at, &value, sizeof value); });
+}
+
+void add_transposed(int64_t rows, int64_t columns, double scale, const double* from,
+                    int64_t from_stride, double* to, int64_t to_stride) {
+  transpose_into(rows, columns, from, from_stride, to, to_stride, [scale](double* at, auto value) {
+    decltype(value) sum;
+    __builtin_memcpy(&sum, at, sizeof sum);
+    sum += scale * value;
+    __builtin_memcpy(at, &sum, sizeof sum);
+  });
+}
+
+void add_scaled(int64_t count, double scale, const double* from, double* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] += scale * from[i];
 }
 
 inline Lanes column(UnitPanels x, int64_t row, int64_t index) {
@@ -278,7 +323,8 @@ void unit_gram(int64_t q, int64_t units, int64_t first, int64_t last, UnitPanels
 }  // namespace
 
 extern const Tile TILE_TABLE;
-const Tile TILE_TABLE = {TILE_NAME, add_products, subtract_products, solve_rows, add_sums,
-                         transpose, unit_scores,  unit_update,       unit_gram};
+const Tile TILE_TABLE = {TILE_NAME,  add_products,     subtract_products, solve_rows,
+                         add_sums,   transpose<float>, transpose<double>, add_transposed,
+                         add_scaled, unit_scores,      unit_update,       unit_gram};
 
 }  // namespace reapx
