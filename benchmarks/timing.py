@@ -82,9 +82,9 @@ def interleaved(calls: Sequence[Callable[[], object]], rounds: int = 7) -> list[
     return [median(own) for own in times]
 
 
-def write(stem: str, rows: list[dict[str, object]], path: Path | None = None) -> None:
-    """Write rows with the machine to ``benchmarks/results/<stem>.json``, or to a path."""
+def write(stem: str, rows: list[dict[str, object]], path: Path | None = None, **more: object) -> None:
+    """Write rows with the machine, and more, to ``benchmarks/results/<stem>.json``, or to a path."""
     target = RESULTS / f"{stem}.json" if path is None else path
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    target.write_text(json.dumps({"machine": machine(), **more, "rows": rows}, indent=1) + "\n")
     print(f"wrote {target.relative_to(ROOT) if target.is_relative_to(ROOT) else target}")

@@ -25,9 +25,9 @@ struct ShiftWork {
   const ShiftPlan& plan;
   const Tile& tile;
   int64_t group, x_panels, y_panels, margin;
-  std::vector<Grid> grids;  // [row phase * column phases + column phase]
+  std::vector<Grid> grids{};  // [row phase * column phases + column phase]
   Grid target{};
-  RawBuffer<float> x, y;
+  RawBuffer<float> x{}, y{};
 
   const Grid& grid(int64_t row, int64_t column) const {
     return grids[static_cast<size_t>(row * plan.columns.phase_count() + column)];

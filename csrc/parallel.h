@@ -1,15 +1,19 @@
-// A team of threads that lives for one kernel call.
+// A team of threads that serves one kernel call.
 //
 // Team::run(items, work) calls work(item) once for each item in [0, items), on any of the threads,
 // in any order, and returns when all are done. An item must write outputs that no other item of the
 // same run reads or writes; then results do not depend on the number of threads. An exception thrown
 // by an item is rethrown by run (the first one, where several throw).
+//
+// Nobody waits for a thread that has not come yet: on a busy machine a helper may be given a core only
+// after milliseconds, and by then the others have done its share.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -19,7 +23,9 @@ class Team {
  public:
   // Threads start at the first run that has a use for them.
   explicit Team(int64_t threads) : threads_(threads) {}
-  ~Team() { dismiss(); }
+  ~Team() {
+    if (crew_) crew_->dismiss();
+  }
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
@@ -28,82 +34,97 @@ class Team {
       for (int64_t i = 0; i < items; ++i) work(i);
       return;
     }
-    start();
-    work_ = &work;
-    items_ = items;
-    error_ = nullptr;
-    failed_.store(false, std::memory_order_relaxed);
-    next_.store(0, std::memory_order_relaxed);
-    busy_.store(static_cast<int64_t>(workers_.size()), std::memory_order_relaxed);
-    round_.fetch_add(1, std::memory_order_release);
-    round_.notify_all();
-    take();
-    wait_while(busy_, [](int64_t busy) { return busy != 0; });
-    if (error_) std::rethrow_exception(error_);
+    if (!crew_) start();
+    crew_->run(items, work);
   }
 
  private:
-  // Rounds follow each other within microseconds: look a little before going to sleep.
-  template <class Waiting>
-  static int64_t wait_while(const std::atomic<int64_t>& value, Waiting waiting) {
-    for (int look = 0; look < 2000; ++look) {
-      const int64_t now = value.load(std::memory_order_acquire);
-      if (!waiting(now)) return now;
-#if defined(__x86_64__)
-      __builtin_ia32_pause();
-#endif
-    }
-    int64_t now = value.load(std::memory_order_acquire);
-    while (waiting(now)) {
-      value.wait(now, std::memory_order_acquire);
-      now = value.load(std::memory_order_acquire);
-    }
-    return now;
-  }
-
-  void take() {
-    try {
-      for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < items_;) (*work_)(i);
-    } catch (...) {
-      if (!failed_.exchange(true)) error_ = std::current_exception();
-      next_.store(items_, std::memory_order_relaxed);
-    }
-  }
-
-  void serve() {
-    int64_t seen = 0;
-    for (;;) {
-      seen = wait_while(round_, [seen](int64_t round) { return round == seen; });
-      if (seen < 0) return;
+  // What the threads share. It lives as long as the last of them: a helper that comes late finds the
+  // crew dismissed, and nobody has to wait for it.
+  class Crew {
+   public:
+    void run(int64_t items, const std::function<void(int64_t)>& work) {
+      work_ = &work;
+      items_ = items;
+      error_ = nullptr;
+      failed_.store(false, std::memory_order_relaxed);
+      next_.store(0, std::memory_order_relaxed);
+      gate_.store(kOpen, std::memory_order_release);
+      round_.fetch_add(1, std::memory_order_release);
+      round_.notify_all();
       take();
-      if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_all();
+      gate_.fetch_and(~kOpen, std::memory_order_acq_rel);
+      wait_while(gate_, [](int64_t inside) { return inside != 0; });
+      if (error_) std::rethrow_exception(error_);
     }
-  }
+
+    void serve() {
+      int64_t seen = 0;
+      for (;;) {
+        seen = wait_while(round_, [seen](int64_t round) { return round == seen; });
+        if (seen < 0) return;
+        if (!enter()) continue;
+        take();
+        if (gate_.fetch_sub(kOne, std::memory_order_acq_rel) == kOne) gate_.notify_all();
+      }
+    }
+
+    void dismiss() {
+      round_.store(-1, std::memory_order_release);
+      round_.notify_all();
+    }
+
+   private:
+    // The gate counts the helpers inside a run, and whether more may enter.
+    static constexpr int64_t kOpen = 1, kOne = 2;
+
+    bool enter() {
+      int64_t gate = gate_.load(std::memory_order_acquire);
+      while (gate & kOpen)
+        if (gate_.compare_exchange_weak(gate, gate + kOne, std::memory_order_acq_rel)) return true;
+      return false;
+    }
+
+    // Rounds follow each other within microseconds: look a little before going to sleep.
+    template <class Waiting>
+    static int64_t wait_while(const std::atomic<int64_t>& value, Waiting waiting) {
+      int64_t now = value.load(std::memory_order_acquire);
+      for (int look = 0; look < 2000 && waiting(now); ++look) {
+#if defined(__x86_64__)
+        __builtin_ia32_pause();
+#endif
+        now = value.load(std::memory_order_acquire);
+      }
+      while (waiting(now)) {
+        value.wait(now, std::memory_order_acquire);
+        now = value.load(std::memory_order_acquire);
+      }
+      return now;
+    }
+
+    void take() {
+      try {
+        for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < items_;) (*work_)(i);
+      } catch (...) {
+        if (!failed_.exchange(true)) error_ = std::current_exception();
+        next_.store(items_, std::memory_order_relaxed);
+      }
+    }
+
+    const std::function<void(int64_t)>* work_ = nullptr;
+    int64_t items_ = 0;
+    std::exception_ptr error_;
+    std::atomic<bool> failed_{false};
+    std::atomic<int64_t> next_{0}, gate_{0}, round_{0};
+  };
 
   void start() {
-    try {
-      while (static_cast<int64_t>(workers_.size()) < threads_ - 1)
-        workers_.emplace_back([this] { serve(); });
-    } catch (...) {
-      dismiss();
-      throw;
-    }
-  }
-
-  void dismiss() {
-    round_.store(-1, std::memory_order_release);
-    round_.notify_all();
-    for (std::thread& worker : workers_) worker.join();
-    workers_.clear();
+    crew_ = std::make_shared<Crew>();
+    for (int64_t i = 1; i < threads_; ++i) std::thread([crew = crew_] { crew->serve(); }).detach();
   }
 
   int64_t threads_;
-  std::vector<std::thread> workers_;
-  const std::function<void(int64_t)>* work_ = nullptr;
-  int64_t items_ = 0;
-  std::exception_ptr error_;
-  std::atomic<bool> failed_{false};
-  std::atomic<int64_t> next_{0}, busy_{0}, round_{0};
+  std::shared_ptr<Crew> crew_;
 };
 
 // Runs `work(item, team)` once for each item. Items for which `large(item)` holds run one after

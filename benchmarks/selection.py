@@ -1,0 +1,43 @@
+"""Selection against the loop that defines it: delete each candidate, refit, keep the best."""
+
+from __future__ import annotations
+
+import time
+
+import problems
+import torch
+from baselines import naive_loop, naive_seconds
+from peak import Peak
+from rows import Row
+from timing import interleaved
+
+SIZES = [64, 128, 512]
+QUICK = [6]
+FULL = 64  # channels up to which the naive loop runs to its end
+
+
+def rows(threads: int, peak: Peak, quick: bool) -> list[Row]:
+    """One row for each number of channels of a 3x3 convolution, half of them removed."""
+    return [_reap(channels, threads, peak, quick) for channels in (QUICK if quick else SIZES)]
+
+
+def _reap(channels: int, threads: int, peak: Peak, quick: bool) -> Row:
+    problem = problems.make(channels, 9, channels)
+    steps = channels // 2
+    (ours,) = interleaved([lambda: problems.select(problem, steps)], 2 if quick else 7)
+    gram = problem.damped
+    full = channels <= FULL
+    if full:
+        start = time.perf_counter()
+        order, errors = naive_loop(gram, problem.weight, problem.columns, steps)
+        naive = time.perf_counter() - start
+        own_order, own_errors = problems.select(problem, steps)
+        gap = float((own_errors - torch.tensor(errors, dtype=torch.float64)).abs().max() / max(errors))
+        if own_order.tolist() != order or gap > 1e-8:
+            raise AssertionError(f"the path differs from the naive loop's (errors by {gap:.1e})")
+        print(f"order as the naive loop's, {channels} channels, errors to {gap:.0e}")
+    else:
+        naive = naive_seconds(gram, problem.weight, problem.columns, steps, points=6 if channels < 256 else 3)
+    share = problems.select_flops(problem, steps) / ours / 1e9 / peak.float64
+    case = f"C = {channels}, k = 3, remove {steps}"
+    return Row("selection", case, threads, ours, "naive loop in torch", naive, share, not full)

@@ -1,0 +1,104 @@
+"""Reconstruction: one large layer against scikit-learn, many kept sets against torch."""
+
+from __future__ import annotations
+
+import problems
+import torch
+from gram import accumulate, sums_for
+from peak import Peak
+from rows import Row
+from sklearn.linear_model import LinearRegression
+from timing import interleaved
+from torch import Tensor
+
+from reapx import _native
+from reapx._native import SolveTask, Window
+
+F64 = torch.float64
+
+
+def rows(threads: int, peak: Peak, quick: bool) -> list[Row]:
+    """A reconstruction from the activations on, and eight cuts of one layer."""
+    samples, features, outputs = (60, 12, 5) if quick else (5120, 2304, 512)
+    return [
+        _one(samples, features, outputs, threads, peak, 1 if quick else 5),
+        _cuts(8 if quick else 128, 9, 8 if quick else 128, threads, peak, 2 if quick else 7),
+    ]
+
+
+def reconstruct(x: Tensor, y: Tensor) -> Tensor:
+    """Ours: least-squares weights (M, D) with an intercept, from float32 activations (N, D) to targets (N, M)."""
+    samples, features = x.shape
+    gram, total = sums_for(features)
+    cross = torch.zeros(1, y.shape[1], features, dtype=F64)
+    target_total = torch.zeros(y.shape[1], dtype=F64)
+    _native.gram_accumulate(
+        x[:, :, None, None],
+        Window(),
+        (1, 1),
+        gram,
+        total,
+        target=y[:, :, None, None],
+        cross=cross,
+        target_total=target_total,
+        target_square=torch.zeros_like(target_total),
+    )
+    mean = total[0] / samples
+    gram[0].addr_(total[0], mean, alpha=-1)
+    cross[0].addr_(target_total, mean, alpha=-1)
+    weight = torch.empty(y.shape[1], features, dtype=F64)
+    (failed,) = _native.batch_solve([SolveTask(gram[0], cross[0], torch.arange(features), 0.0, None, weight)])
+    if failed >= 0:
+        raise AssertionError(f"pivot {failed} failed")
+    return weight
+
+
+def _one(samples: int, features: int, outputs: int, threads: int, peak: Peak, rounds: int) -> Row:
+    x = torch.randn(samples, features)
+    y = x @ torch.randn(features, outputs) + torch.randn(samples, outputs)
+    left, right = x.numpy(), y.numpy()
+    model = LinearRegression()
+    got = reconstruct(x, y)
+    want = torch.from_numpy(model.fit(left, right).coef_).double()
+    gap = float((got - want).norm() / want.norm())
+    if gap > 1e-3:
+        raise AssertionError(f"weights differ from scikit-learn's by {gap:.1e}")
+    ours, theirs = interleaved([lambda: reconstruct(x, y), lambda: model.fit(left, right)], rounds)
+    single = samples * features * (features + 1.0 + 2 * outputs)
+    double = features**3 / 3 + 2.0 * features**2 * outputs
+    share = (single / peak.float32 + double / peak.float64) / 1e9 / ours
+    case = f"{samples} x {features} -> {outputs}"
+    return Row("reconstruction", case, threads, ours, "scikit-learn LinearRegression", theirs, share)
+
+
+def _cuts(units: int, taps: int, outputs: int, threads: int, peak: Peak, rounds: int) -> Row:
+    problem = problems.make(units, taps, outputs)
+    gram, cross = problem.gram, problem.weight @ problem.gram
+    sizes = [units * (i + 1) // 9 for i in range(8)]
+    kept = [problem.columns[torch.randperm(units)[:size]].flatten() for size in sizes]
+    weights = [torch.empty(outputs, len(rows), dtype=F64) for rows in kept]
+
+    def ours() -> None:
+        _native.batch_solve(
+            [
+                SolveTask(gram, cross, rows, problem.ridge, None, weight)
+                for rows, weight in zip(kept, weights, strict=True)
+            ]
+        )
+
+    def theirs() -> list[Tensor]:
+        fits = []
+        for rows in kept:
+            damped = gram[rows][:, rows]
+            damped.diagonal().add_(problem.ridge)
+            fits.append(torch.cholesky_solve(cross[:, rows].T, torch.linalg.cholesky(damped)).T)
+        return fits
+
+    ours()
+    for got, want in zip(weights, theirs(), strict=True):
+        if float((got - want).norm()) > 1e-8 * float(want.norm()):
+            raise AssertionError("weights differ from torch's")
+    own, other = interleaved([ours, theirs], rounds)
+    flops = sum(len(rows) ** 3 / 3 + 2.0 * len(rows) ** 2 * outputs for rows in kept)
+    case = f"8 kept sets of {units} of {taps}, M {outputs}"
+    return Row("refit", case, threads, own, "torch Cholesky", other, flops / own / 1e9 / peak.float64)
