@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -80,7 +81,7 @@ def naive_loop(gram: Tensor, weight: Tensor, columns: Tensor, steps: int) -> tup
         best = min(range(len(alive)), key=errors.__getitem__)
         totals.append(errors[best])
         order.append(alive.pop(best))
-    return order, [after - before for before, after in zip(totals[:-1], totals[1:], strict=True)]
+    return order, [after - before for before, after in itertools.pairwise(totals)]
 
 
 def naive_seconds(gram: Tensor, weight: Tensor, columns: Tensor, steps: int, points: int) -> float:

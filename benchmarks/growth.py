@@ -18,6 +18,9 @@ from reapx import _native
 from reapx._native import Window
 from reapx.report.text import table
 
+Case = Callable[[int], Callable[[], object]]
+"""From a size to what is timed."""
+
 
 @dataclass
 class Series:

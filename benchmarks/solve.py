@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import problems
 import torch
-from gram import accumulate, sums_for
+from gram import sums_for
 from peak import Peak
 from rows import Row
 from sklearn.linear_model import LinearRegression

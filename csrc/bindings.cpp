@@ -49,8 +49,8 @@ Axis axis_of(const std::vector<Pair>& window, int axis, int64_t input, int64_t o
 void bind_gram(py::handle x, const std::vector<Pair>& window, int64_t groups, Pair output,
                py::handle gram, py::handle total, const std::optional<py::tuple>& target,
                const std::optional<py::tuple>& cross, const std::optional<py::tuple>& target_total,
-               const std::optional<py::tuple>& target_square, int64_t threads, const std::string& core,
-               const std::string& form) {
+               const std::optional<py::tuple>& target_square, const std::optional<py::tuple>& positions,
+               int64_t threads, const std::string& core, const std::string& form) {
   if (window.size() != 4) throw std::invalid_argument("window must have four pairs");
   GramTask task{};
   task.input = images_of(Array(x, "x"));
@@ -76,6 +76,17 @@ void bind_gram(py::handle x, const std::vector<Pair>& window, int64_t groups, Pa
     task.cross = Array(*cross, "cross").shaped({groups, outputs / groups, d}).data<double>();
     task.target_total = Array(*target_total, "target_total").shaped({outputs}).data<double>();
     task.target_square = Array(*target_square, "target_square").shaped({outputs}).data<double>();
+  }
+  if (positions) {
+    const Array given(*positions, "positions");
+    const int64_t count = task.input.images, all = output.first * output.second;
+    task.per_image = given.axes(2).size(1);
+    task.positions = given.shaped({count, task.per_image}).data<int64_t>();
+    for (int64_t s = 0; s < count * task.per_image; ++s)
+      if (task.positions[s] < 0 || task.positions[s] >= all)
+        given.fail("holds " + std::to_string(task.positions[s]) + ", which is not in 0.." +
+                   std::to_string(all - 1));
+    if (count * task.per_image == 0) return;
   }
   if (form != "" && form != "rows" && form != "shift")
     throw std::invalid_argument("form: '" + form + "' is not one of rows, shift");
@@ -210,8 +221,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("cores", &reapx::tile_names);
   m.def("gram_accumulate", &reapx::bind_gram, py::arg("x"), py::arg("window"), py::arg("groups"),
         py::arg("output_size"), py::arg("gram"), py::arg("total"), py::arg("target"), py::arg("cross"),
-        py::arg("target_total"), py::arg("target_square"), py::arg("threads"), py::arg("core"),
-        py::arg("form"));
+        py::arg("target_total"), py::arg("target_square"), py::arg("positions"), py::arg("threads"),
+        py::arg("core"), py::arg("form"));
   m.def("basis_compute", &reapx::bind_basis, py::arg("grams"), py::arg("ridges"), py::arg("bases"),
         py::arg("threads"), py::arg("core"));
   m.def("path_eliminate", &reapx::bind_path, py::arg("tasks"), py::arg("threads"), py::arg("core"));

@@ -74,8 +74,24 @@ void add_channel_sums(const GramTask& task, int64_t m, int64_t count) {
   }
 }
 
+void add_sampled_sums(const GramTask& task, int64_t m) {
+  const Images& y = task.target;
+  for (int64_t s = 0; s < task.samples(); ++s) {
+    const int64_t position = task.positions[s];
+    const double value =
+        y.data[s / task.per_image * y.image_step + m * y.channel_step +
+               position / y.columns * y.row_step + position % y.columns * y.column_step];
+    task.target_total[m] += value;
+    task.target_square[m] += value * value;
+  }
+}
+
 void add_target_sums(const GramTask& task, Team& team) {
   const int64_t channels = task.target.channels;
+  if (task.positions) {
+    team.run(channels, [&](int64_t m) { add_sampled_sums(task, m); });
+    return;
+  }
   if (task.target.column_step == 1) {
     team.run(channels, [&](int64_t m) { add_plane_sums(task, m); });
     return;
@@ -94,7 +110,7 @@ void gram_accumulate(const GramTask& task, const char* form, int64_t threads, co
   if (task.target.data) add_target_sums(task, team);
   if (task.features() == 0) return;
   const ShiftPlan plan(task);
-  const bool shift = plan.possible && std::strcmp(form, "rows") != 0 &&
+  const bool shift = plan.possible && !task.positions && std::strcmp(form, "rows") != 0 &&
                      (std::strcmp(form, "shift") == 0 || shift_cost(task, plan) < rows_cost(task));
   const auto add_group = [&](int64_t group, Team& helpers) {
     if (shift) {

@@ -32,18 +32,25 @@ struct Axis {
 // total (groups, D); cross (groups, targets / groups, D); target_total, target_square (targets,):
 // float64, row-major. All are added to and overlap nothing. The last three are not used when
 // target.data is null. Sums of at most kFloatTerms products in float32, added up in float64.
+//
+// With `positions`, only those: row s of X and Y is output position positions[s] = row * columns.output
+// + column of image s / per_image.
 struct GramTask {
   Images input;
   Images target;  // data null, or (images, targets, rows.output, columns.output)
   Axis rows, columns;
   int64_t groups;
   double *gram, *total, *cross, *target_total, *target_square;
+  const int64_t* positions;  // (images, per_image) int64, or null for all
+  int64_t per_image;
 
   int64_t group_channels() const { return input.channels / groups; }
   int64_t group_targets() const { return target.data ? target.channels / groups : 0; }
   int64_t taps() const { return rows.kernel * columns.kernel; }
   int64_t features() const { return group_channels() * taps(); }
-  int64_t samples() const { return input.images * rows.output * columns.output; }
+  int64_t samples() const {
+    return input.images * (positions ? per_image : rows.output * columns.output);
+  }
 };
 
 // The sums above. The patch matrix is never built: the kernel holds a few thousand rows of it, or,

@@ -16,6 +16,8 @@ struct Patches {
   Images images;
   Axis rows, columns;
   int64_t first_channel, count;  // count: columns of the matrix
+  const int64_t* positions;      // as in GramTask
+  int64_t per_image;
 };
 
 // A strip of one output row: values of one tap column for outputs from .. from+length-1.
@@ -64,6 +66,27 @@ void pack_patches(const Tile& tile, const Patches& x, int64_t panel, int64_t fir
   tile.transpose(count, width, scratch, kFloatTerms, to, kFloatWidth);
 }
 
+// The same where each row has an image and a position of its own.
+void pack_sampled(const Patches& x, int64_t panel, int64_t first, int64_t count, float* to) {
+  const int64_t width = width_of(x.count, panel), taps = x.rows.kernel * x.columns.kernel;
+  const Images& in = x.images;
+  for (int64_t t = 0; t < count; ++t) {
+    const int64_t position = x.positions[first + t];
+    const float* image = in.data + (first + t) / x.per_image * in.image_step;
+    const int64_t top = position / x.columns.output * x.rows.stride - x.rows.padding;
+    const int64_t left = position % x.columns.output * x.columns.stride - x.columns.padding;
+    for (int64_t j = 0; j < width; ++j) {
+      const int64_t column = panel * kFloatWidth + j, tap = column % taps;
+      const int64_t r = top + tap / x.columns.kernel * x.rows.dilation;
+      const int64_t c = left + tap % x.columns.kernel * x.columns.dilation;
+      const bool inside = r >= 0 && r < x.rows.input && c >= 0 && c < x.columns.input;
+      to[t * kFloatWidth + j] = inside ? image[(x.first_channel + column / taps) * in.channel_step +
+                                               r * in.row_step + c * in.column_step]
+                                       : 0.0f;
+    }
+  }
+}
+
 // A linear layer's rows lie as they are needed.
 void pack_vectors(const Patches& x, int64_t panel, int64_t first, int64_t count, float* to) {
   const int64_t width = width_of(x.count, panel);
@@ -76,7 +99,9 @@ void pack_vectors(const Patches& x, int64_t panel, int64_t first, int64_t count,
 void pack(const Tile& tile, const Patches& x, int64_t panel, int64_t first, int64_t count, float* to) {
   const bool vectors = x.rows.kernel * x.columns.kernel == 1 && x.images.channel_step == 1 &&
                        x.rows.output * x.columns.output == 1 && x.images.rows * x.images.columns == 1;
-  if (vectors) {
+  if (x.positions) {
+    pack_sampled(x, panel, first, count, to);
+  } else if (vectors) {
     pack_vectors(x, panel, first, count, to);
   } else {
     pack_patches(tile, x, panel, first, count, to);
@@ -96,9 +121,15 @@ struct Operands {
 
 Operands prepare(const GramTask& task, int64_t group) {
   Operands o{};
-  o.x = {task.input, task.rows, task.columns, group * task.group_channels(), task.features()};
-  o.y = {task.target, single(task.rows.output), single(task.columns.output),
-         group * task.group_targets(), task.group_targets()};
+  o.x = {task.input,      task.rows,      task.columns,  group * task.group_channels(),
+         task.features(), task.positions, task.per_image};
+  o.y = {task.target,
+         single(task.rows.output),
+         single(task.columns.output),
+         group * task.group_targets(),
+         task.group_targets(),
+         task.positions,
+         task.per_image};
   o.x_panels = panels_of(o.x.count);
   o.y_panels = panels_of(o.y.count);
   const int64_t row_bytes = (o.x_panels + o.y_panels) * kFloatWidth * int64_t{sizeof(float)};

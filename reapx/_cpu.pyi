@@ -17,6 +17,7 @@ def gram_accumulate(
     cross: Array | None,
     target_total: Array | None,
     target_square: Array | None,
+    positions: Array | None,
     threads: int,
     core: str,
     form: str,

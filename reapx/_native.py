@@ -132,6 +132,7 @@ def gram_accumulate(
     cross: Tensor | None = None,
     target_total: Tensor | None = None,
     target_square: Tensor | None = None,
+    positions: Tensor | None = None,
     core: str = "",
     form: str = "",
 ) -> None:
@@ -156,8 +157,10 @@ def gram_accumulate(
         cross: (groups, M / groups, D) float64, added to.
         target_total: (M,) float64, added to.
         target_square: (M,) float64, added to.
+        positions: (B, n) int64 output positions, ``row * Wo + column``, of each image: then only these are
+            rows of X and Y, as often as they are named. None for all.
         core: see the module.
-        form: "rows" or "shift" forces one way of computing the sums; "" takes the faster.
+        form: "rows" or "shift" forces one way of computing the sums, where it can be used; "" takes the faster.
 
     Raises:
         BackendError: there are no kernels for the tensors' device.
@@ -171,7 +174,7 @@ def gram_accumulate(
         "target_square": target_square,
     }
     inputs = {"x": x, "target": target}
-    module = _module(_device([*inputs.items(), *outputs.items()]))
+    module = _module(_device([*inputs.items(), *outputs.items(), ("positions", positions)]))
     passed = {name: _passed(name, t) for name, t in outputs.items()}
     images = {name: _passed(name, t, images=True) for name, t in inputs.items()}
     module.gram_accumulate(
@@ -185,6 +188,7 @@ def gram_accumulate(
         passed["cross"],
         passed["target_total"],
         passed["target_square"],
+        _passed("positions", positions),
         torch.get_num_threads(),
         core,
         form,

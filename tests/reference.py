@@ -38,13 +38,22 @@ def grouped_rows(y: Tensor, groups: int) -> Tensor:
 
 
 def gram_accumulate(
-    x: Tensor, window: Window, output_size: tuple[int, int], target: Tensor | None = None
+    x: Tensor,
+    window: Window,
+    output_size: tuple[int, int],
+    target: Tensor | None = None,
+    positions: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The sums that the kernel adds, by the names of its arguments."""
     rows = patches(x, window, output_size)
+    size = output_size[0] * output_size[1]
+    if positions is not None:
+        chosen = (positions + size * torch.arange(len(x))[:, None]).flatten()
+        rows = rows[:, chosen]
     sums = {"gram": rows.mT @ rows, "total": rows.sum(1)}
     if target is not None:
         y = grouped_rows(target, window.groups)
+        y = y if positions is None else y[:, chosen]
         sums["cross"] = y.mT @ rows
         sums["target_total"] = y.sum(1).flatten()
         sums["target_square"] = y.square().sum(1).flatten()

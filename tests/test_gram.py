@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import reference
@@ -29,7 +30,7 @@ def run(
     size: tuple[int, int],
     target: Tensor | None = None,
     start: float = 0.0,
-    **options: str,
+    **options: Any,
 ) -> dict[str, Tensor]:
     groups = window.groups
     d = x.shape[1] // groups * window.kernel[0] * window.kernel[1]
@@ -48,10 +49,10 @@ def whole(*shape: int) -> Tensor:
     return torch.randint(-15, 16, shape).float()
 
 
-def check(x: Tensor, window: Window, size: tuple[int, int], target: Tensor | None = None, **options: str) -> None:
+def check(x: Tensor, window: Window, size: tuple[int, int], target: Tensor | None = None, **options: Any) -> None:
     start = 2.0
     got = run(x, window, size, target, start, **options)
-    want = reference.gram_accumulate(x, window, size, target)
+    want = reference.gram_accumulate(x, window, size, target, options.get("positions"))
     for name, value in got.items():
         assert torch.equal(value - start, want[name]), name
 
@@ -68,6 +69,8 @@ WINDOWS = [
     Window((7, 7), stride=(2, 2), padding=(3, 3)),
     Window((5, 5), padding=(2, 2)),
     Window((1, 1), stride=(2, 2)),
+    Window((3, 3), stride=(2, 2), padding=(2, 2), dilation=(2, 2)),
+    Window((4, 3), stride=(3, 2), padding=(2, 1), dilation=(2, 3)),
 ]
 
 
@@ -115,6 +118,27 @@ def test_output_sizes_other_than_the_natural_one(form: str) -> None:
 def test_linear(rows: int, features: int) -> None:
     x, y = whole(rows, features, 1, 1), whole(rows, 10, 1, 1)
     check(x, Window(), (1, 1), y)
+
+
+@pytest.mark.parametrize("window", [*WINDOWS, Window((3, 3), padding=(1, 1), groups=2)], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("count", [0, 1, 7, 300])
+def test_chosen_positions(window: Window, layout: torch.memory_format, count: int) -> None:
+    """Other positions in each image, some of them several times."""
+    x = whole(3, 34, 9, 12).to(memory_format=layout)
+    size = (natural_size(9, window, 0), natural_size(12, window, 1))
+    y = whole(3, 6, *size).to(memory_format=layout)
+    positions = torch.randint(size[0] * size[1], (3, count))
+    check(x, window, size, y, positions=positions)
+    check(x, window, size, positions=positions)
+
+
+def test_positions_outside_the_map_are_refused() -> None:
+    for bad in (-1, 20):
+        with pytest.raises(ValueError, match=f"positions holds {bad}, which is not in 0..19"):
+            run(whole(2, 3, 4, 5), Window(), (4, 5), positions=torch.tensor([[1], [bad]]))
+    with pytest.raises(ValueError, match=r"positions must have shape \(2, 1\), not \(3, 1\)"):
+        run(whole(2, 3, 4, 5), Window(), (4, 5), positions=torch.zeros(3, 1, dtype=torch.int64))
 
 
 def test_more_images_than_a_batch_of_the_kernel() -> None:
