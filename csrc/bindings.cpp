@@ -2,14 +2,17 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "array.h"
 #include "basis.h"
 #include "gram.h"
+#include "pairs.h"
 #include "path.h"
 #include "solve.h"
 #include "tile.h"
+#include "zeros.h"
 
 namespace py = pybind11;
 
@@ -213,6 +216,80 @@ std::vector<int64_t> bind_solve(const std::vector<py::tuple>& given, int64_t thr
   return failed;
 }
 
+// (gram, weight, columns, scale, gains)
+PairConsumer pair_consumer_of(const py::tuple& given, const std::string& place, int64_t units,
+                              int64_t steps) {
+  if (given.size() != 5) throw std::invalid_argument(place + " must have five fields");
+  const Array gram(given[0], place + ".gram"), weight(given[1], place + ".weight");
+  const Array columns(given[2], place + ".columns");
+  PairConsumer c{};
+  c.features = gram.axes(2).size(0);
+  c.outputs = weight.axes(2).size(0);
+  c.taps = columns.axes(2).size(1);
+  c.gram = gram.shaped({c.features, c.features}).data<double>();
+  c.weight = weight.shaped({c.outputs, c.features}).data<double>();
+  c.columns = columns.shaped({units, c.taps}).data<int64_t>();
+  check_distinct(columns, c.columns, units * c.taps, c.features);
+  c.scale = given[3].cast<double>();
+  if (!(c.scale >= 0)) throw std::invalid_argument(place + ".scale must not be negative");
+  c.gains = Array(given[4], place + ".gains").shaped({steps}).data<double>();
+  return c;
+}
+
+// (consumers, table or None, removed, partner, errors)
+PairTask pairs_of(const py::tuple& given, const std::string& place) {
+  if (given.size() != 5) throw std::invalid_argument(place + " must have five fields");
+  const auto consumers = given[0].cast<std::vector<py::tuple>>();
+  if (consumers.empty()) throw std::invalid_argument(place + " must have a consumer");
+  const Array removed(given[2], place + ".removed");
+  PairTask task{};
+  task.steps = removed.axes(1).size(0);
+  task.units = Array(consumers[0][2], place + ".consumers[0].columns").axes(2).size(0);
+  if (task.steps > std::max<int64_t>(task.units - 1, 0))
+    removed.fail("has " + std::to_string(task.steps) + " steps for " + std::to_string(task.units) +
+                 " units, one of which must stay");
+  for (size_t j = 0; j < consumers.size(); ++j)
+    task.consumers.push_back(pair_consumer_of(
+        consumers[j], place + ".consumers[" + std::to_string(j) + "]", task.units, task.steps));
+  if (!given[1].is_none())
+    task.table = Array(given[1], place + ".table").shaped({task.units, task.units}).data<double>();
+  task.removed = removed.data<int64_t>();
+  task.partner = Array(given[3], place + ".partner").shaped({task.steps}).data<int64_t>();
+  task.errors = Array(given[4], place + ".errors").shaped({task.steps}).data<double>();
+  return task;
+}
+
+void bind_pairs(const std::vector<py::tuple>& given, int64_t threads, const std::string& core) {
+  std::vector<PairTask> tasks;
+  for (size_t i = 0; i < given.size(); ++i)
+    tasks.push_back(pairs_of(given[i], "tasks[" + std::to_string(i) + "]"));
+  const Tile& tile = tile_pick(core);
+  check_threads(threads);
+  py::gil_scoped_release release;
+  pair_scan(tasks, threads, tile);
+}
+
+// Each list holds one array for each weight (outputs, inputs, taps).
+void bind_zeros(const std::vector<py::tuple>& weights, const std::vector<py::tuple>& rows,
+                const std::vector<py::tuple>& columns, int64_t threads, const std::string& core) {
+  if (rows.size() != weights.size() || columns.size() != weights.size())
+    throw std::invalid_argument("weights, rows and columns must be of one length");
+  std::vector<ZeroTask> tasks;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const std::string place = "[" + std::to_string(i) + "]";
+    const Array weight(weights[i], "weights" + place);
+    const int64_t outputs = weight.axes(3).size(0), inputs = weight.size(1);
+    tasks.push_back({weight.data<float>(),
+                     Array(rows[i], "rows" + place).shaped({outputs}).data<float>(),
+                     Array(columns[i], "columns" + place).shaped({inputs}).data<float>(), outputs,
+                     inputs, weight.size(2)});
+  }
+  const Tile& tile = tile_pick(core);
+  check_threads(threads);
+  py::gil_scoped_release release;
+  zero_scan(tasks, threads, tile);
+}
+
 }  // namespace
 }  // namespace reapx
 
@@ -227,4 +304,7 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("threads"), py::arg("core"));
   m.def("path_eliminate", &reapx::bind_path, py::arg("tasks"), py::arg("threads"), py::arg("core"));
   m.def("batch_solve", &reapx::bind_solve, py::arg("tasks"), py::arg("threads"), py::arg("core"));
+  m.def("pair_scan", &reapx::bind_pairs, py::arg("tasks"), py::arg("threads"), py::arg("core"));
+  m.def("zero_scan", &reapx::bind_zeros, py::arg("weights"), py::arg("rows"), py::arg("columns"),
+        py::arg("threads"), py::arg("core"));
 }

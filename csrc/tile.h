@@ -87,6 +87,24 @@ struct Tile {
   // A_u = W_u^T W_u over rows 0 .. rows-1 of W, for units first <= u < last.
   void (*unit_gram)(int64_t q, int64_t units, int64_t first, int64_t last, UnitPanels w, int64_t rows,
                     double* a);
+
+  // inner[u] = sum_b sum_a product[a*q + b] * rows[a][u*q + b] and norms[u] = the same over blocks,
+  // for u < units, a < q, b < q. A unit's sums are the same wherever it stands, and norms with the
+  // same numbers are the same as inner. work: q*(q+2)*kLanes doubles.
+  void (*pair_products)(int64_t q, int64_t units, const double* const* rows,
+                        const double* const* blocks, const double* product, double* inner,
+                        double* norms, double* work);
+
+  // sums[u] += scale * max(0, own - gain * inner[u]), gain = inner[u] / norms[u], or 0 where that
+  // norm is not positive. What is not finite makes the sum +inf.
+  void (*add_pair_errors)(int64_t units, double own, double scale, const double* inner,
+                          const double* norms, double* sums);
+
+  // row_max[i] = max(row_max[i], max_j |from[i*stride + j]|), column_max[j] the same over i, for
+  // i < rows, j < columns. What is compared are bit patterns without the sign: a NaN wins. The
+  // maxima must not be negative before.
+  void (*max_magnitudes)(int64_t rows, int64_t columns, const float* from, int64_t stride,
+                         float* row_max, float* column_max);
 };
 
 // Names of the cores this machine can run, best first.

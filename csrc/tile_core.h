@@ -7,10 +7,8 @@
 // Everything is in an unnamed namespace and no standard template is used: a function with external
 // linkage compiled here for one instruction set could replace its twin compiled for another.
 #include "tile.h"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "tile_scans.h"
+#include "tile_vector.h"
 
 namespace reapx {
 namespace {
@@ -19,57 +17,6 @@ constexpr int kVectors = 2;  // vectors side by side in the register tile
 constexpr int64_t kRowBytes = 128;
 constexpr int64_t kStrips = kRowBytes / (kVectors * TILE_BYTES);
 static_assert(kFloatWidth * sizeof(float) == kRowBytes && kDoubleWidth * sizeof(double) == kRowBytes);
-
-template <class T>
-struct VectorOf;
-template <>
-struct VectorOf<float> {
-  typedef float type __attribute__((vector_size(TILE_BYTES)));
-};
-template <>
-struct VectorOf<double> {
-  typedef double type __attribute__((vector_size(TILE_BYTES)));
-};
-template <class T>
-using Vector = typename VectorOf<T>::type;
-template <class T>
-constexpr int64_t kLength = TILE_BYTES / sizeof(T);
-using Lanes = Vector<double>;
-constexpr int64_t kStep = kLength<double>;
-static_assert(kLanes % kStep == 0);
-
-template <class T>
-inline Vector<T> load(const T* from) {
-  Vector<T> value;
-  __builtin_memcpy(&value, from, sizeof value);
-  return value;
-}
-
-template <class T>
-inline void store(T* to, Vector<T> value) {
-  __builtin_memcpy(to, &value, sizeof value);
-}
-
-// The two halves of a float32 vector in float64. (The generic expression takes six instructions where
-// one does.)
-#if defined(__AVX512DQ__)
-inline Lanes low_half(Vector<float> x) { return _mm512_cvtps_pd(_mm512_castps512_ps256(x)); }
-inline Lanes high_half(Vector<float> x) { return _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1)); }
-#elif defined(__AVX2__)
-inline Lanes low_half(Vector<float> x) { return _mm256_cvtps_pd(_mm256_castps256_ps128(x)); }
-inline Lanes high_half(Vector<float> x) { return _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)); }
-#else
-inline Lanes low_half(Vector<float> x) {
-  Lanes half;
-  for (int i = 0; i < kStep; ++i) half[i] = static_cast<double>(x[i]);
-  return half;
-}
-inline Lanes high_half(Vector<float> x) {
-  Lanes half;
-  for (int i = 0; i < kStep; ++i) half[i] = static_cast<double>(x[kStep + i]);
-  return half;
-}
-#endif
 
 template <class T, int Rows>
 inline void accumulate(int64_t terms, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
@@ -323,8 +270,9 @@ void unit_gram(int64_t q, int64_t units, int64_t first, int64_t last, UnitPanels
 }  // namespace
 
 extern const Tile TILE_TABLE;
-const Tile TILE_TABLE = {TILE_NAME,  add_products,     subtract_products, solve_rows,
-                         add_sums,   transpose<float>, transpose<double>, add_transposed,
-                         add_scaled, unit_scores,      unit_update,       unit_gram};
+const Tile TILE_TABLE = {TILE_NAME,     add_products,     subtract_products, solve_rows,
+                         add_sums,      transpose<float>, transpose<double>, add_transposed,
+                         add_scaled,    unit_scores,      unit_update,       unit_gram,
+                         pair_products, add_pair_errors,  max_magnitudes};
 
 }  // namespace reapx

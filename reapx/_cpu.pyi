@@ -4,6 +4,8 @@ Array = tuple[int, str, tuple[int, ...]] | tuple[int, str, tuple[int, ...], tupl
 Consumer = tuple[Array, Array, Array, float, Array, Array]
 PathTask = tuple[Sequence[Consumer], Array, Array, Array, Array]
 SolveTask = tuple[Array, Array, Array, float, Array | None, Array]
+PairConsumer = tuple[Array, Array, Array, float, Array]
+PairTask = tuple[Sequence[PairConsumer], Array | None, Array, Array, Array]
 
 def cores() -> list[str]: ...
 def gram_accumulate(
@@ -31,3 +33,11 @@ def basis_compute(
 ) -> list[int]: ...
 def path_eliminate(tasks: Sequence[PathTask], threads: int, core: str) -> None: ...
 def batch_solve(tasks: Sequence[SolveTask], threads: int, core: str) -> list[int]: ...
+def pair_scan(tasks: Sequence[PairTask], threads: int, core: str) -> None: ...
+def zero_scan(
+    weights: Sequence[Array],
+    rows: Sequence[Array],
+    columns: Sequence[Array],
+    threads: int,
+    core: str,
+) -> None: ...

@@ -11,20 +11,24 @@ the best one. ``torch.get_num_threads()`` threads are used; results do not depen
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from reapx._tasks import PairConsumer, PairTask, PathConsumer, PathTask, SolveTask, Window
 from reapx.errors import BackendError
 
 if TYPE_CHECKING:
-    from reapx._cpu import Array, Consumer
+    from reapx._cpu import Array
 
 __all__ = [
+    "PairConsumer",
+    "PairTask",
     "PathConsumer",
     "PathTask",
     "SolveTask",
@@ -33,86 +37,10 @@ __all__ = [
     "batch_solve",
     "cores",
     "gram_accumulate",
+    "pair_scan",
     "path_eliminate",
+    "zero_scan",
 ]
-
-
-@dataclass(frozen=True)
-class Window:
-    """How a convolution reads its input; every pair is (rows, columns).
-
-    ``padding`` counts the zeros before the first row and column. Zeros after the last ones follow
-    from the output size, so they may differ.
-    """
-
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-
-
-@dataclass
-class PathConsumer:
-    """One weight that reads the units of a :class:`PathTask`. D features, M outputs, q taps a unit.
-
-    Args:
-        basis: (D, D) float64, symmetric: the inverse of the (damped) Gram matrix.
-        weight: (M, D) float64: the full weights, refitted, so that the errors below are exact.
-        columns: (U, q) int64, distinct: the columns of each unit. Columns may belong to no unit.
-        scale: this consumer's share in the score.
-        factor: (T * q, D) float64, overwritten: Lᵀ. Weights after t steps are
-            ``weight - residual[: t * q].T @ factor[: t * q]``.
-        residual: (T * q, M) float64, overwritten: V.
-    """
-
-    basis: Tensor
-    weight: Tensor
-    columns: Tensor
-    scale: float
-    factor: Tensor
-    residual: Tensor
-
-
-@dataclass
-class PathTask:
-    """U units that leave one by one, T of them, from all consumers at once.
-
-    Args:
-        consumers: at least one; all with the same U, each with its own q.
-        forced: (F,) int64: units that leave first, in this order.
-        order: (T,) int64, overwritten: the unit that left at each step.
-        errors: (T,) float64, overwritten: by how much the scaled error grew at each step.
-        status: (1,) int64, overwritten: -1, or the step whose pivot block was not positive
-            definite; outputs from that step on are zero.
-    """
-
-    consumers: list[PathConsumer]
-    forced: Tensor
-    order: Tensor
-    errors: Tensor
-    status: Tensor
-
-
-@dataclass
-class SolveTask:
-    """Weights on kept features: ``W (G_RR + ridge I) = cross_R + ridge reference_R``.
-
-    Args:
-        gram: (D, D) float64, symmetric.
-        cross: (M, D) float64: YᵀX.
-        kept: (n,) int64, distinct: R.
-        ridge: added to the diagonal.
-        reference: (M, D) float64, what the damping pulls towards; None for zero.
-        weight: (M, n) float64, overwritten.
-    """
-
-    gram: Tensor
-    cross: Tensor
-    kept: Tensor
-    ridge: float
-    reference: Tensor | None
-    weight: Tensor
 
 
 def cores() -> list[str]:
@@ -229,27 +157,7 @@ def path_eliminate(tasks: Sequence[PathTask], *, core: str = "") -> None:
     The cost of unit u, exact for least-squares weights, is ``sum_j scale_j tr(W_u P_uu⁻¹ W_uᵀ)``
     with P and W brought up to date after every step. Ties go to the lowest index.
     """
-    module = _module(_device(_path_tensors(tasks)))
-    passed = []
-    for i, task in enumerate(tasks):
-        place = f"tasks[{i}]"
-        consumers: list[Consumer] = []
-        for j, c in enumerate(task.consumers):
-            at = f"{place}.consumers[{j}]"
-            consumers.append(
-                (
-                    _given(f"{at}.basis", c.basis),
-                    _given(f"{at}.weight", c.weight),
-                    _given(f"{at}.columns", c.columns),
-                    float(c.scale),
-                    _given(f"{at}.factor", c.factor),
-                    _given(f"{at}.residual", c.residual),
-                )
-            )
-        names = ("forced", "order", "errors", "status")
-        rest = [_given(f"{place}.{name}", getattr(task, name)) for name in names]
-        passed.append((consumers, *rest))
-    module.path_eliminate(passed, torch.get_num_threads(), core)
+    _module(_device(_tensors("tasks", tasks))).path_eliminate(_packed("tasks", tasks), torch.get_num_threads(), core)
 
 
 def batch_solve(tasks: Sequence[SolveTask], *, core: str = "") -> list[int]:
@@ -259,27 +167,51 @@ def batch_solve(tasks: Sequence[SolveTask], *, core: str = "") -> list[int]:
         For each task -1, or the first failing pivot, a position in ``kept`` (the test is that of
         :func:`basis_compute`); that weight is then untouched.
     """
-    fields = ("gram", "cross", "kept", "reference", "weight")
-    named = [(f"tasks[{i}].{field}", getattr(task, field)) for i, task in enumerate(tasks) for field in fields]
-    module = _module(_device(named))
-    passed = []
-    for i, task in enumerate(tasks):
-        a = {field: _passed(f"tasks[{i}].{field}", getattr(task, field)) for field in fields}
-        ridge = float(task.ridge)
-        passed.append((a["gram"], a["cross"], a["kept"], ridge, a["reference"], a["weight"]))
-    failed: list[int] = module.batch_solve(passed, torch.get_num_threads(), core)
+    module = _module(_device(_tensors("tasks", tasks)))
+    failed: list[int] = module.batch_solve(_packed("tasks", tasks), torch.get_num_threads(), core)
     return failed
 
 
-def _path_tensors(tasks: Sequence[PathTask]) -> list[tuple[str, Tensor]]:
-    named = []
-    for i, task in enumerate(tasks):
-        for name in ("forced", "order", "errors", "status"):
-            named.append((f"tasks[{i}].{name}", getattr(task, name)))
-        for j, c in enumerate(task.consumers):
-            for name in ("basis", "weight", "columns", "factor", "residual"):
-                named.append((f"tasks[{i}].consumers[{j}].{name}", getattr(c, name)))
-    return named
+def pair_scan(tasks: Sequence[PairTask], *, core: str = "") -> None:
+    """Find what it costs to let one unit emulate another, and merge units greedily; see :class:`PairTask`.
+
+    With W_q (M, taps) the weights on unit q and A_q = W_qᵀ W_q, letting p emulate q costs::
+
+        err(q -> p) = sum_j scale_j max(0, <A_q, G_qq> - a <A_q, G_qp>)   a = <A_q, G_qp> / <A_q, G_pp>
+
+    with a gain ``a`` for each consumer, of any sign (0 where p is dead). Each step takes the cheapest pair of
+    units still there, ties going to the lowest q and then the lowest p, adds ``a W_q`` to W_p and zeroes
+    W_q. An error that is not finite counts as inf.
+    """
+    _module(_device(_tensors("tasks", tasks))).pair_scan(_packed("tasks", tasks), torch.get_num_threads(), core)
+
+
+def zero_scan(weights: Sequence[Tensor], *, core: str = "") -> list[tuple[Tensor, Tensor]]:
+    """Find the largest magnitude in each row and column of all weights, in one pass over them.
+
+    A unit none of whose weights differ from zero has a maximum of zero. NaN is larger than everything.
+
+    Args:
+        weights: (A, B, ...) float32 each, contiguous, such as (outputs, inputs / groups, height, width).
+        core: see the module.
+
+    Returns:
+        For each weight the maxima of its rows (A,) and of its columns (B,), over all other axes; 0 where
+        there is nothing to look at.
+    """
+    named = [(f"weights[{i}]", weight) for i, weight in enumerate(weights)]
+    module = _module(_device(named))
+    passed, rows, columns = [], [], []
+    for name, weight in named:
+        shape = tuple(weight.shape)
+        if len(shape) < 2:
+            raise ValueError(f"{name} must have two axes or more, not shape {shape}")
+        address, dtype = _given(name, weight)[:2]
+        passed.append((address, dtype, (*shape[:2], math.prod(shape[2:]))))
+        rows.append(torch.empty(shape[0], dtype=torch.float32, device=weight.device))
+        columns.append(torch.empty(shape[1], dtype=torch.float32, device=weight.device))
+    module.zero_scan(passed, _packed("rows", rows), _packed("columns", columns), torch.get_num_threads(), core)
+    return list(zip(rows, columns, strict=True))
 
 
 def _device(named: Iterable[tuple[str, Tensor | None]]) -> str:
@@ -313,6 +245,29 @@ def _module(device: str) -> ModuleType:
             "the compiled module reapx._cpu is missing: install reapx with 'pip install .' "
             "instead of importing it from its sources"
         ) from error
+
+
+def _tensors(name: str, given: object) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a task or of a list of them, with their names."""
+    if isinstance(given, Tensor):
+        yield name, given
+    elif is_dataclass(given):
+        for field in fields(given):
+            yield from _tensors(f"{name}.{field.name}", getattr(given, field.name))
+    elif isinstance(given, Sequence):
+        for i, item in enumerate(given):
+            yield from _tensors(f"{name}[{i}]", item)
+
+
+def _packed(name: str, given: object) -> object:
+    """The same as the extension reads it: a tuple of fields for a task, a list for a list."""
+    if isinstance(given, Tensor):
+        return _given(name, given)
+    if is_dataclass(given):
+        return tuple(_packed(f"{name}.{field.name}", getattr(given, field.name)) for field in fields(given))
+    if isinstance(given, Sequence):
+        return [_packed(f"{name}[{i}]", item) for i, item in enumerate(given)]
+    return given
 
 
 def _passed(name: str, tensor: Tensor | None, *, images: bool = False) -> Array | None:

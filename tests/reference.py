@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from reapx._native import Window
 
 F64 = torch.float64
+EPS = torch.finfo(F64).eps
 
 
 def patches(x: Tensor, window: Window, output_size: tuple[int, int]) -> Tensor:
@@ -158,3 +161,53 @@ def eliminate_right_looking(
         w = w - w[:, i] @ update
         p = p - p[:, i] @ update
     return order, errors, w
+
+
+@dataclass
+class Pairs:
+    """What letting p emulate q does to each consumer: (J, U, U), row q and column p.
+
+    ``error_bounds`` and ``gain_bounds`` say how far two computations of them may differ. With M outputs and q
+    taps, <A_q, G> sums (M + q) q products, of magnitudes that add up to at most q |W_q|^2 max(diag G): that
+    times eps and the number of terms is the rounding error of each of the three sums that an error is made of.
+    """
+
+    errors: Tensor
+    gains: Tensor
+    error_bounds: Tensor
+    gain_bounds: Tensor
+
+
+def pair_errors(grams: list[Tensor], weights: list[Tensor], columns: list[Tensor]) -> Pairs:
+    """err(q -> p) and a for all pairs; inf and 0 for what is not finite."""
+    units = len(columns[0])
+    result = Pairs(*(torch.zeros(len(grams), units, units, dtype=F64) for _ in range(4)))
+    for j, (gram, weight, own) in enumerate(zip(grams, weights, columns, strict=True)):
+        taps = own.shape[1]
+        for q in range(units):
+            w = weight[:, own[q]]
+            product = w.T @ w
+            unit = 2 * (len(w) + taps) * taps * EPS * taps * float(w.square().sum() * gram.diagonal().max())
+            for p in range(units):
+                inner = (product * gram[own[q]][:, own[p]]).sum()
+                norm = (product * gram[own[p]][:, own[p]]).sum()
+                gain = 0.0 * norm if norm <= 0 else inner / norm
+                error = (product * gram[own[q]][:, own[q]]).sum() - gain * inner
+                result.errors[j, q, p] = error.clamp(min=0) if error.isfinite() else torch.inf
+                result.gains[j, q, p] = gain if gain.isfinite() else 0.0
+                result.error_bounds[j, q, p] = unit * (1 + gain.abs()) ** 2
+                result.gain_bounds[j, q, p] = unit * (1 + gain.abs()) / norm if norm > 0 else 0.0
+    return result
+
+
+def pair_table(pairs: Pairs, scales: list[float]) -> Tensor:
+    """The total of err(q -> p) over consumers; inf on the diagonal."""
+    table = (pairs.errors * torch.tensor(scales, dtype=F64)[:, None, None]).sum(0)
+    return table.nan_to_num(torch.inf, torch.inf).fill_diagonal_(torch.inf)
+
+
+def unify(weights: list[Tensor], columns: list[Tensor], removed: int, partner: int, gains: list[float]) -> None:
+    """W_p += a W_q, W_q = 0, in place."""
+    for weight, own, gain in zip(weights, columns, gains, strict=True):
+        weight[:, own[partner]] += gain * weight[:, own[removed]]
+        weight[:, own[removed]] = 0.0

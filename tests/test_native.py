@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reapx import _native
-from reapx._native import PathConsumer, PathTask, SolveTask, Window
+from reapx._native import PairConsumer, PairTask, PathConsumer, PathTask, SolveTask, Window
 from reapx.errors import BackendError, ReapxError
 
 F64 = torch.float64
@@ -72,6 +72,31 @@ def solve(**changes: object) -> None:
     _native.batch_solve([SolveTask(**(task | changes))])  # type: ignore[arg-type]
 
 
+def pairs(**changes: object) -> None:
+    consumer: dict[str, object] = {
+        "gram": torch.eye(6, dtype=F64),
+        "weight": zeros(2, 6),
+        "columns": torch.arange(6).reshape(3, 2),
+        "scale": 1.0,
+        "gains": zeros(2),
+    }
+    task: dict[str, object] = {
+        "table": zeros(3, 3),
+        "removed": torch.zeros(2, dtype=torch.int64),
+        "partner": torch.zeros(2, dtype=torch.int64),
+        "errors": zeros(2),
+    }
+    for name, value in changes.items():
+        (consumer if name in consumer else task)[name] = value
+    consumers = [PairConsumer(**consumer)]  # type: ignore[arg-type]
+    _native.pair_scan([PairTask(**({"consumers": consumers} | task))])  # type: ignore[arg-type]
+
+
+def weights(**changes: object) -> None:
+    arguments: dict[str, object] = {"weights": [torch.zeros(2, 3), torch.zeros(4, 2, 3, 3)]}
+    _native.zero_scan(**(arguments | changes))  # type: ignore[arg-type]
+
+
 def integers(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
@@ -119,6 +144,25 @@ REFUSED: list[tuple[Callable[..., None], dict[str, object], str]] = [
     (solve, {"kept": integers(-1, 2)}, "tasks[0].kept holds -1"),
     (solve, {"reference": zeros(1, 4)}, "tasks[0].reference must have shape (2, 4)"),
     (solve, {"weight": zeros(2, 3)}, "tasks[0].weight must have shape (2, 2), not (2, 3)"),
+    (pairs, {"consumers": []}, "tasks[0] must have a consumer"),
+    (pairs, {"gram": zeros(6, 5)}, "tasks[0].consumers[0].gram must have shape (6, 6)"),
+    (pairs, {"gram": torch.zeros(6, 6)}, "gram must be float64, not float32"),
+    (pairs, {"weight": zeros(2, 5)}, "weight must have shape (2, 6), not (2, 5)"),
+    (pairs, {"weight": zeros(6, 2).T}, "tasks[0].consumers[0].weight must be contiguous"),
+    (pairs, {"columns": torch.zeros(3, 2)}, "columns must be int64, not float32"),
+    (pairs, {"columns": integers(0, 1, 2, 3, 4, 6).reshape(3, 2)}, "columns holds 6"),
+    (pairs, {"columns": integers(0, 1, 2, 3, 4, 4).reshape(3, 2)}, "columns holds 4 twice"),
+    (pairs, {"scale": -1.0}, "tasks[0].consumers[0].scale must not be negative"),
+    (pairs, {"gains": zeros(3)}, "gains must have shape (2,), not (3,)"),
+    (pairs, {"table": zeros(3, 2)}, "tasks[0].table must have shape (3, 3), not (3, 2)"),
+    (pairs, {"removed": integers(0, 0, 0)}, "removed has 3 steps for 3 units, one of which must stay"),
+    (pairs, {"removed": zeros(2)}, "tasks[0].removed must be int64, not float64"),
+    (pairs, {"partner": integers(0)}, "tasks[0].partner must have shape (2,), not (1,)"),
+    (pairs, {"errors": zeros(1)}, "tasks[0].errors must have shape (2,), not (1,)"),
+    (weights, {"weights": [torch.zeros(3)]}, "weights[0] must have two axes or more, not shape (3,)"),
+    (weights, {"weights": [torch.zeros(2, 2), zeros(2, 2)]}, "weights[1] must be float32, not float64"),
+    (weights, {"weights": [torch.zeros(3, 2).T]}, "weights[0] must be contiguous; its strides are (1, 2)"),
+    (weights, {"core": "abacus"}, "core: 'abacus' is not one of"),
 ]
 
 
@@ -128,7 +172,7 @@ def test_refused(call: Callable[..., None], changes: dict[str, object], message:
         call(**changes)
 
 
-@pytest.mark.parametrize("call", [gram, basis, path, solve])
+@pytest.mark.parametrize("call", [gram, basis, path, solve, pairs, weights])
 def test_accepted_without_changes(call: Callable[..., None]) -> None:
     call()
 
