@@ -9,7 +9,7 @@ namespace reapx {
 
 namespace {
 
-constexpr int64_t kBufferBytes = 4 << 20;
+constexpr int64_t kBufferBytes = 6 << 20;
 
 // One operand: the patches of `images` under a window, columns first_channel*taps and up.
 struct Patches {
@@ -212,9 +212,9 @@ void gram_rows(const GramTask& task, int64_t group, Team& team, const Tile& tile
   }
   double* gram = task.gram + group * features * features;
   team.run(o.x_panels, [&](int64_t panel) {
-    const int64_t begin = panel * kFloatWidth, end = std::min(begin + kFloatWidth, features);
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t j = 0; j < begin; ++j) gram[i * features + j] = gram[j * features + i];
+    const int64_t begin = panel * kFloatWidth;
+    tile.transpose_doubles(width_of(features, panel), begin, gram + begin, features,
+                           gram + begin * features, features);
   });
 }
 
