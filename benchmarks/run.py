@@ -1,6 +1,6 @@
 """The kernels, each next to what it is measured against, in one run.
 
-    python benchmarks/run.py gram|path|selection|solve|zeros|growth [--quick] [--threads N ...] [--json FILE]
+    python benchmarks/run.py gram|path|selection|solve|pairs|zeros|growth [--quick] [--threads N ...] [--json FILE]
 
 Every benchmark checks its results, then times; the machine's measured peak is printed with it.
 """
@@ -20,7 +20,7 @@ from timing import write
 
 from reapx.report.text import table
 
-WORKS = ["gram", "path", "selection", "solve", "zeros", "growth"]
+WORKS = ["gram", "path", "selection", "solve", "pairs", "zeros", "growth"]
 
 
 def main() -> None:
