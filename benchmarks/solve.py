@@ -43,6 +43,7 @@ def reconstruct(x: Tensor, y: Tensor) -> Tensor:
         target_total=target_total,
         target_square=torch.zeros_like(target_total),
     )
+    _native.gram_mirror(gram)
     mean = total[0] / samples
     gram[0].addr_(total[0], mean, alpha=-1)
     cross[0].addr_(target_total, mean, alpha=-1)

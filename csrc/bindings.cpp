@@ -99,6 +99,16 @@ void bind_gram(py::handle x, const std::vector<Pair>& window, int64_t groups, Pa
   gram_accumulate(task, form.c_str(), threads, tile);
 }
 
+void bind_mirror(py::handle gram, int64_t threads, const std::string& core) {
+  const Array matrices(gram, "gram");
+  const int64_t count = matrices.axes(3).size(0), size = matrices.size(1);
+  double* data = matrices.shaped({count, size, size}).data<double>();
+  const Tile& tile = tile_pick(core);
+  check_threads(threads);
+  py::gil_scoped_release release;
+  gram_mirror(data, count, size, threads, tile);
+}
+
 std::vector<int64_t> bind_basis(const std::vector<py::tuple>& grams, const std::vector<double>& ridges,
                                 const std::vector<py::tuple>& bases, int64_t threads,
                                 const std::string& core) {
@@ -300,6 +310,7 @@ PYBIND11_MODULE(_cpu, m) {
         py::arg("output_size"), py::arg("gram"), py::arg("total"), py::arg("target"), py::arg("cross"),
         py::arg("target_total"), py::arg("target_square"), py::arg("positions"), py::arg("threads"),
         py::arg("core"), py::arg("form"));
+  m.def("gram_mirror", &reapx::bind_mirror, py::arg("gram"), py::arg("threads"), py::arg("core"));
   m.def("basis_compute", &reapx::bind_basis, py::arg("grams"), py::arg("ridges"), py::arg("bases"),
         py::arg("threads"), py::arg("core"));
   m.def("path_eliminate", &reapx::bind_path, py::arg("tasks"), py::arg("threads"), py::arg("core"));

@@ -126,4 +126,19 @@ void gram_accumulate(const GramTask& task, const char* form, int64_t threads, co
   });
 }
 
+void gram_mirror(double* gram, int64_t count, int64_t size, int64_t threads, const Tile& tile) {
+  constexpr int64_t side = 64;
+  const int64_t sides = (size + side - 1) / side;
+  Team team(threads);
+  team.run(count * sides, [&](int64_t item) {
+    double* matrix = gram + item / sides * size * size;
+    const int64_t begin = item % sides * side, rows = std::min(side, size - begin);
+    for (int64_t from = 0; from < begin; from += side)
+      tile.transpose_doubles(rows, side, matrix + from * size + begin, size,
+                             matrix + begin * size + from, size);
+    for (int64_t i = begin; i < begin + rows; ++i)
+      for (int64_t j = begin; j < i; ++j) matrix[i * size + j] = matrix[j * size + i];
+  });
+}
+
 }  // namespace reapx

@@ -28,7 +28,8 @@ struct Axis {
 //   gram[g]  += X_g^T X_g    total[g]        += column sums of X_g
 //   cross[g] += Y_g^T X_g    target_total    += column sums of Y    target_square += those of Y^2
 //
-// gram (groups, D, D): float64, row-major, symmetric on entry, symmetric on return.
+// gram (groups, D, D): float64, row-major. Only its upper triangle (row <= column) has a meaning: after
+// all batches, gram_mirror makes it symmetric.
 // total (groups, D); cross (groups, targets / groups, D); target_total, target_square (targets,):
 // float64, row-major. All are added to and overlap nothing. The last three are not used when
 // target.data is null. Sums of at most kFloatTerms products in float32, added up in float64.
@@ -58,5 +59,9 @@ struct GramTask {
 // `form`: "" picks the faster of "rows" and "shift" (falls back to "rows" where "shift" cannot be
 // used); the two agree to rounding.
 void gram_accumulate(const GramTask& task, const char* form, int64_t threads, const Tile& tile);
+
+// Copies the upper triangle of each of `count` matrices (size, size), float64, row-major, to the lower.
+// Any size may be 0.
+void gram_mirror(double* gram, int64_t count, int64_t size, int64_t threads, const Tile& tile);
 
 }  // namespace reapx

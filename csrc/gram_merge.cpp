@@ -37,8 +37,7 @@ void merge_slice(ShiftWork& w, const PairBlocks& blocks, int64_t first) {
   const int64_t taps = w.task.taps(), channels = w.task.group_channels(), d = w.task.features();
   const int64_t rows = std::min(kSliceRows, width_of(channels, p) - first);
   const int64_t columns = width_of(channels, r);
-  double* gram = w.task.gram + w.group * d * d;
-  double* corner = gram + (p * kFloatWidth + first) * taps * d + r * kFloatWidth * taps;
+  double* corner = w.task.gram + w.group * d * d + (p * kFloatWidth + first) * taps * d + r * kFloatWidth * taps;
   std::vector<double> slices(static_cast<size_t>(taps * kSliceStep));
   for (int64_t a = 0; a < taps; ++a) {
     for (int64_t c = 0; c < rows; ++c)
@@ -49,9 +48,6 @@ void merge_slice(ShiftWork& w, const PairBlocks& blocks, int64_t first) {
       w.tile.add_transposed(columns, taps, 1.0, slices.data() + c * kFloatWidth, kSliceStep,
                             corner + (c * taps + a) * d, taps);
   }
-  if (r == p) return;
-  w.tile.transpose_doubles(columns * taps, rows * taps, corner, d,
-                           gram + r * kFloatWidth * taps * d + (p * kFloatWidth + first) * taps, d);
 }
 
 }  // namespace

@@ -7,62 +7,90 @@ namespace reapx {
 
 namespace {
 
-// Up to kFloatWidth channels of one row of one image, a panel row for each column.
-struct PackedRow {
-  const float* data;
-  int64_t step;
+// Images packed at a time: what they write lies next to each other.
+constexpr int64_t kTogether = 4;
+constexpr int64_t kPrefetch = 16;  // floats of a cache line
+
+// Up to kFloatWidth channels of one row of a few images, a panel row for each column.
+struct PackedRows {
+  const float* data[kTogether];
+  int64_t images, step;
 };
 
-PackedRow pack_row(const Tile& tile, const Images& images, const float* from, int64_t channels,
-                   std::vector<float>& scratch) {
-  if (images.channel_step == 1) return {from, images.column_step};
-  scratch.resize(static_cast<size_t>(images.columns * kFloatWidth));
-  if (images.column_step == 1) {
-    tile.transpose(images.columns, channels, from, images.channel_step, scratch.data(), kFloatWidth);
-  } else {
-    for (int64_t t = 0; t < images.columns; ++t)
-      for (int64_t j = 0; j < channels; ++j)
-        scratch[static_cast<size_t>(t * kFloatWidth + j)] =
-            from[t * images.column_step + j * images.channel_step];
+// Channels `channel` and up of row `row` of the images from `image` on.
+PackedRows pack_rows(const Tile& tile, const Images& in, int64_t image, int64_t images, int64_t channel,
+                     int64_t channels, int64_t row, std::vector<float>& scratch) {
+  PackedRows packed{{}, images, kFloatWidth};
+  scratch.resize(static_cast<size_t>(kTogether * in.columns * kFloatWidth));
+  for (int64_t i = 0; i < images; ++i) {
+    const float* from =
+        in.data + (image + i) * in.image_step + channel * in.channel_step + row * in.row_step;
+    float* to = scratch.data() + i * in.columns * kFloatWidth;
+    packed.data[i] = to;
+    if (in.channel_step == 1) {
+      packed.data[i] = from;
+      packed.step = in.column_step;
+    } else if (in.column_step == 1) {
+      // More streams than the hardware foresees: ask for the next row of each channel.
+      if (row + 1 < in.rows)
+        for (int64_t j = 0; j < channels; ++j)
+          for (int64_t t = 0; t < in.columns; t += kPrefetch)
+            __builtin_prefetch(from + j * in.channel_step + in.row_step + t);
+      tile.transpose(in.columns, channels, from, in.channel_step, to, kFloatWidth);
+    } else {
+      for (int64_t t = 0; t < in.columns; ++t)
+        for (int64_t j = 0; j < channels; ++j)
+          to[t * kFloatWidth + j] = from[t * in.column_step + j * in.channel_step];
+    }
   }
-  return {scratch.data(), kFloatWidth};
+  return packed;
 }
 
-// Columns first, first + step, .. of a packed row into every `images`th panel row.
-void spread_row(const PackedRow& row, int64_t first, int64_t step, int64_t count, int64_t channels,
-                int64_t images, float* to) {
-  const float* from = row.data + first * row.step;
+// Columns first, first + step, .. of packed rows into every `pitch`th panel row.
+void spread_rows(const PackedRows& packed, int64_t first, int64_t step, int64_t count,
+                 int64_t channels, int64_t pitch, float* to) {
   const size_t bytes = static_cast<size_t>(channels) * sizeof(float);
-  for (int64_t v = 0; v < count; ++v, from += step * row.step, to += images * kFloatWidth)
-    std::memcpy(to, from, bytes);
-}
-
-// One image into one panel: its channels lie next to each other in memory, so it is read in order.
-void pack_input(ShiftWork& w, int64_t p, int64_t image, const float* from) {
-  const Images& in = w.task.input;
-  const AxisPlan &rows = w.plan.rows, &columns = w.plan.columns;
-  const int64_t channels = w.task.group_channels(), width = width_of(channels, p);
-  std::vector<float> scratch;
-  for (int64_t f = 0; f < rows.phase_count(); ++f)
-    for (int64_t v = 0; v < rows.length(f); ++v) {
-      const int64_t row = rows.first(f) + v * rows.axis.stride;
-      const PackedRow packed = pack_row(w.tile, in, from + row * in.row_step, width, scratch);
-      for (int64_t c = 0; c < columns.phase_count(); ++c)
-        for (int64_t copy = 0; copy < w.plan.copies; ++copy)
-          spread_row(packed, columns.first(c), columns.axis.stride, columns.length(c), width,
-                     w.target.images,
-                     w.x_panel(p) + copy * channels +
-                         (w.grid(f, c).at(v, -copy * columns.unit) + image) * kFloatWidth);
+  for (int64_t v = 0; v < count; ++v)
+    for (int64_t i = 0; i < packed.images; ++i) {
+      const float* from = packed.data[i] + (first + v * step) * packed.step;
+      float* panel_row = to + (v * pitch + i) * kFloatWidth;
+      if (channels == kFloatWidth) {
+        std::memcpy(panel_row, from, kFloatWidth * sizeof(float));  // a size that the compiler knows
+      } else {
+        std::memcpy(panel_row, from, bytes);
+      }
     }
 }
 
-void pack_target(ShiftWork& w, int64_t p, int64_t image, const float* from) {
-  const Images& y = w.task.target;
-  const int64_t width = width_of(w.task.group_targets(), p);
+// A few images, from `first + image` on, into one panel.
+void pack_input(ShiftWork& w, int64_t p, int64_t first, int64_t image) {
+  const AxisPlan &rows = w.plan.rows, &columns = w.plan.columns;
+  const int64_t channels = w.task.group_channels(), width = width_of(channels, p);
+  const int64_t images = std::min(kTogether, w.target.images - image);
   std::vector<float> scratch;
-  for (int64_t v = 0; v < y.rows; ++v)
-    spread_row(pack_row(w.tile, y, from + v * y.row_step, width, scratch), 0, 1, y.columns, width,
-               w.target.images, w.y_panel(p) + (w.target.at(v, 0) + image) * kFloatWidth);
+  for (int64_t f = 0; f < rows.phase_count(); ++f)
+    for (int64_t v = 0; v < rows.length(f); ++v) {
+      const PackedRows packed =
+          pack_rows(w.tile, w.task.input, first + image, images, w.group * channels + p * kFloatWidth,
+                    width, rows.first(f) + v * rows.axis.stride, scratch);
+      for (int64_t c = 0; c < columns.phase_count(); ++c)
+        for (int64_t copy = 0; copy < w.plan.copies; ++copy)
+          spread_rows(packed, columns.first(c), columns.axis.stride, columns.length(c), width,
+                      w.target.images,
+                      w.x_panel(p) + copy * channels +
+                          (w.grid(f, c).at(v, -copy * columns.unit) + image) * kFloatWidth);
+    }
+}
+
+void pack_target(ShiftWork& w, int64_t p, int64_t first, int64_t image) {
+  const int64_t targets = w.task.group_targets(), width = width_of(targets, p);
+  const int64_t images = std::min(kTogether, w.target.images - image);
+  std::vector<float> scratch;
+  for (int64_t v = 0; v < w.target.rows; ++v)
+    spread_rows(pack_rows(w.tile, w.task.target, first + image, images, w.group * targets + p * kFloatWidth,
+                          width, v, scratch),
+                0, 1, w.target.columns, width, w.target.images,
+                w.y_panel(p) + (w.target.at(v, 0) + image) * kFloatWidth);
 }
 
 // What packing leaves out: margins, and the columns of a panel that belong to no channel.
@@ -80,24 +108,17 @@ void clear_gaps(ShiftWork& w, Team& team) {
   });
 }
 
-const float* plane(const Images& images, int64_t image, int64_t channel) {
-  return images.data + image * images.image_step + channel * images.channel_step;
-}
-
 }  // namespace
 
 void pack_images(ShiftWork& w, Team& team, int64_t first) {
-  const int64_t count = w.target.images;
+  const int64_t parts = (w.target.images + kTogether - 1) / kTogether;
   clear_gaps(w, team);
-  team.run((w.x_panels + w.y_panels) * count, [&](int64_t item) {
-    const int64_t p = item / count, image = item % count;
+  team.run((w.x_panels + w.y_panels) * parts, [&](int64_t item) {
+    const int64_t p = item / parts, image = item % parts * kTogether;
     if (p < w.x_panels) {
-      const int64_t channel = w.group * w.task.group_channels() + p * kFloatWidth;
-      pack_input(w, p, image, plane(w.task.input, first + image, channel));
+      pack_input(w, p, first, image);
     } else {
-      const int64_t own = p - w.x_panels;
-      const int64_t channel = w.group * w.task.group_targets() + own * kFloatWidth;
-      pack_target(w, own, image, plane(w.task.target, first + image, channel));
+      pack_target(w, p - w.x_panels, first, image);
     }
   });
 }

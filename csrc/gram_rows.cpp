@@ -204,18 +204,12 @@ double rows_cost(const GramTask& task) {
 
 void gram_rows(const GramTask& task, int64_t group, Team& team, const Tile& tile) {
   Operands o = prepare(task, group);
-  const int64_t samples = task.samples(), features = task.features();
+  const int64_t samples = task.samples();
   for (int64_t first = 0; first < samples; first += o.rows) {
     const int64_t count = std::min(o.rows, samples - first);
     fill(tile, team, o, first, count);
     multiply(task, group, team, tile, o, count);
   }
-  double* gram = task.gram + group * features * features;
-  team.run(o.x_panels, [&](int64_t panel) {
-    const int64_t begin = panel * kFloatWidth;
-    tile.transpose_doubles(width_of(features, panel), begin, gram + begin, features,
-                           gram + begin * features, features);
-  });
 }
 
 }  // namespace reapx

@@ -8,7 +8,7 @@ namespace reapx {
 
 namespace {
 
-constexpr double kLeastBytes = 4 << 20, kMostBytes = 128 << 20;  // of all panels
+constexpr double kLeastBytes = 2 << 20, kMostBytes = 64 << 20;  // of all panels
 constexpr int64_t kManyUnits = 8;
 
 // Lays out the phases of `images` images.
@@ -25,8 +25,8 @@ void lay_out(ShiftWork& w, int64_t images) {
   w.y.resize(static_cast<size_t>(w.y_panels * w.target.positions() * kFloatWidth));
 }
 
-// Images of one batch, of equal batches. A larger batch touches more new memory, a smaller one adds
-// to the results more often; measured, a byte of the one costs a tenth of an entry of the other.
+// Images of one batch, of equal batches. A larger batch leaves the caches, a smaller one adds to the
+// results more often; measured, a byte of the one costs a quarter of an entry of the other.
 int64_t batch_images(const ShiftWork& w) {
   const GramTask& task = w.task;
   const double input = static_cast<double>(w.x_panels * task.rows.input * task.columns.input);
@@ -35,7 +35,7 @@ int64_t batch_images(const ShiftWork& w) {
   const double images = static_cast<double>(task.input.images);
   const double entries = static_cast<double>(task.features()) *
                          static_cast<double>(task.features() + task.group_targets());
-  const double best = std::sqrt(10.0 * images * bytes * entries);
+  const double best = std::sqrt(4.0 * images * bytes * entries);
   const double fitting = std::clamp(best, kLeastBytes, kMostBytes) / std::max(bytes, 1.0);
   const int64_t batches = static_cast<int64_t>(std::ceil(images / std::max(1.0, std::floor(fitting))));
   return (task.input.images + batches - 1) / batches;

@@ -24,6 +24,7 @@ def gram_accumulate(
     core: str,
     form: str,
 ) -> None: ...
+def gram_mirror(gram: Array, threads: int, core: str) -> None: ...
 def basis_compute(
     grams: Sequence[Array],
     ridges: Sequence[float],

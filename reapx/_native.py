@@ -37,6 +37,7 @@ __all__ = [
     "batch_solve",
     "cores",
     "gram_accumulate",
+    "gram_mirror",
     "pair_scan",
     "path_eliminate",
     "zero_scan",
@@ -79,7 +80,8 @@ def gram_accumulate(
         x: (B, C, H, W) float32, contiguous or channels-last.
         window: kernel, stride, padding, dilation and groups.
         output_size: (Ho, Wo).
-        gram: (groups, D, D) float64, symmetric, added to.
+        gram: (groups, D, D) float64: the upper triangle is added to. The lower one has no meaning until
+            :func:`gram_mirror`, after the last batch.
         total: (groups, D) float64, added to.
         target: (B, M, Ho, Wo) float32, contiguous or channels-last; then the next three are needed.
         cross: (groups, M / groups, D) float64, added to.
@@ -121,6 +123,12 @@ def gram_accumulate(
         core,
         form,
     )
+
+
+def gram_mirror(gram: Tensor, *, core: str = "") -> None:
+    """Copy the upper triangles of matrices (n, D, D) float64 to the lower ones."""
+    module = _module(_device([("gram", gram)]))
+    module.gram_mirror(_given("gram", gram), torch.get_num_threads(), core)
 
 
 def basis_compute(

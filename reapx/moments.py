@@ -134,6 +134,7 @@ class Accumulator:
 
     def moments(self) -> list[Moments]:
         """The sums so far, one per conv group."""
+        _native.gram_mirror(self.gram)
         groups = len(self.gram)
 
         def parts(values: Tensor | None) -> list[Tensor | None]:

@@ -41,6 +41,7 @@ def run(
     outputs = {n: torch.full(s, start, dtype=torch.float64) for n, s in shapes.items()}
     extra = {n: outputs[n] for n in outputs if n not in ("gram", "total")}
     _native.gram_accumulate(x, window, size, outputs["gram"], outputs["total"], target=target, **extra, **options)
+    _native.gram_mirror(outputs["gram"], core=options.get("core", ""))
     return outputs
 
 
@@ -111,6 +112,15 @@ def test_output_sizes_other_than_the_natural_one(form: str) -> None:
     x = whole(2, 4, 6, 7)
     for size in [(6, 7), (7, 8), (5, 9), (4, 5), (1, 1), (12, 3), (8, 20)]:
         check(x, Window((3, 3), padding=(1, 0)), size, whole(2, 3, *size), form=form)
+
+
+@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("size", [0, 1, 7, 63, 64, 65, 130])
+def test_mirror(size: int, core: str) -> None:
+    matrices = torch.randn(2, size, size, dtype=torch.float64)
+    want = matrices.triu() + matrices.triu(1).mT
+    _native.gram_mirror(matrices, core=core)
+    assert torch.equal(matrices, want)
 
 
 @pytest.mark.parametrize("rows", [1, 255, 256, 257, 1500])
