@@ -37,7 +37,8 @@ void merge_slice(ShiftWork& w, const PairBlocks& blocks, int64_t first) {
   const int64_t taps = w.task.taps(), channels = w.task.group_channels(), d = w.task.features();
   const int64_t rows = std::min(kSliceRows, width_of(channels, p) - first);
   const int64_t columns = width_of(channels, r);
-  double* corner = w.task.gram + w.group * d * d + (p * kFloatWidth + first) * taps * d + r * kFloatWidth * taps;
+  double* corner =
+      w.task.gram + w.group * d * d + (p * kFloatWidth + first) * taps * d + r * kFloatWidth * taps;
   std::vector<double> slices(static_cast<size_t>(taps * kSliceStep));
   for (int64_t a = 0; a < taps; ++a) {
     for (int64_t c = 0; c < rows; ++c)

@@ -47,8 +47,8 @@ PackedRows pack_rows(const Tile& tile, const Images& in, int64_t image, int64_t 
 }
 
 // Columns first, first + step, .. of packed rows into every `pitch`th panel row.
-void spread_rows(const PackedRows& packed, int64_t first, int64_t step, int64_t count,
-                 int64_t channels, int64_t pitch, float* to) {
+void spread_rows(const PackedRows& packed, int64_t first, int64_t step, int64_t count, int64_t channels,
+                 int64_t pitch, float* to) {
   const size_t bytes = static_cast<size_t>(channels) * sizeof(float);
   for (int64_t v = 0; v < count; ++v)
     for (int64_t i = 0; i < packed.images; ++i) {
@@ -87,8 +87,8 @@ void pack_target(ShiftWork& w, int64_t p, int64_t first, int64_t image) {
   const int64_t images = std::min(kTogether, w.target.images - image);
   std::vector<float> scratch;
   for (int64_t v = 0; v < w.target.rows; ++v)
-    spread_rows(pack_rows(w.tile, w.task.target, first + image, images, w.group * targets + p * kFloatWidth,
-                          width, v, scratch),
+    spread_rows(pack_rows(w.tile, w.task.target, first + image, images,
+                          w.group * targets + p * kFloatWidth, width, v, scratch),
                 0, 1, w.target.columns, width, w.target.images,
                 w.y_panel(p) + (w.target.at(v, 0) + image) * kFloatWidth);
 }

@@ -128,7 +128,10 @@ double shift_cost(const GramTask& task, const ShiftPlan& plan) {
   const int64_t margin = (plan.copies - 1) * plan.columns.unit;
   const double panels = static_cast<double>(panels_of(task.group_channels()));
   const double width = panels * kFloatWidth;
-  const double channels = static_cast<double>((task.group_channels() + 7) / 8 * 8);
+  // Measured: a tile of few rows waits for its loads and costs as much as two full ones.
+  const int64_t tiles = (task.group_channels() + kTileRows - 1) / kTileRows;
+  const int64_t waiting = task.group_channels() < kTileRows ? 2 : 1;
+  const double channels = static_cast<double>(tiles * waiting * kTileRows);
   double cost = static_cast<double>(task.rows.input * task.columns.input) * width * kFloatWidth;
   for (const ShiftProduct& p : plan.products)
     cost += count(plan.rows, p.row, 0) * count(plan.columns, p.column, margin) * channels * width *

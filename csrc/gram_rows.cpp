@@ -9,7 +9,14 @@ namespace reapx {
 
 namespace {
 
-constexpr int64_t kBufferBytes = 6 << 20;
+// Bytes of patch rows that are packed at a time. More leave the caches, fewer make for more passes over
+// the Gram matrix; measured, a byte of the one costs four entries of the other.
+double buffer_bytes(const GramTask& task) {
+  constexpr double least = 4 << 20, most = 16 << 20;
+  const double features = static_cast<double>(task.features());
+  const double all = static_cast<double>(task.samples()) * features * sizeof(float);
+  return std::clamp(std::sqrt(all * features * features / 4), least, most);
+}
 
 // One operand: the patches of `images` under a window, columns first_channel*taps and up.
 struct Patches {
@@ -132,8 +139,9 @@ Operands prepare(const GramTask& task, int64_t group) {
          task.per_image};
   o.x_panels = panels_of(o.x.count);
   o.y_panels = panels_of(o.y.count);
-  const int64_t row_bytes = (o.x_panels + o.y_panels) * kFloatWidth * int64_t{sizeof(float)};
-  const int64_t wanted = std::max<int64_t>(1, kBufferBytes / row_bytes / kFloatTerms) * kFloatTerms;
+  const double row_bytes = static_cast<double>((o.x_panels + o.y_panels) * kFloatWidth) * sizeof(float);
+  const int64_t blocks = static_cast<int64_t>(buffer_bytes(task) / row_bytes) / kFloatTerms;
+  const int64_t wanted = std::max<int64_t>(1, blocks) * kFloatTerms;
   o.rows = std::min(wanted, task.samples());
   o.buffer.resize(static_cast<size_t>((o.x_panels + o.y_panels) * o.rows * kFloatWidth));
   return o;
@@ -195,7 +203,7 @@ double rows_cost(const GramTask& task) {
   const double targets = static_cast<double>(task.group_targets());
   const double per_row = padded * (padded + kFloatWidth) / 2 + padded * targets;
   const double passes =
-      std::ceil(static_cast<double>(task.samples()) * padded * sizeof(float) / kBufferBytes);
+      std::ceil(static_cast<double>(task.samples()) * padded * sizeof(float) / buffer_bytes(task));
   // Measured: packing a value costs as much as a row of a panel product, and every pass over the Gram
   // matrix as much as 100 products for each of its entries.
   return static_cast<double>(task.samples()) * (per_row + padded * kFloatWidth) +
