@@ -13,7 +13,8 @@ from .errors import (
     ReapxError,
 )
 from .inspection import Inspection, inspect
-from .plan import Plan, Result, plan, prune
+from .pipeline import plan, prune
+from .plan import Plan, Result
 from .report.html import write_report
 from .storage import load
 

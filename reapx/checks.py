@@ -57,6 +57,16 @@ def check_arguments(budget: object, allocation: str, selection: str, round_to: i
     check_damping(damping)
 
 
+def check_refinements(selection: str, swaps: int, positions: int | None) -> None:
+    """Refuse swaps and positions that selection cannot use."""
+    if not isinstance(swaps, int) or swaps < 0:
+        raise InputError(f"swaps={swaps!r}: give a whole number from 0")
+    if positions is not None and (not isinstance(positions, int) or positions < 1):
+        raise InputError(f"positions={positions!r}: give a whole number from 1, or None for all")
+    if selection != "reap" and (swaps or positions):
+        raise InputError(f"selection={selection!r} measures nothing: swaps and positions need selection='reap'")
+
+
 def check_damping(damping: float) -> None:
     """Refuse a damping that is negative or not finite."""
     if not 0 <= damping < float("inf"):

@@ -22,7 +22,7 @@ from .allocation import ALLOCATIONS
 from .budget import Budget, MACs, Params
 from .errors import InputError, ReapxError
 from .inspection import inspect
-from .plan import DAMPING, plan
+from .pipeline import DAMPING, plan
 from .selection import SELECTIONS
 
 BUDGETS: dict[str, type[Budget]] = {"macs": MACs, "params": Params}
@@ -61,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--streams", action="store_true", help="prune residual streams too")
     prune.add_argument("--round-to", type=int, default=1, help="kept widths are multiples of this")
     prune.add_argument("--damping", type=float, default=DAMPING, help="default %(default)s")
+    prune.add_argument("--swaps", type=int, default=0, help="exchange up to this many channels of a group afterwards")
+    prune.add_argument("--positions", type=_count, help="random positions of each feature map that selection looks at")
     prune.add_argument("--refit", default="all", choices=("all", "consumers"))
     prune.add_argument("--no-reconstruct", action="store_true", help="only remove, do not refit")
     prune.add_argument("--dry-run", action="store_true", help="show the plan and stop")
@@ -107,6 +109,8 @@ def _prune(options: argparse.Namespace) -> None:
         selection=options.selection,
         streams=options.streams,
         round_to=options.round_to,
+        swaps=options.swaps,
+        positions=options.positions,
         exclude=options.exclude,
         damping=options.damping,
     )

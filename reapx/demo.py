@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from .budget import MACs
 from .errors import CheckpointError, InputError, ReapxError
-from .plan import Result, plan
+from .pipeline import plan
+from .plan import Result
 from .report import html, plots
 from .report.text import share, short
 from .report.text import table as text_table

@@ -88,10 +88,14 @@ class Moments:
 class Accumulator:
     """Adds batches to the moments of one layer, all conv groups at once."""
 
-    def __init__(self, layer: Layer, outputs: int = 0) -> None:
-        """``outputs`` counts targets per conv group; there are none without it."""
+    def __init__(self, layer: Layer, outputs: int = 0, positions: int | None = None) -> None:
+        """``outputs`` counts targets per conv group; there are none without it. ``positions`` is the number of random
+        positions that are looked at in each image; None for all.
+        """
         groups, features = layer.window.groups, layer.features
         self.layer = layer
+        self.positions = positions
+        self.random = torch.Generator().manual_seed(0)
         self.rows = 0
         self.gram = torch.zeros(groups, features, features, dtype=torch.float64)
         self.total = torch.zeros(groups, features, dtype=torch.float64)
@@ -110,19 +114,27 @@ class Accumulator:
         """
         layer = self.layer
         patches = layer.patches_of(value)
-        size = (1, 1) if layer.spatial == 0 else (1, shape[2]) if layer.spatial == 1 else shape[2:4]
+        rows, columns = (1, 1) if layer.spatial == 0 else (1, shape[2]) if layer.spatial == 1 else shape[2:4]
+        positions = self._positions(len(patches), int(rows) * int(columns))
         _native.gram_accumulate(
             patches,
             layer.window,
-            (int(size[0]), int(size[1])),
+            (int(rows), int(columns)),
             self.gram,
             self.total,
             target=None if target is None else layer.outputs_of(target),
             cross=self.cross,
             target_total=self.target_total,
             target_square=self.target_square,
+            positions=positions,
         )
-        self.rows += len(patches) * int(size[0]) * int(size[1])
+        self.rows += len(patches) * int(rows) * int(columns) if positions is None else positions.numel()
+
+    def _positions(self, images: int, count: int) -> Tensor | None:
+        """(images, positions) int64, drawn without repetition in an image; None for all."""
+        if self.positions is None or self.positions >= count:
+            return None
+        return torch.rand(images, count, generator=self.random).topk(self.positions, dim=1).indices.contiguous()
 
     def check_finite(self, batch: int) -> None:
         """Raise where an activation of the last batch was NaN or infinite."""
@@ -182,11 +194,13 @@ def measure(
     layers: list[Layer],
     tensors: Mapping[str, Tensor],
     *,
+    positions: int | None = None,
     progress: bool,
 ) -> dict[str, list[Moments]]:
     """Weight name -> moments of each conv group of that layer, from one pass of the original network.
 
-    Layers that read the same patches share their moments.
+    Layers that read the same patches share their moments. With ``positions``, only so many random positions of each
+    feature map are looked at.
 
     Raises:
         NumericalError: an activation is NaN or infinite; names the layer and the channel.
@@ -196,7 +210,7 @@ def measure(
     for layer in layers:
         key = (layer.input, layer.spatial, layer.window, layer.upsampling, _size(graph, layer))
         if key not in shared:
-            shared[key] = Accumulator(layer)
+            shared[key] = Accumulator(layer, positions=positions)
         of_layer[layer.node] = shared[key]
     first = {accumulator.layer.node: accumulator for accumulator in shared.values()}
     last = max((node.meta["order"] for node in first), default=-1)

@@ -1,35 +1,27 @@
-"""The pipeline: capture, groups, measure, allocate, select; then surgery, reconstruction, proof."""
+"""What is to be removed, and doing it: surgery, reconstruction, proof."""
 
 from __future__ import annotations
 
 import copy
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any
 
 from torch import Tensor, nn
 
 from . import storage
-from .allocation import uniform
 from .budget import Budget
-from .checks import check_arguments, check_damping, check_model
+from .checks import check_damping, check_model
 from .errors import InputError
 from .graph import Graph, capture
 from .groups import Frozen, Group
 from .images import Images
-from .inspection import MEMORY, inspect
 from .proof import masked_tensors, output_change, prove
 from .reconstruction import Refit
 from .reconstruction import reconstruct as reconstruct_network
 from .report.text import frozen_text, saving, share, table
-from .selection import find_paths
 from .surgery import Kept, assign, cut, kept_positions
-
-DAMPING = 1e-2
-"""Default pull towards the old weights, a fraction of the mean diagonal of each Gram matrix."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +63,8 @@ class Plan:
     macs: tuple[int, int]
     params: tuple[int, int]
     selection: str
+    swaps: int
+    positions: int | None
     allocation: str
     budget: Budget
     streams: bool
@@ -90,13 +84,20 @@ class Plan:
         budget = f"{type(self.budget).__name__}({self.budget.amount})"
         lines = [
             f"Plan: {self.savings}",
-            f"{self.selection} selection, {self.allocation} allocation, budget {budget}, {self.seconds:.1f} s",
+            f"{self.method}, {self.allocation} allocation, budget {budget}, {self.seconds:.1f} s",
             "",
             table(rows, ["group", "kind", "channels", "read by", "predicted error"]),
         ]
         if any(entry.group.stream for entry in self.groups) and not self.streams:
             lines.append("Residual streams stay whole unless streams=True.")
         return "\n".join([*lines, *frozen_text(self.frozen)])
+
+    @property
+    def method(self) -> str:
+        """How channels were chosen, in words."""
+        text = f"{self.selection} selection"
+        text += "" if self.swaps == 0 else f", at most {self.swaps} swaps a group"
+        return text + ("" if self.positions is None else f", {self.positions} positions an image")
 
     @property
     def savings(self) -> str:
@@ -157,7 +158,7 @@ class Plan:
                 self._images,
                 damping=damping,
                 refit=refit,
-                progress=_show(progress),
+                progress=show_bars(progress),
             )
             for name, value in updates.items():
                 assign(pruned, name, value)
@@ -213,83 +214,6 @@ class Result:
         storage.save(folder, self.model, self.kept, str(self.plan))
 
 
-def plan(
-    model: nn.Module,
-    images: object,
-    *,
-    budget: Budget,
-    allocation: str = "uniform",
-    selection: str = "reap",
-    streams: bool = False,
-    round_to: int = 1,
-    exclude: Sequence[str] = (),
-    damping: float = DAMPING,
-    memory: int = MEMORY,
-    progress: bool | None = None,
-) -> Plan:
-    """Find out which channels to remove; nothing is touched.
-
-    Args:
-        model: Module in eval mode.
-        images: A tensor (images, ...) or an iterable of batches: tensors, tuples whose first item is the
-            input, or dicts of keyword arguments. No labels.
-        budget: ``MACs(0.5)``, ``Params(0.4)``; fractions of the original or absolute numbers.
-        allocation: How many channels each group keeps: ``"uniform"``.
-        selection: Which channels leave: ``"reap"`` (least reconstruction error) or ``"magnitude"`` (smallest weights).
-        streams: Whether residual streams lose channels too.
-        round_to: Kept widths are multiples of this.
-        exclude: Layer names or patterns (``"layer3.*"``) whose output channels stay.
-        damping: λ as a fraction of the mean diagonal of each Gram matrix.
-        memory: Bytes of memory for images, and for activations, before they go to disk.
-        progress: Show progress bars; by default when the terminal is one.
-
-    Returns:
-        The plan; ``print`` it, then ``apply`` it.
-
-    Raises:
-        InputError: images or arguments cannot be used, or the model is in train mode.
-        CaptureError: torch.export refuses the model.
-        BudgetError: the budget cannot be reached; says the smallest that can.
-        NumericalError: NaN or Inf in an activation, or a singular Gram matrix.
-    """
-    start = time.perf_counter()
-    check_arguments(budget, allocation, selection, round_to, damping)
-    found = inspect(model, images, exclude=exclude, memory=memory)
-    groups, costs = found.groups, found.costs
-    widths = uniform(groups, costs, budget, round_to, streams)
-    paths = find_paths(found._graph, found._images, groups, widths, selection, damping, _show(progress))
-    entries = []
-    for group, path in zip(groups, paths, strict=True):
-        count = group.size - widths[group.name]
-        entries.append(GroupPlan(group, group.size - count, path.final, path.removed(count)))
-    macs = costs.macs(), costs.macs(widths)
-    params = costs.params(), costs.params(widths)
-    choices = selection, allocation, budget, streams, damping
-    seconds = time.perf_counter() - start
-    return Plan(entries, found.frozen, macs, params, *choices, seconds, model, found._images, found._graph)
-
-
-def prune(
-    model: nn.Module,
-    images: object,
-    *,
-    budget: Budget,
-    reconstruct: bool = True,
-    refit: str = "all",
-    damping: float = DAMPING,
-    inplace: bool = False,
-    progress: bool | None = None,
-    **options: Any,
-) -> Result:
-    """``reapx.plan`` and ``Plan.apply`` in one call.
-
-    Args:
-        reconstruct, refit, inplace: As for ``Plan.apply``.
-        options: Further arguments of ``reapx.plan``.
-    """
-    planned = plan(model, images, budget=budget, damping=damping, progress=progress, **options)
-    return planned.apply(reconstruct=reconstruct, refit=refit, damping=damping, inplace=inplace, progress=progress)
-
-
-def _show(progress: bool | None) -> bool:
+def show_bars(progress: bool | None) -> bool:
+    """Whether to show progress bars: as asked, or when the terminal is one."""
     return sys.stderr.isatty() if progress is None else progress

@@ -76,6 +76,27 @@ def test_threads_change_no_bit_of_selection() -> None:
     assert removed[0] == removed[1]
 
 
+def test_swaps_are_never_worse() -> None:
+    """Predicted errors fall or stay, and the number of channels that leave stays."""
+    model, images = residual()
+    greedy = reapx.plan(model, images, budget=reapx.MACs(0.5), streams=True)
+    refined = reapx.plan(model, images, budget=reapx.MACs(0.5), streams=True, swaps=10)
+    for before, after in zip(greedy.groups, refined.groups, strict=True):
+        assert after.kept == before.kept
+        assert after.error <= before.error
+    assert "reap selection, at most 10 swaps a group" in str(refined)
+    assert refined.apply().gap < 1e-8
+
+
+def test_random_positions_are_the_same_on_every_run() -> None:
+    model, images = residual()
+    plans = [reapx.plan(model, images, budget=reapx.MACs(0.6), positions=n) for n in (9, 9, 10**6, None)]
+    errors = [[entry.error for entry in plan.groups] for plan in plans]
+    assert errors[0] == errors[1]
+    assert errors[2] == errors[3] != errors[0]
+    assert "9 positions an image" in str(plans[0])
+
+
 def test_store_keeps_memory_format_and_limit() -> None:
     store = TensorStore(limit=5000)
     values = [torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last), torch.randn(7)]

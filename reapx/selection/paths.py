@@ -27,7 +27,10 @@ def find_paths(
     groups: list[Group],
     widths: Mapping[str, int],
     selection: str,
+    *,
     damping: float,
+    swaps: int,
+    positions: int | None,
     progress: bool,
 ) -> list[Path]:
     """One path per group, as long as its width asks for.
@@ -37,6 +40,8 @@ def find_paths(
         widths: Group name -> units that stay.
         selection: One of ``SELECTIONS``.
         damping: λ as a fraction of the mean diagonal of each Gram matrix.
+        swaps: Exchanges per group after REAP's selection.
+        positions: Random positions of each feature map to measure; None for all.
 
     Raises:
         NumericalError: NaN or Inf in an activation, or a singular Gram matrix.
@@ -48,10 +53,10 @@ def find_paths(
     found: dict[str, Path] = {}
     for part in _chunks(busy, images.memory):
         layers = {c.layer.weight: c.layer for group in part for c in group.consumers}
-        moments = measure(graph, images, list(layers.values()), graph.tensors, progress=progress)
+        moments = measure(graph, images, list(layers.values()), graph.tensors, positions=positions, progress=progress)
         _warn_few_rows(moments, images)
         requests = [Request(g.name, readers_of(graph, g, moments), steps[g.name]) for g in part]
-        found.update(zip((group.name for group in part), reap_paths(requests, damping), strict=True))
+        found.update(zip((group.name for group in part), reap_paths(requests, damping, swaps), strict=True))
     nothing = Path(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64), 0.0)
     return [found.get(group.name, nothing) for group in groups]
 

@@ -19,6 +19,7 @@ from .. import _native
 from ..errors import NumericalError
 from ..moments import Moments
 from .path import Path, Reader
+from .swap import Problem, swap_units
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def reap_path(name: str, readers: Sequence[Reader], steps: int, damping: float) 
     return reap_paths([Request(name, readers, steps)], damping)[0]
 
 
-def reap_paths(requests: Sequence[Request], damping: float) -> list[Path]:
+def reap_paths(requests: Sequence[Request], damping: float, swaps: int = 0) -> list[Path]:
     """REAP paths of several groups in one native call.
 
     Errors are those of the damped problem, ‖X(W - W₀)‖² + λ‖W - W₀‖², which bound the undamped ones;
@@ -44,6 +45,8 @@ def reap_paths(requests: Sequence[Request], damping: float) -> list[Path]:
     Args:
         requests: Groups; ``steps`` is at most the number of units.
         damping: λ as a fraction of the mean diagonal of each Gram matrix; 0 for none.
+        swaps: Up to this many exchanges after the last step; only the set of removed units then has a meaning, not
+            the order.
 
     Raises:
         NumericalError: a Gram matrix is singular and nothing damps it; names the layer.
@@ -59,8 +62,19 @@ def reap_paths(requests: Sequence[Request], damping: float) -> list[Path]:
                 "raise damping (default 1e-2)"
             )
         count = max(len(task.consumers), 1)
-        paths.append(Path(task.order, task.errors.clamp(min=0) / count, _final_error(request, task) / count))
+        changes = [consumer.residual.T @ consumer.factor for consumer in task.consumers]
+        path = Path(task.order, task.errors.clamp(min=0) / count, _final_error(request, task, changes) / count)
+        paths.append(_swapped(request, task, path, swaps) if swaps else path)
     return paths
+
+
+def _swapped(request: Request, task: _native.PathTask, path: Path, swaps: int) -> Path:
+    """The path with its last set refined, where that lowers the undamped error too."""
+    problems = [Problem(c.basis, c.weight, c.columns, c.scale) for c in task.consumers]
+    units, weights = swap_units(problems, path.order, swaps)
+    changes = [problem.weight - weight for problem, weight in zip(problems, weights, strict=True)]
+    final = _final_error(request, task, changes) / max(len(problems), 1)
+    return Path(units, torch.full_like(path.errors, torch.nan), final) if final < path.final else path
 
 
 def _task(request: Request, damping: float) -> _native.PathTask:
@@ -97,11 +111,10 @@ def _invert(moments: Moments, basis: Tensor, damping: float) -> int:
     return pivot
 
 
-def _final_error(request: Request, task: _native.PathTask) -> float:
-    """Σ_j α_j ‖X (W - W₀)ᵀ‖² with the weights W of the last step."""
+def _final_error(request: Request, task: _native.PathTask, changes: Sequence[Tensor]) -> float:
+    """Σ_j α_j ‖X Δ_jᵀ‖² of changes Δ_j of the weights."""
     total = 0.0
-    for reader, consumer in zip(request.readers, task.consumers, strict=True):
-        change = consumer.residual.T @ consumer.factor
+    for reader, consumer, change in zip(request.readers, task.consumers, changes, strict=True):
         total += consumer.scale * float(((change @ _moments_of(reader).gram) * change).sum())
     return max(total, 0.0)
 
