@@ -61,9 +61,18 @@ sanitize: install
 		UBSAN_OPTIONS=print_stacktrace=1 $(CURDIR)/$(BIN)/python -S -m pytest -c ../pyproject.toml \
 		test_gram.py test_basis.py test_path.py test_solve.py test_pairs.py test_zeros.py
 
-benchmark: export OMP_WAIT_POLICY = ACTIVE
-benchmark: install
-	$(BIN)/python benchmarks/halve.py
+$(VENV)/benchmark: $(VENV)/installed
+	$(BIN)/pip install -q --no-build-isolation -e ".[benchmark]"
+	touch $@
+
+# Every figure of the README, about an hour alone on two cores; with QUICK=--quick, only that all of it runs.
+# Torch waits in its own way where times are taken.
+WORKS := gram path selection solve pairs zeros growth
+benchmark: BENCH = $(if $(QUICK),,env -u OMP_WAIT_POLICY )$(BIN)/python benchmarks
+benchmark: $(VENV)/benchmark
+	for work in $(WORKS); do $(BENCH)/run.py $$work $(QUICK) || exit 1; done
+	$(BENCH)/halve.py $(QUICK)
+	$(BENCH)/swaps.py $(QUICK)
 
 clean:
 	rm -rf $(VENV) build
