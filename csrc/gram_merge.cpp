@@ -12,26 +12,31 @@ constexpr int64_t kSlice = kSliceRows * kFloatWidth;
 // Slices are this far apart, so that neighbouring taps do not fall into one cache set.
 constexpr int64_t kSliceStep = kSlice + kLanes;
 
-// out[c][e] = correlation of channel first + c of panel p at tap a with channel e of panel r at tap b,
-// put together from its pieces. Only one of (a, b) and (b, a) has products of its own.
-void combine(ShiftWork& w, const PairBlocks& blocks, int64_t a, int64_t b, int64_t first, double* out) {
+// Correlation of channel first + c of panel p at tap a with channel e of panel r at tap b, at row c,
+// column e (rows kFloatWidth apart) of what comes back: put together from its pieces in `out`, or the
+// only piece where it lies. Only one of (a, b) and (b, a) has products of its own.
+const double* combine(ShiftWork& w, const PairBlocks& blocks, int64_t a, int64_t b, int64_t first,
+                      double* out) {
   const int64_t taps = w.task.taps(), channels = w.task.group_channels();
   const bool turned = a > b;
-  const int64_t pair = turned ? b * taps + a : a * taps + b;
+  const auto& uses = w.plan.pair_uses[static_cast<size_t>(turned ? b * taps + a : a * taps + b)];
+  const auto block = [&](const ShiftUse& use) {
+    return blocks.at(use.product, turned && blocks.r > blocks.p) + use.copy * channels;
+  };
+  if (!turned && uses.size() == 1) return block(uses[0]) + first * kFloatWidth;
   std::fill(out, out + kSlice, 0.0);
-  for (const ShiftUse& use : w.plan.pair_uses[static_cast<size_t>(pair)]) {
-    const double* block = blocks.at(use.product, turned && blocks.r > blocks.p) + use.copy * channels;
+  for (const ShiftUse& use : uses) {
     if (turned) {
-      w.tile.add_transposed(kSliceRows, kFloatWidth, use.sign, block + first, kFloatWidth, out,
+      w.tile.add_transposed(kSliceRows, kFloatWidth, use.sign, block(use) + first, kFloatWidth, out,
                             kFloatWidth);
     } else {
-      w.tile.add_scaled(kSlice, use.sign, block + first * kFloatWidth, out);
+      w.tile.add_scaled(kSlice, use.sign, block(use) + first * kFloatWidth, out);
     }
   }
+  return out;
 }
 
-// Rows of channels first .. first + kSliceRows - 1 of panel p, columns of panel r; then the same
-// turned.
+// Rows of channels first .. first + kSliceRows - 1 of panel p, columns of panel r.
 void merge_slice(ShiftWork& w, const PairBlocks& blocks, int64_t first) {
   const int64_t p = blocks.p, r = blocks.r;
   const int64_t taps = w.task.taps(), channels = w.task.group_channels(), d = w.task.features();
@@ -40,14 +45,17 @@ void merge_slice(ShiftWork& w, const PairBlocks& blocks, int64_t first) {
   double* corner =
       w.task.gram + w.group * d * d + (p * kFloatWidth + first) * taps * d + r * kFloatWidth * taps;
   std::vector<double> slices(static_cast<size_t>(taps * kSliceStep));
+  std::vector<const double*> from(static_cast<size_t>(taps));
   for (int64_t a = 0; a < taps; ++a) {
     for (int64_t c = 0; c < rows; ++c)
       for (int64_t i = 0; i < columns * taps; i += kLanes)
         __builtin_prefetch(corner + (c * taps + a) * d + i, 1, 2);
-    for (int64_t b = 0; b < taps; ++b) combine(w, blocks, a, b, first, slices.data() + b * kSliceStep);
-    for (int64_t c = 0; c < rows; ++c)
-      w.tile.add_transposed(columns, taps, 1.0, slices.data() + c * kFloatWidth, kSliceStep,
-                            corner + (c * taps + a) * d, taps);
+    for (int64_t b = 0; b < taps; ++b)
+      from[static_cast<size_t>(b)] = combine(w, blocks, a, b, first, slices.data() + b * kSliceStep);
+    for (int64_t c = 0; c < rows; ++c) {
+      w.tile.add_interleaved(taps, columns, from.data(), corner + (c * taps + a) * d);
+      for (const double*& row : from) row += kFloatWidth;
+    }
   }
 }
 
@@ -62,15 +70,14 @@ void merge_cross(ShiftWork& w, const double* blocks, int64_t p, int64_t m) {
   const int64_t taps = w.task.taps(), kernel = w.task.columns.kernel, d = w.task.features();
   const int64_t channels = w.task.group_channels(), targets = w.task.group_targets();
   double* cross = w.task.cross + (w.group * targets + m * kFloatWidth) * d + p * kFloatWidth * taps;
-  std::vector<double> values(static_cast<size_t>(taps * kFloatWidth));
+  std::vector<const double*> from;
+  for (int64_t a = 0; a < taps; ++a) {
+    const auto [index, copy] = w.plan.cross_place(a / kernel, a % kernel);
+    from.push_back(blocks + index * kBlockSize + copy * channels);
+  }
   for (int64_t i = 0; i < width_of(targets, m); ++i) {
-    for (int64_t a = 0; a < taps; ++a) {
-      const auto [index, copy] = w.plan.cross_place(a / kernel, a % kernel);
-      const double* from = blocks + index * kBlockSize + i * kFloatWidth + copy * channels;
-      std::copy_n(from, width_of(channels, p), values.data() + a * kFloatWidth);
-    }
-    w.tile.add_transposed(width_of(channels, p), taps, 1.0, values.data(), kFloatWidth, cross + i * d,
-                          taps);
+    w.tile.add_interleaved(taps, width_of(channels, p), from.data(), cross + i * d);
+    for (const double*& row : from) row += kFloatWidth;
   }
 }
 

@@ -68,6 +68,9 @@ struct Tile {
   void (*add_transposed)(int64_t rows, int64_t columns, double scale, const double* from,
                          int64_t from_stride, double* to, int64_t to_stride);
 
+  // to[t*count + j] += from[j][t] for t < columns, j < count: rows woven into one.
+  void (*add_interleaved)(int64_t count, int64_t columns, const double* const* from, double* to);
+
   // to[i] += scale * from[i] for i < count.
   void (*add_scaled)(int64_t count, double scale, const double* from, double* to);
 

@@ -135,39 +135,52 @@ inline void exchange(Vector<T> (&x)[kLength<T>]) {
   if constexpr (H > 1) exchange<T, H / 2>(x);
 }
 
-// put(to, value) for every element or vector of elements of the transposed matrix.
-template <class T, class Put>
-inline void transpose_into(int64_t rows, int64_t columns, const T* from, int64_t from_stride, T* to,
-                           int64_t to_stride, Put put) {
+// put(to, value) for every element or vector of elements of the transposed matrix, whose rows are at
+// row(0), row(1), ..
+template <class T, class Row, class Put>
+inline void transpose_into(int64_t rows, int64_t columns, Row row, T* to, int64_t to_stride, Put put) {
   constexpr int64_t n = kLength<T>;
   const int64_t full_rows = rows / n * n, full_columns = columns / n * n;
   for (int64_t j = 0; j < full_columns; j += n)
     for (int64_t t = 0; t < full_rows; t += n) {
       Vector<T> x[n];
-      for (int64_t i = 0; i < n; ++i) x[i] = load(from + (j + i) * from_stride + t);
+      for (int64_t i = 0; i < n; ++i) x[i] = load(row(j + i) + t);
       exchange<T, n / 2>(x);
       for (int64_t i = 0; i < n; ++i) put(to + (t + i) * to_stride + j, x[i]);
     }
   for (int64_t j = 0; j < columns; ++j)
     for (int64_t t = j < full_columns ? full_rows : 0; t < rows; ++t)
-      put(to + t * to_stride + j, from[j * from_stride + t]);
+      put(to + t * to_stride + j, row(j)[t]);
 }
 
 template <class T>
 void transpose(int64_t rows, int64_t columns, const T* from, int64_t from_stride, T* to,
                int64_t to_stride) {
-  transpose_into(rows, columns, from, from_stride, to, to_stride,
-                 [](T* at, auto value) { __builtin_memcpy(at, &value, sizeof value); });
+  transpose_into(
+      rows, columns, [=](int64_t j) { return from + j * from_stride; }, to, to_stride,
+      [](T* at, auto value) { __builtin_memcpy(at, &value, sizeof value); });
+}
+
+// at[0 .. ] += value, a number or a vector.
+template <class V>
+inline void add_to(double* at, V value) {
+  V sum;
+  __builtin_memcpy(&sum, at, sizeof sum);
+  sum += value;
+  __builtin_memcpy(at, &sum, sizeof sum);
 }
 
 void add_transposed(int64_t rows, int64_t columns, double scale, const double* from,
                     int64_t from_stride, double* to, int64_t to_stride) {
-  transpose_into(rows, columns, from, from_stride, to, to_stride, [scale](double* at, auto value) {
-    decltype(value) sum;
-    __builtin_memcpy(&sum, at, sizeof sum);
-    sum += scale * value;
-    __builtin_memcpy(at, &sum, sizeof sum);
-  });
+  transpose_into(
+      rows, columns, [=](int64_t j) { return from + j * from_stride; }, to, to_stride,
+      [scale](double* at, auto value) { add_to(at, scale * value); });
+}
+
+void add_interleaved(int64_t count, int64_t columns, const double* const* from, double* to) {
+  transpose_into(
+      columns, count, [from](int64_t j) { return from[j]; }, to, count,
+      [](double* at, auto value) { add_to(at, value); });
 }
 
 void add_scaled(int64_t count, double scale, const double* from, double* to) {
@@ -270,9 +283,9 @@ void unit_gram(int64_t q, int64_t units, int64_t first, int64_t last, UnitPanels
 }  // namespace
 
 extern const Tile TILE_TABLE;
-const Tile TILE_TABLE = {TILE_NAME,     add_products,     subtract_products, solve_rows,
-                         add_sums,      transpose<float>, transpose<double>, add_transposed,
-                         add_scaled,    unit_scores,      unit_update,       unit_gram,
-                         pair_products, add_pair_errors,  max_magnitudes};
+const Tile TILE_TABLE = {TILE_NAME,       add_products,     subtract_products, solve_rows,
+                         add_sums,        transpose<float>, transpose<double>, add_transposed,
+                         add_interleaved, add_scaled,       unit_scores,       unit_update,
+                         unit_gram,       pair_products,    add_pair_errors,   max_magnitudes};
 
 }  // namespace reapx
