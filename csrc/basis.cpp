@@ -1,6 +1,7 @@
 #include "basis.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "panels.h"
 
@@ -9,47 +10,86 @@ namespace reapx {
 namespace {
 
 constexpr int64_t kLarge = 384;  // from here on a matrix is worth all threads
-constexpr int64_t kBlock = 64;   // rows of P that one item computes at a time
+constexpr int64_t kBlock = 256;  // rows of P that are computed at a time
 
-Panels load_upper(Team& team, const BasisTask& task) {
-  Panels a(task.size, task.size);
-  team.run(a.count(), [&](int64_t p) {
-    const int64_t begin = p * kDoubleWidth, end = std::min(begin + kDoubleWidth, task.size);
-    double* to = a.panel(p);
-    for (int64_t i = 0; i < end; ++i)
-      std::copy(task.gram + i * task.size + begin, task.gram + i * task.size + end,
-                to + i * kDoubleWidth);
-    for (int64_t i = begin; i < end; ++i) *a.at(i, i) += task.ridge;
-  });
-  return a;
+// A row of a panel, in vector registers unless it is the last panel's.
+void copy_row(const double* from, int64_t width, double* to) {
+  if (width == kDoubleWidth) {
+    std::memcpy(to, from, kDoubleWidth * sizeof(double));
+  } else {
+    std::copy(from, from + width, to);
+  }
 }
 
-// Y = R^-T, lower triangular: each panel of columns is a forward substitution of its own.
-Panels invert(const Tile& tile, Team& team, const Panels& r) {
-  const int64_t n = r.columns();
-  Panels y(n, n);
-  team.run(y.count(), [&](int64_t p) {
-    const int64_t begin = p * kDoubleWidth, end = std::min(begin + kDoubleWidth, n);
-    for (int64_t i = begin; i < end; ++i) *y.at(i, i) = 1.0;
-    solve_forward(tile, r, y.panel(p), begin);
-  });
-  return y;
+// The rows of one diagonal block of the matrix, from the diagonal on, and the identity for Y.
+void load_rows(const BasisTask& task, int64_t block, PanelPair& x) {
+  const int64_t n = task.size, begin = block * kDoubleWidth, end = std::min(begin + kDoubleWidth, n);
+  for (int64_t p = block; p < x.count(); ++p) {
+    const int64_t first = p * kDoubleWidth, width = std::min(kDoubleWidth, n - first);
+    for (int64_t i = begin; i < end; ++i) {
+      double* to = x.upper().at(i, first);
+      if (width < kDoubleWidth) std::fill(to, to + kDoubleWidth, 0.0);
+      copy_row(task.gram + i * n + first, width, to);
+    }
+  }
+  double* identity = x.lower(block);
+  std::fill(identity + begin * kDoubleWidth, identity + n * kDoubleWidth, 0.0);
+  for (int64_t i = begin; i < end; ++i) {
+    std::fill(x.upper().at(i, begin), x.upper().at(i, i), 0.0);
+    *x.upper().at(i, i) += task.ridge;
+    identity[i * kDoubleWidth + i - begin] = 1.0;
+  }
 }
 
-// One panel of columns of P = Y^T Y, from the diagonal up, written to both triangles.
-void write_panel(const Tile& tile, const Panels& y, int64_t p, double* basis) {
-  const int64_t n = y.columns();
-  const int64_t begin = p * kDoubleWidth, width = std::min(kDoubleWidth, n - begin);
-  for (int64_t top = 0; top < begin + width; top += kBlock) {
-    const int64_t rows = std::min(kBlock, begin + width - top);
-    double c[kBlock * kDoubleWidth] = {};
-    subtract_block(tile, y, top, rows, y.panel(p), begin, n, c);
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = std::max<int64_t>(0, top + i - begin); j < width; ++j) {
-        const double value = -c[i * kDoubleWidth + j];
-        basis[(top + i) * n + begin + j] = value;
-        basis[(begin + j) * n + top + i] = value;
+typedef double Two __attribute__((vector_size(2 * sizeof(double))));
+
+// The negative of a square block of kDoubleWidth, to both triangles, by squares of two: scalars that
+// are put together in memory would stall the loads that read them as vectors.
+void write_block(const double* minus, int64_t n, double* upper, double* lower) {
+  for (int64_t i = 0; i < kDoubleWidth; i += 2)
+    for (int64_t j = 0; j < kDoubleWidth; j += 2) {
+      Two top, bottom;
+      std::memcpy(&top, minus + i * kDoubleWidth + j, sizeof top);
+      std::memcpy(&bottom, minus + (i + 1) * kDoubleWidth + j, sizeof bottom);
+      const Two rows[2] = {-top, -bottom},
+                columns[2] = {{rows[0][0], rows[1][0]}, {rows[0][1], rows[1][1]}};
+      for (int64_t k = 0; k < 2; ++k) {
+        std::memcpy(upper + (i + k) * n + j, &rows[k], sizeof rows[k]);
+        std::memcpy(lower + (j + k) * n + i, &columns[k], sizeof columns[k]);
       }
+    }
+}
+
+// Rows top .. bottom-1 of one panel of -P, from the diagonal up, to both triangles of P.
+void write_panel(const Panels& minus, int64_t p, int64_t top, int64_t bottom, double* basis) {
+  const int64_t n = minus.columns(), begin = p * kDoubleWidth;
+  const int64_t width = std::min(kDoubleWidth, n - begin);
+  int64_t i = top;
+  if (width == kDoubleWidth)
+    for (; i < std::min(bottom, begin); i += kDoubleWidth)
+      write_block(minus.at(i, begin), n, basis + i * n + begin, basis + begin * n + i);
+  for (; i < std::min(bottom, begin + width); ++i)
+    for (int64_t j = std::max<int64_t>(0, i - begin); j < width; ++j)
+      basis[i * n + begin + j] = basis[(begin + j) * n + i] = -*minus.at(i, begin + j);
+}
+
+// P = Y^T Y. R is no longer needed: its place takes -P.
+void multiply(const Tile& tile, Team& team, PanelPair& x, double* basis) {
+  const int64_t n = x.size();
+  for (int64_t top = 0; top < n; top += kBlock) {
+    const int64_t bottom = std::min(top + kBlock, n), block = top / kDoubleWidth;
+    std::vector<Strip> strips;
+    for (int64_t p = block; p < x.count(); ++p) {
+      const int64_t first = p * kDoubleWidth, last = std::min(first + kDoubleWidth, n);
+      strips.push_back({x.lower(p), x.upper().panel(p), first, last});
+    }
+    team.run(static_cast<int64_t>(strips.size()), [&](int64_t i) {
+      const Strip& s = strips[static_cast<size_t>(i)];
+      std::fill(s.c + top * kDoubleWidth, s.c + std::min(bottom, s.last) * kDoubleWidth, 0.0);
+    });
+    subtract_strips(tile, team, x.lower(), top, bottom - top, strips, top, n);
+    team.run(static_cast<int64_t>(strips.size()),
+             [&](int64_t i) { write_panel(x.upper(), block + i, top, bottom, basis); });
   }
 }
 
@@ -61,12 +101,13 @@ void basis_compute(std::vector<BasisTask>& tasks, int64_t threads, const Tile& t
       threads, static_cast<int64_t>(tasks.size()), [&](int64_t i) { return at(i).size >= kLarge; },
       [&](int64_t i, Team& team) {
         BasisTask& task = at(i);
-        Panels r = load_upper(team, task);
-        task.failed = cholesky_factor(tile, team, r, pivot_floor(r));
-        if (task.failed >= 0) return;
-        const Panels y = invert(tile, team, r);
-        // The last panels have the fewest terms but the most rows; begin with them.
-        team.run(y.count(), [&](int64_t p) { write_panel(tile, y, y.count() - 1 - p, task.basis); });
+        PanelPair x(task.size);
+        std::vector<Strip> identity;
+        for (int64_t p = 0; p < x.count(); ++p)
+          identity.push_back({x.lower(p), x.lower(p), p * kDoubleWidth, task.size});
+        team.run(x.count(), [&](int64_t block) { load_rows(task, block, x); });
+        task.failed = cholesky_factor(tile, team, x.upper(), pivot_floor(x.upper()), identity);
+        if (task.failed < 0) multiply(tile, team, x, task.basis);
       });
 }
 

@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <utility>
 #include <vector>
 
 #ifdef __linux__
@@ -55,7 +56,7 @@ struct PageAllocator {
 template <class T>
 using Buffer = std::vector<T, PageAllocator<T>>;
 
-// The same, whose elements are not set to zero: the first write to a page may be a thread's own.
+// The same, but elements that are not given a value have none: for memory that threads fill.
 template <class T>
 struct RawAllocator : PageAllocator<T> {
   RawAllocator() = default;
@@ -66,8 +67,12 @@ struct RawAllocator : PageAllocator<T> {
     using other = RawAllocator<U>;
   };
   template <class U>
-  void construct(U* at) {
-    ::new (static_cast<void*>(at)) U;
+  void construct(U* place) {
+    ::new (static_cast<void*>(place)) U;
+  }
+  template <class U, class V>
+  void construct(U* place, V&& value) {
+    ::new (static_cast<void*>(place)) U(std::forward<V>(value));
   }
 };
 

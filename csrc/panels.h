@@ -6,6 +6,7 @@
 // (backward substitution: descending) order of fixed blocks, whatever the number of threads.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -15,12 +16,27 @@
 
 namespace reapx {
 
+// The panels of a matrix that is only read. `data` may begin some rows into them.
+struct PanelView {
+  const double* data;
+  int64_t rows;  // that a panel has room for
+
+  const double* at(int64_t row, int64_t column) const {
+    return data + (column / kDoubleWidth * rows + row) * kDoubleWidth + column % kDoubleWidth;
+  }
+};
+
 class Panels {
  public:
-  Panels(int64_t rows, int64_t columns)
+  struct Raw {};  // asks for elements without a value
+
+  Panels(int64_t rows, int64_t columns, Raw)
       : rows_(rows),
         columns_(columns),
         data_(static_cast<size_t>((columns + kDoubleWidth - 1) / kDoubleWidth * rows * kDoubleWidth)) {}
+  Panels(int64_t rows, int64_t columns) : Panels(rows, columns, Raw()) {
+    std::fill(data_.begin(), data_.end(), 0.0);
+  }
 
   int64_t rows() const { return rows_; }
   int64_t columns() const { return columns_; }
@@ -34,6 +50,7 @@ class Panels {
   const double* at(int64_t row, int64_t column) const {
     return panel(column / kDoubleWidth) + row * kDoubleWidth + column % kDoubleWidth;
   }
+  operator PanelView() const { return {data_.data(), rows_}; }
   // Narrows the matrix. The element addresses change: the caller moves the elements.
   void reshape(int64_t rows, int64_t columns) {
     rows_ = rows;
@@ -42,26 +59,64 @@ class Panels {
 
  private:
   int64_t rows_, columns_;
-  Buffer<double> data_;
+  RawBuffer<double> data_;
 };
+
+// An upper and a lower triangular matrix (n, n) in the memory of one: the panel of columns p holds the
+// rows of the upper one down to its diagonal block, then those of the lower one from the diagonal
+// block on, kDoubleWidth rows below their place. Elements have no value until they are given one.
+class PanelPair {
+ public:
+  explicit PanelPair(int64_t n) : upper_(n + kDoubleWidth, n, Panels::Raw()) {}
+
+  int64_t size() const { return upper_.columns(); }
+  int64_t count() const { return upper_.count(); }
+  Panels& upper() { return upper_; }
+  const Panels& upper() const { return upper_; }
+  double* lower(int64_t p) { return upper_.panel(p) + kDoubleWidth * kDoubleWidth; }
+  PanelView lower() const { return {upper_.panel(0) + kDoubleWidth * kDoubleWidth, upper_.rows()}; }
+
+ private:
+  Panels upper_;
+};
+
+// One panel among several that a step works on with the same A.
+struct Strip {
+  const double* b;  // the panel that is read; rows before `first` (a multiple of kDoubleWidth) count
+                    // as zero, whatever the memory holds
+  double* c;        // the panel that is written, often b itself
+  int64_t first;
+  int64_t last;  // rows of c from here on are not wanted
+};
+
+// The panels of a matrix as strips that are read and written over their whole length.
+std::vector<Strip> whole_strips(Panels& x);
 
 // c (columns x kDoubleWidth, rows next to each other) -= A^T B, where A is the rows first .. last-1
 // and the columns from .. from+columns-1 of `a`, and B the same rows of one panel `b`. Empty sizes
 // are fine. c may lie in b, outside the rows that are read. `from` must be a multiple of kTileRows.
-void subtract_block(const Tile& tile, const Panels& a, int64_t from, int64_t columns, const double* b,
+void subtract_block(const Tile& tile, PanelView a, int64_t from, int64_t columns, const double* b,
                     int64_t first, int64_t last, double* c);
 
+// The same for many panels: for each strip, rows from .. from+columns-1 of c -= A^T B, the sum being
+// over the rows first .. last-1.
+void subtract_strips(const Tile& tile, Team& team, PanelView a, int64_t from, int64_t columns,
+                     const std::vector<Strip>& strips, int64_t first, int64_t last);
+
 // Factors a symmetric positive definite matrix (n, n), given by its upper triangle, in place:
-// A = R^T R, R upper triangular. What is left below the diagonal has no meaning.
+// A = R^T R, R upper triangular; rows below a panel's diagonal block are left alone, and what is below
+// the diagonal within that has no meaning. At the same time solves R^T Y = X for each strip, in place.
 // Returns -1, or the index of the first pivot that is not above `least` (then R is incomplete).
-int64_t cholesky_factor(const Tile& tile, Team& team, Panels& a, double least);
+int64_t cholesky_factor(const Tile& tile, Team& team, Panels& a, double least,
+                        const std::vector<Strip>& strips);
 
-// Solves R^T Y = X for one panel x of n rows, in place. Rows before `first` (a multiple of
-// kDoubleWidth) must be zero and stay so.
-void solve_forward(const Tile& tile, const Panels& r, double* x, int64_t first);
+// Solves R^T Y = X for each strip of n rows, in place.
+void solve_forward(const Tile& tile, Team& team, PanelView r, int64_t n,
+                   const std::vector<Strip>& strips);
 
-// Solves R Y = X for one panel x of n rows, in place. `lower` is R^T.
-void solve_backward(const Tile& tile, const Panels& lower, double* x);
+// Solves R Y = X for each strip of n rows, in place; `first` must be 0. `lower` is R^T.
+void solve_backward(const Tile& tile, Team& team, PanelView lower, int64_t n,
+                    const std::vector<Strip>& strips);
 
 // The rounding floor of a pivot: n * eps * max diagonal.
 double pivot_floor(const Panels& a);

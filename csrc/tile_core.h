@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kVectors = 2;  // vectors side by side in the register tile
 constexpr int64_t kRowBytes = 128;
+constexpr int64_t kWorthPrefetch = 32;  // terms
 constexpr int64_t kStrips = kRowBytes / (kVectors * TILE_BYTES);
 static_assert(kFloatWidth * sizeof(float) == kRowBytes && kDoubleWidth * sizeof(double) == kRowBytes);
 
@@ -52,6 +53,11 @@ template <int Rows>
 void subtract_tile(int64_t terms, const double* a, int64_t a_stride, const double* b, double* c) {
   for (int64_t strip = 0; strip < kStrips; ++strip) {
     const int64_t column = strip * kVectors * kLength<double>;
+    // By the end of a long sum its target has left the cache: ask for it while adding up.
+    if (terms >= kWorthPrefetch)
+      for (int i = 0; i < Rows; ++i)
+        for (int v = 0; v < kVectors; ++v)
+          __builtin_prefetch(c + i * kDoubleWidth + column + v * kLength<double>, 1);
     Vector<double> sum[Rows][kVectors];
     for (int i = 0; i < Rows; ++i)
       for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector<double>{};
