@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
+#include <numeric>
 
 #include "path_state.h"
 
@@ -10,7 +12,8 @@ namespace reapx {
 
 namespace {
 
-constexpr int64_t kLarge = 1024;  // features from which a task is worth all threads
+constexpr int64_t kLarge = 1024;       // features from which a task is worth all threads
+constexpr int64_t kRefreshSteps = 32;  // after which the blocks that the scores need are read anew
 
 int64_t largest(const PathTask& task) {
   int64_t features = 0;
@@ -18,14 +21,13 @@ int64_t largest(const PathTask& task) {
   return features;
 }
 
-void clear_outputs(const PathTask& task) {
-  *task.status = -1;
-  std::fill(task.order, task.order + task.steps, 0);
-  std::fill(task.errors, task.errors + task.steps, 0.0);
-  for (const PathConsumer& c : task.consumers) {
-    std::fill(c.factor, c.factor + task.steps * c.taps * c.features, 0.0);
-    std::fill(c.residual, c.residual + task.steps * c.taps * c.outputs, 0.0);
-  }
+// Roughly what a task costs: P is updated once for each column that leaves.
+double cost(const PathTask& task) {
+  double sum = 0.0;
+  for (const PathConsumer& c : task.consumers)
+    sum += static_cast<double>(task.steps * c.taps) * static_cast<double>(c.features) *
+           static_cast<double>(c.features + c.outputs);
+  return sum;
 }
 
 class Elimination {
@@ -36,14 +38,17 @@ class Elimination {
         tile_(tile),
         alive_(static_cast<size_t>(task.units), true),
         slots_(alive_) {
-    for (const PathConsumer& c : task.consumers) {
-      states_.emplace_back(tile, team, c, slots_);
-      if (c.taps > 0) panel_steps_ = std::min(panel_steps_, panel_rows(c.taps) / c.taps);
-    }
+    for (const PathConsumer& c : task.consumers)
+      if (c.taps > 0) panel_steps_ = std::min(panel_steps_, std::max<int64_t>(1, kPanelRows / c.taps));
+    for (const PathConsumer& c : task.consumers)
+      states_.push_back(
+          std::make_unique<ConsumerState>(tile, team, c, slots_, panel_steps_, task.steps));
   }
 
   void run() {
-    for (int64_t step = 0; step < task_.steps; ++step) {
+    int64_t step = 0;
+    for (; step < task_.steps; ++step) {
+      if (step > 0 && step % panel_steps_ == 0) renew();
       const int64_t slot = step < task_.forced_count
                                ? slots_.slot_of[static_cast<size_t>(task_.forced[step])]
                                : choose();
@@ -51,15 +56,17 @@ class Elimination {
         *task_.status = step;
         break;
       }
-      if ((step + 1) % panel_steps_ == 0 && step + 1 < task_.steps) renew();
     }
-    for (ConsumerState& state : states_) state.flush(tile_, team_);
+    for (auto& state : states_) {
+      state->flush(tile_, team_, true);
+      state->finish(tile_, team_, task_.order, step, task_.steps, task_.errors);
+    }
   }
 
  private:
   int64_t choose() {
     scores_.assign(static_cast<size_t>(slots_.size()), 0.0);
-    for (ConsumerState& state : states_) state.add_scores(tile_, scores_);
+    for (auto& state : states_) state->add_scores(scores_);
     int64_t best = -1;
     double least = 0.0;
     for (int64_t u = 0; u < slots_.size(); ++u) {
@@ -76,12 +83,9 @@ class Elimination {
 
   bool remove(int64_t step, int64_t slot) {
     double error = 0.0;
-    for (size_t j = 0; j < states_.size(); ++j)
-      if (!states_[j].pivot(tile_, slot, &error)) {
-        for (size_t k = 0; k < j; ++k) states_[k].forget_pivot();
-        return false;
-      }
-    for (ConsumerState& state : states_) state.advance(tile_, team_, slots_, slot);
+    for (auto& state : states_)
+      if (!state->pivot(tile_, slot, &error)) return false;
+    for (auto& state : states_) state->advance(tile_, team_, slots_, slot);
     const int64_t unit = slots_.unit[static_cast<size_t>(slot)];
     slots_.alive[static_cast<size_t>(slot)] = false;
     alive_[static_cast<size_t>(unit)] = false;
@@ -91,13 +95,17 @@ class Elimination {
   }
 
   void renew() {
-    for (ConsumerState& state : states_) state.flush(tile_, team_);
+    for (auto& state : states_) state->flush(tile_, team_, false);
+    since_refresh_ += panel_steps_;
     Slots fewer(alive_);
     if (fewer.size() * 8 <= slots_.size() * 7) {
-      for (ConsumerState& state : states_) state.compact(slots_, fewer);
+      for (auto& state : states_) state->compact(slots_, fewer);
       slots_ = std::move(fewer);
+      since_refresh_ = kRefreshSteps;
     }
-    for (ConsumerState& state : states_) state.refresh(tile_, team_);
+    if (since_refresh_ < kRefreshSteps) return;
+    for (auto& state : states_) state->refresh(tile_, team_);
+    since_refresh_ = 0;
   }
 
   const PathTask& task_;
@@ -105,21 +113,30 @@ class Elimination {
   const Tile& tile_;
   std::vector<bool> alive_;  // (units,)
   Slots slots_;
-  std::vector<ConsumerState> states_;
+  std::vector<std::unique_ptr<ConsumerState>> states_;
   std::vector<double> scores_;
-  int64_t panel_steps_ = 32;
+  int64_t panel_steps_ = kPanelRows;
+  int64_t since_refresh_ = 0;  // steps
 };
 
 }  // namespace
 
 void path_eliminate(std::vector<PathTask>& tasks, int64_t threads, const Tile& tile) {
-  const auto at = [&](int64_t i) -> PathTask& { return tasks[static_cast<size_t>(i)]; };
+  // The longest first, so that no thread is left with a long one at the end.
+  std::vector<size_t> sorted(tasks.size());
+  std::iota(sorted.begin(), sorted.end(), size_t{0});
+  std::stable_sort(sorted.begin(), sorted.end(),
+                   [&](size_t i, size_t j) { return cost(tasks[i]) > cost(tasks[j]); });
+  const auto at = [&](int64_t i) -> PathTask& { return tasks[sorted[static_cast<size_t>(i)]]; };
   run_tasks(
       threads, static_cast<int64_t>(tasks.size()),
       [&](int64_t i) { return tasks.size() == 1 || largest(at(i)) >= kLarge; },
       [&](int64_t i, Team& team) {
-        clear_outputs(at(i));
-        if (at(i).steps > 0) Elimination(at(i), team, tile).run();
+        const PathTask& task = at(i);
+        *task.status = -1;
+        std::fill(task.order, task.order + task.steps, 0);
+        std::fill(task.errors, task.errors + task.steps, 0.0);
+        if (task.steps > 0) Elimination(task, team, tile).run();
       });
 }
 

@@ -38,11 +38,12 @@ struct PathTask {
 // weight - residual[:t*taps]^T factor[:t*taps], exactly zero (to rounding) on removed columns.
 // Columns of units that left earlier are exactly zero in `factor`.
 //
-// float64 throughout; steps are gathered into panels of up to 64 columns, after which P, W and the
-// blocks that the scores need are brought up to date, so that scores do not drift. After a failure
-// (status >= 0) outputs from that step on are zero. Outputs are overwritten and overlap nothing.
-// Any size may be 0. Tasks run side by side; a single task uses all threads; results do not depend
-// on `threads`.
+// float64 throughout; steps are gathered into panels of up to 64 columns, after which P and W (or, for
+// many outputs, W^T W, which is cheaper to keep then) are brought up to date, and every few dozen steps
+// the blocks that the scores need are read anew from them, so that scores do not drift. The errors come
+// from V either way. After a failure (status >= 0) outputs from that step on are zero. Outputs are
+// overwritten and overlap nothing. Any size may be 0. Tasks run side by side; a single task uses all
+// threads; results do not depend on `threads`.
 void path_eliminate(std::vector<PathTask>& tasks, int64_t threads, const Tile& tile);
 
 }  // namespace reapx

@@ -1,20 +1,18 @@
 // What path_eliminate keeps for one consumer. Not part of the contract: see path.h for that.
-//
-// Columns of the features are stored compacted and reordered: tap a of the unit in slot u is column
-// a*slots + u, so that neighbouring slots are neighbouring numbers and kLanes units are scored at
-// once; columns of no unit follow. Slots are the units still alive when the state was last compacted,
-// in ascending order, filled up to a multiple of kLanes with zero columns.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "panels.h"
 #include "path.h"
+#include "path_form.h"
 
 namespace reapx {
 
-// Slots of the units. Shared by all consumers of a task.
+// Slots of the units: those still alive when the state was last compacted, in ascending order, filled
+// up to a multiple of kLanes. Shared by all consumers of a task.
 struct Slots {
   explicit Slots(const std::vector<bool>& alive);
 
@@ -26,65 +24,61 @@ struct Slots {
 
 class ConsumerState {
  public:
-  ConsumerState(const Tile& tile, Team& team, const PathConsumer& consumer, const Slots& slots);
+  // `panel_steps` steps come between two calls of flush, `steps` in all.
+  ConsumerState(const Tile& tile, Team& team, const PathConsumer& consumer, const Slots& slots,
+                int64_t panel_steps, int64_t steps);
+  ConsumerState(const ConsumerState&) = delete;
+  ConsumerState& operator=(const ConsumerState&) = delete;
 
   // scores (slots,) += scale * tr(S_u^-1 A_u).
-  void add_scores(const Tile& tile, std::vector<double>& scores);
+  void add_scores(std::vector<double>& scores) const;
 
-  // First half of removing the unit in `slot`: R and v. Adds scale * |v|^2 to *error. False when the
-  // pivot block is not positive definite.
+  // First half of removing the unit in `slot`: R and v. Adds scale * |v|^2 to *error, unless that is
+  // left to finish. False when the pivot block is not positive definite.
   bool pivot(const Tile& tile, int64_t slot, double* error);
 
-  // Second half: the new rows of L^T and Z^T, and the blocks S and A of every slot.
+  // Second half: the new rows of L^T and Z^T, and the blocks S and A and the score of every slot.
   void advance(const Tile& tile, Team& team, const Slots& slots, int64_t slot);
 
-  // Zeroes what `pivot` wrote for a step that is not to be.
-  void forget_pivot();
+  // Writes out the rows gathered so far and empties them; brings P and W up to date unless these were
+  // the last. S and A are as they were.
+  void flush(const Tile& tile, Team& team, bool last);
 
-  // Brings P and W up to date with the rows gathered so far, writes those out and empties them.
-  // S and A are as of the last refresh until the next.
-  void flush(const Tile& tile, Team& team);
-
-  // Drops the columns of units that left. Only right after flush.
+  // Drops the columns of units that left. Only right after flush; then S and A need a refresh.
   void compact(const Slots& before, const Slots& after);
 
-  // Reads S and A anew from P and W. Only right after flush.
+  // Reads S and A anew from P and W, and the scores. Only right after flush.
   void refresh(const Tile& tile, Team& team);
+
+  // After the last flush: outputs that are known only when all `count` units in `order` have left, and
+  // zeros in those of the steps up to `steps`.
+  void finish(const Tile& tile, Team& team, const int64_t* order, int64_t count, int64_t steps,
+              double* errors);
 
  private:
   void list_columns(const Slots& slots);
   void load(Team& team);
   void resize_blocks();
   void find_root(int64_t slot);
-  void write_v(int64_t slot);
-  void multiply_v(const Tile& tile);
   void advance_panel(const Tile& tile, const Slots& slots, int64_t slot, int64_t panel);
-  void gather(int64_t row, int64_t panel, double* to) const;
+  void advance_units(const Tile& tile, int64_t first, int64_t last);
+  void score(const Tile& tile, int64_t first, int64_t last);
   void set_known(const Slots& slots, int64_t slot, int64_t panel, double* rows) const;
-  void emit(int64_t panel);
-  int64_t step_cost() const { return source_size() * c_.taps * (c_.outputs + gathered_ + 1); }
-  int64_t source_size() const { return static_cast<int64_t>(source_.size()); }
-  double* residual_row(int64_t row) const { return c_.residual + (emitted_ + row) * c_.outputs; }
+  void place_features();
+  void emit(int64_t row);
 
   PathConsumer c_;
-  int64_t slots_;                  // number of slots
-  std::vector<int64_t> source_;    // feature of each compacted column, -1 for filling
-  Panels basis_;                   // P as of the last flush, upper triangle
-  Panels weight_;                  // W^T as of the last flush: row = output
-  Panels factor_;                  // rows of L^T gathered since then
-  Panels cross_;                   // rows of Z^T of this step, less v v^T L^T / 2
-  Panels residual_;                // V^T of the gathered rows: row = output, column = gathered row
-  int64_t gathered_ = 0;           // rows of factor_ in use
-  int64_t emitted_ = 0;            // rows of the outputs that are written
-  std::vector<double> s_, a_;      // blocks of the slots, [taps][taps][slots]
-  std::vector<double> work_;       // for the scores
-  std::vector<double> root_;       // R (taps, taps): S_u = R^T R
-  std::vector<double> own_;        // L[I_u] (gathered rows, taps)
-  std::vector<double> own_cross_;  // V v^T (gathered rows, taps), then v v^T / 2 (taps, taps)
-  std::vector<double> minus_v_;    // -v^T (outputs, taps)
+  Columns columns_;
+  std::vector<int64_t> place_;  // (features,): where a feature's column is in gathered_.rows, or -1
+  Panels basis_;                // P as of the last flush, upper triangle
+  Gathered gathered_;
+  std::unique_ptr<Form> form_;
+  int64_t emitted_ = 0;         // rows of the factor that are written
+  std::vector<double> s_, a_;   // blocks of the slots, [taps][taps][slots]
+  std::vector<double> scores_;  // tr(S_u^-1 A_u) of the slots
 };
 
-// Rows that are gathered before P and W are brought up to date.
-int64_t panel_rows(int64_t taps);
+// Rows that are gathered before P and W are brought up to date, where one unit has no more.
+inline constexpr int64_t kPanelRows = 64;
 
 }  // namespace reapx

@@ -77,13 +77,13 @@ struct Tile {
   // The next three work on q x q blocks of `units` units (a multiple of kLanes), stored as
   // [q][q][units]; only entries a <= b are read and written.
 
-  // scores[u] = tr(S_u^-1 A_u), +inf where S_u is not positive definite. work: 2*q*q*kLanes doubles.
-  void (*unit_scores)(int64_t q, int64_t units, const double* s, const double* a, double* scores,
-                      double* work);
+  // scores[u] = tr(S_u^-1 A_u), +inf where S_u is not positive definite, for units first <= u < last
+  // (multiples of kLanes). work: (q + 1)*q*kLanes doubles.
+  void (*unit_scores)(int64_t q, int64_t units, int64_t first, int64_t last, const double* s,
+                      const double* a, double* scores, double* work);
 
   // Over the q rows k = row .. row+q-1 of L, and rows 0 .. q-1 of Z:
-  // S_u -= L_u^T L_u;  A_u -= L_u^T Z_u + Z_u^T L_u, for units first <= u < last (multiples of
-  // kLanes).
+  // S_u -= L_u^T L_u;  A_u -= L_u^T Z_u + Z_u^T L_u, for units first <= u < last.
   void (*unit_update)(int64_t q, int64_t units, int64_t first, int64_t last, UnitPanels l, int64_t row,
                       UnitPanels z, double* s, double* a);
 

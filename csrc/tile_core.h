@@ -16,15 +16,19 @@ namespace {
 constexpr int kVectors = 2;  // vectors side by side in the register tile
 constexpr int64_t kRowBytes = 128;
 constexpr int64_t kWorthPrefetch = 32;  // terms
+constexpr int64_t kLongSum = 128;       // terms from which B may come from memory: the machine's own
+constexpr int64_t kRowsAhead = 64;      // prefetcher does not keep up, so ask this many rows ahead
 constexpr int64_t kStrips = kRowBytes / (kVectors * TILE_BYTES);
 static_assert(kFloatWidth * sizeof(float) == kRowBytes && kDoubleWidth * sizeof(double) == kRowBytes);
 
-template <class T, int Rows>
+template <class T, int Rows, int64_t Ahead = 0>
 inline void accumulate(int64_t terms, const T* a, int64_t a_stride, const T* b, int64_t b_stride,
                        Vector<T> (&sum)[Rows][kVectors]) {
   for (int64_t k = 0; k < terms; ++k, a += a_stride, b += b_stride) {
     Vector<T> right[kVectors];
     for (int v = 0; v < kVectors; ++v) right[v] = load(b + v * kLength<T>);
+    if constexpr (Ahead > 0)
+      for (int v = 0; v < kVectors; ++v) __builtin_prefetch(b + Ahead * b_stride + v * kLength<T>);
     for (int i = 0; i < Rows; ++i)
       for (int v = 0; v < kVectors; ++v) sum[i][v] += a[i] * right[v];
   }
@@ -53,15 +57,19 @@ template <int Rows>
 void subtract_tile(int64_t terms, const double* a, int64_t a_stride, const double* b, double* c) {
   for (int64_t strip = 0; strip < kStrips; ++strip) {
     const int64_t column = strip * kVectors * kLength<double>;
-    // By the end of a long sum its target has left the cache: ask for it while adding up.
+    // Targets are visited once and have left the cache: ask for this one and the next while adding up.
     if (terms >= kWorthPrefetch)
-      for (int i = 0; i < Rows; ++i)
+      for (int i = 0; i < 2 * Rows; ++i)
         for (int v = 0; v < kVectors; ++v)
           __builtin_prefetch(c + i * kDoubleWidth + column + v * kLength<double>, 1);
     Vector<double> sum[Rows][kVectors];
     for (int i = 0; i < Rows; ++i)
       for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector<double>{};
-    accumulate<double, Rows>(terms, a, a_stride, b + column, kDoubleWidth, sum);
+    if (terms > kLongSum) {
+      accumulate<double, Rows, kRowsAhead>(terms, a, a_stride, b + column, kDoubleWidth, sum);
+    } else {
+      accumulate<double, Rows>(terms, a, a_stride, b + column, kDoubleWidth, sum);
+    }
     for (int i = 0; i < Rows; ++i)
       for (int v = 0; v < kVectors; ++v) {
         double* to = c + i * kDoubleWidth + column + v * kLength<double>;
@@ -227,12 +235,12 @@ auto factor_lanes(int64_t q, int64_t units, const double* s, double* n, double* 
   return positive;
 }
 
-void unit_scores(int64_t q, int64_t units, const double* s, const double* a, double* scores,
-                 double* work) {
+void unit_scores(int64_t q, int64_t units, int64_t first, int64_t last, const double* s,
+                 const double* a, double* scores, double* work) {
   double* n = work;
   double* d = work + q * q * kStep;
   const double infinity = __builtin_inf();
-  for (int64_t u = 0; u < units; u += kStep) {
+  for (int64_t u = first; u < last; u += kStep) {
     const auto positive = factor_lanes(q, units, s + u, n, d);
     Lanes score{};
     for (int64_t i = 0; i < q; ++i) {

@@ -142,24 +142,32 @@ def eliminate_naive(
 
 
 def eliminate_right_looking(
-    basis: Tensor, weight: Tensor, columns: Tensor, steps: int
+    basis: Tensor, weight: Tensor, columns: Tensor, steps: int, forced: Tensor | None = None
 ) -> tuple[list[int], list[float], Tensor]:
-    """The same order from P, which is updated as a whole after each step."""
+    """The same order from P, which is updated as a whole after each step; units in ``forced`` leave before, as one."""
     p, w = basis.clone(), weight.clone()
-    alive = list(range(len(columns)))
-    order, errors = [], []
-    for _ in range(steps):
-        scores = []
-        for unit in alive:
-            i = columns[unit]
-            scores.append(float((w[:, i] @ torch.linalg.inv(p[i][:, i]) * w[:, i]).sum()))
-        best = scores.index(min(scores))
-        order.append(alive.pop(best))
-        errors.append(scores[best])
-        i = columns[order[-1]]
+    alive = torch.ones(len(columns), dtype=torch.bool)
+
+    def remove(units: Tensor) -> None:
+        nonlocal w
+        i = columns[units].flatten()
         update = torch.linalg.solve(p[i][:, i], p[i])
         w = w - w[:, i] @ update
-        p = p - p[:, i] @ update
+        p.addmm_(p[:, i], update, alpha=-1)
+        alive[units] = False
+
+    if forced is not None:
+        remove(forced)
+    order, errors = [], []
+    for _ in range(steps):
+        left = columns[alive]
+        own = w[:, left].permute(1, 2, 0)
+        blocks = p[left[:, :, None], left[:, None, :]]
+        scores = (torch.linalg.solve(blocks, own) * own).sum((1, 2))
+        best = int(scores.argmin())
+        order.append(int(alive.nonzero()[best]))
+        errors.append(float(scores[best]))
+        remove(torch.tensor([order[-1]]))
     return order, errors, w
 
 

@@ -102,6 +102,11 @@ def check_against_naive(task: PathTask, grams: list[Tensor]) -> None:
         (3, 25, 0, 8, 2),
         (2, 70, 0, 3, 2),
         (5, 2, 0, 0, 5),
+        # So many outputs that the kernel keeps their Gram matrix instead of the weights.
+        (9, 1, 3, 60, 9),
+        (12, 1, 0, 300, 12),
+        (5, 4, 2, 250, 5),
+        (6, 9, 0, 900, 4),
     ],
 )
 def test_every_step_is_the_best(units: int, taps: int, extra: int, outputs: int, steps: int, core: str) -> None:
@@ -113,11 +118,12 @@ def test_every_step_is_the_best(units: int, taps: int, extra: int, outputs: int,
 
 
 def test_several_consumers_with_different_taps() -> None:
+    """The last one has so many outputs that it is kept in the other form."""
     units, steps = 10, 10
-    grams = [random_gram(units * taps + 2) for taps in (1, 4, 9)]
+    grams = [random_gram(units * taps + 2) for taps in (1, 4, 9, 1)]
     consumers = [
         consumer(g, m, pick_columns(units, q, len(g)), steps, scale)
-        for g, q, m, scale in zip(grams, (1, 4, 9), (5, 3, 8), (0.5, 2.0, 0.01), strict=True)
+        for g, q, m, scale in zip(grams, (1, 4, 9, 1), (5, 3, 8, 200), (0.5, 2.0, 0.01, 0.02), strict=True)
     ]
     task = make_task(consumers, steps)
     _native.path_eliminate([task])
@@ -161,29 +167,71 @@ def test_exact_ties_go_to_the_lowest_index() -> None:
     assert task.order.tolist() == list(range(20))
 
 
+def check_against_right_looking(task: PathTask, tolerance: float) -> None:
+    """Order, errors and final weights after the forced units have left, and those units' errors in all."""
+    c, steps, count = task.consumers[0], len(task.order), len(task.forced)
+    forced = task.forced if count else None
+    order, errors, weight = reference.eliminate_right_looking(c.basis, c.weight, c.columns, steps - count, forced)
+    assert int(task.status) == -1
+    assert task.order.tolist() == task.forced.tolist() + order
+    want = torch.tensor(errors, dtype=F64)
+    assert (task.errors[count:] - want).abs().max() <= tolerance * want.max()
+    gone = c.columns[task.forced].flatten()
+    own = c.weight[:, gone].T
+    together = (torch.linalg.solve(c.basis[gone][:, gone], own) * own).sum()
+    assert (task.errors[:count].sum() - together).abs() <= tolerance * together
+    assert (weight_at(c, steps) - weight).norm() <= tolerance * c.weight.norm()
+
+
 @pytest.mark.parametrize("core", _native.cores())
-@pytest.mark.parametrize(("units", "taps", "outputs"), [(150, 1, 40), (60, 4, 30), (40, 9, 70)])
+@pytest.mark.parametrize(
+    ("units", "taps", "outputs"),
+    [(150, 1, 40), (60, 4, 30), (40, 9, 70), (150, 1, 300), (60, 4, 600), (40, 9, 1100)],
+)
 def test_long_paths_against_the_right_looking_form(units: int, taps: int, outputs: int, core: str) -> None:
-    """Long enough for several panels and for columns of units that left to be dropped."""
+    """Long enough for several panels and for columns of units that left to be dropped, in both forms."""
     gram = random_gram(units * taps + 7)
     task = make_task([consumer(gram, outputs, pick_columns(units, taps, len(gram)), units)], units)
     _native.path_eliminate([task], core=core)
-    c = task.consumers[0]
-    order, errors, weight = reference.eliminate_right_looking(c.basis, c.weight, c.columns, units)
-    assert task.order.tolist() == order
     tolerance = bound([gram])
-    want = torch.tensor(errors, dtype=F64)
-    assert (task.errors - want).abs().max() <= tolerance * want.max()
-    assert (weight_at(c, units) - weight).norm() <= tolerance * c.weight.norm()
+    check_against_right_looking(task, tolerance)
+    c = task.consumers[0]
     for step in (1, units // 2):
         gone = c.columns[task.order[:step]].flatten()
         assert weight_at(c, step)[:, gone].abs().max() <= tolerance * c.weight.abs().max()
         assert bool((c.factor[step * taps :, gone] == 0).all())
 
 
+@pytest.mark.parametrize(
+    ("units", "taps", "outputs", "forced", "steps"),
+    [(512, 9, 48, 64, 90), (1500, 1, 30, 150, 200), (1500, 1, 1600, 150, 200)],
+)
+def test_large_paths_against_the_right_looking_form(
+    units: int, taps: int, outputs: int, forced: int, steps: int
+) -> None:
+    """Past several panels and a change of columns; P is the identity and a few directions, so well conditioned."""
+    torch.set_num_threads(2)
+    features = units * taps
+    directions = torch.randn(features, 20, dtype=F64) / 20
+    basis = torch.addmm(torch.eye(features, dtype=F64), directions, directions.T)
+    rows = steps * taps
+    c = PathConsumer(
+        basis=basis,
+        weight=torch.randn(outputs, features, dtype=F64),
+        columns=torch.arange(features).reshape(units, taps),
+        scale=1.0,
+        factor=torch.empty(rows, features, dtype=F64),
+        residual=torch.empty(rows, outputs, dtype=F64),
+    )
+    task = make_task([c], steps, torch.randperm(units)[:forced].tolist())
+    _native.path_eliminate([task])
+    condition = 1 + float(torch.linalg.matrix_norm(directions, 2)) ** 2
+    check_against_right_looking(task, 100 * features * EPS * condition)
+
+
 def test_threads_do_not_change_a_bit() -> None:
     tasks = []
-    for units, taps, outputs in [(120, 9, 60), (200, 1, 30), (30, 4, 20)]:
+    for units, taps, outputs in [(120, 9, 60), (200, 1, 30), (30, 4, 20), (150, 1, 500), (40, 4, 400)]:
         gram = random_gram(units * taps)
         columns = pick_columns(units, taps, len(gram))
         tasks.append(make_task([consumer(gram, outputs, columns, units)], units))
@@ -209,11 +257,11 @@ def test_threads_do_not_change_a_bit() -> None:
 
 
 def test_indefinite_pivot_stops_the_path() -> None:
-    """The second consumer fails at the third step: what the first wrote for it is taken back."""
+    """The last consumer fails at the third step: nothing is left of what the others did for it."""
     good, bad = torch.eye(6, dtype=F64), torch.eye(6, dtype=F64)
     bad[5, 5] = -1.0
-    consumers = [consumer(g, 2, torch.arange(6)[:, None], 6) for g in (good, good)]
-    consumers[1].basis = bad
+    consumers = [consumer(g, m, torch.arange(6)[:, None], 6) for g, m in ((good, 2), (good, 80), (good, 2))]
+    consumers[2].basis = bad
     task = make_task(consumers, 6, [1, 0, 5])
     _native.path_eliminate([task])
     assert int(task.status) == 2

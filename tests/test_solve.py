@@ -42,7 +42,7 @@ def check(task: SolveTask) -> None:
 def test_sizes(core: str) -> None:
     tasks = [
         make(max(kept, 3) + extra, outputs, kept, 0.5 * extra, extra > 0)
-        for kept in (0, 1, 7, 8, 9, 16, 17, 63, 64, 65, 130)
+        for kept in (0, 1, 7, 8, 9, 16, 17, 63, 64, 65, 130, 300)
         for outputs in (0, 1, 16, 17, 33)
         for extra in (0, 5)
     ]
@@ -53,7 +53,7 @@ def test_sizes(core: str) -> None:
 
 def test_threads_do_not_change_a_bit() -> None:
     tasks = [
-        make(430, 50, 400, 0.1, True),
+        make(830, 50, 800, 0.1, True),
         make(60, 20, 30, 0.1, False),
         make(90, 5, 90, 0.0, True),
     ]
