@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -40,20 +41,15 @@ def right_looking(
     damped.diagonal().add_(ridge)
     p, w = torch.cholesky_inverse(torch.linalg.cholesky(damped)), weight.clone()
     alive = torch.ones(len(columns), dtype=torch.bool)
-    identity = torch.eye(columns.shape[1], dtype=torch.float64)
     order = torch.empty(steps, dtype=torch.int64)
     errors = torch.empty(steps, dtype=torch.float64)
     for step in range(steps):
-        blocks = p[columns[:, :, None], columns[:, None, :]]
-        blocks[~alive] = identity
-        own = w[:, columns].permute(1, 2, 0)
-        scores = torch.linalg.solve(blocks, own @ own.mT).diagonal(dim1=1, dim2=2).sum(1)
-        scores[~alive] = torch.inf
+        scores = _scores(p, w, columns, alive)
         unit = int(scores.argmin())
         order[step], errors[step] = unit, scores[unit]
         alive[unit] = False
         gone = columns[unit]
-        update = torch.linalg.solve(blocks[unit], p[gone])
+        update = torch.linalg.solve(p[gone][:, gone], p[gone])
         if in_place:
             w.addmm_(w[:, gone], update, alpha=-1)
             p.addmm_(p[:, gone], update, alpha=-1)
@@ -63,21 +59,36 @@ def right_looking(
     return order, errors
 
 
-def candidate_error(gram: Tensor, weight: Tensor, kept: Tensor) -> float:
-    """The reconstruction error after deleting all other columns and refitting: what the naive loop computes."""
-    cross = (weight @ gram)[:, kept]
-    fitted = torch.linalg.solve(gram[kept][:, kept], cross.T).T
-    change = weight.clone()
-    change[:, kept] -= fitted
-    return float(((change @ gram) * change).sum())
+def _scores(p: Tensor, w: Tensor, columns: Tensor, alive: Tensor) -> Tensor:
+    if columns.shape[1] == 1:
+        scores = w.square().sum(0)[columns[:, 0]] / p.diagonal()[columns[:, 0]]
+    else:
+        blocks = p[columns[:, :, None], columns[:, None, :]]
+        blocks[~alive] = torch.eye(columns.shape[1], dtype=torch.float64)
+        own = w[:, columns].permute(1, 2, 0)
+        scores = torch.linalg.solve(blocks, own @ own.mT).diagonal(dim1=1, dim2=2).sum(1)
+    scores[~alive] = torch.inf
+    return scores
+
+
+def candidate_error(gram: Tensor, cross: Tensor, target: float, kept: Tensor) -> float:
+    """The reconstruction error after deleting all other columns and refitting: what the naive loop computes.
+
+    ``cross`` (M, D) is W G and ``target`` tr(W G Wᵀ), the same for all candidates.
+    """
+    right = cross[:, kept]
+    fitted = torch.cholesky_solve(right.T, torch.linalg.cholesky(gram[kept][:, kept]))
+    return target - float((fitted.T * right).sum())
 
 
 def naive_loop(gram: Tensor, weight: Tensor, columns: Tensor, steps: int) -> tuple[list[int], list[float]]:
     """Greedy selection as defined: delete each candidate, refit everything, keep the best; order and errors."""
     alive = list(range(len(columns)))
     order, totals = [], [0.0]
+    cross = weight @ gram
+    target = float((cross * weight).sum())
     for _ in range(steps):
-        errors = [candidate_error(gram, weight, _without(columns, alive, unit)) for unit in alive]
+        errors = [candidate_error(gram, cross, target, _without(columns, alive, unit)) for unit in alive]
         best = min(range(len(alive)), key=errors.__getitem__)
         totals.append(errors[best])
         order.append(alive.pop(best))
@@ -85,13 +96,14 @@ def naive_loop(gram: Tensor, weight: Tensor, columns: Tensor, steps: int) -> tup
 
 
 def naive_seconds(gram: Tensor, weight: Tensor, columns: Tensor, steps: int, points: int) -> float:
-    """What the naive loop would take: refits timed at ``points`` sizes, in between a cubic in the size."""
+    """What the naive loop would take: refits timed at ``points`` sizes, in between a polynomial (at most a cubic)."""
     units = len(columns)
+    cross = weight @ gram
     sizes = [units - round(step * (steps - 1) / max(points - 1, 1)) for step in range(points)]
     seconds = []
     for size in sizes:
         kept = columns[: size - 1].flatten()
-        seconds.append(_timed(lambda kept=kept: candidate_error(gram, weight, kept)))
+        seconds.append(_timed(lambda kept=kept: candidate_error(gram, cross, 0.0, kept)))
     degree = min(3, points - 1)
     features = torch.tensor(sizes, dtype=torch.float64) / units
     powers = features[:, None] ** torch.arange(degree + 1)
@@ -106,7 +118,10 @@ def _without(columns: Tensor, alive: list[int], unit: int) -> Tensor:
 
 
 def _timed(call: Callable[[], object]) -> float:
-    call()
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+    """Median of three, after one that is not counted."""
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[1:])

@@ -18,6 +18,7 @@ from reapx import _native
 from reapx._native import Window
 from reapx.report.text import table
 
+EXTRAPOLATED = "naive loop"
 Case = Callable[[int], Callable[[], object]]
 """From a size to what is timed."""
 
@@ -76,7 +77,7 @@ def measure(threads: int, quick: bool) -> list[Series]:
         series("Gram", "C = 64, 16x16, k = 3", "images", 1, [32, 64, 128, 256, 512], lambda n: _gram(n, 64, 3)),
         series("basis", "k = 3", "C", 3, channels, _basis),
         series("basis + path", "k = 3, M = C, remove C / 2", "C", 3, channels, _select),
-        Series("naive loop", "k = 3, M = C, remove C / 2", "C", 5, threads, *_naive([16, 32] if quick else channels)),
+        Series(EXTRAPOLATED, "k = 3, M = C, remove C / 2", "C", 5, threads, *_naive([16, 32] if quick else channels)),
     ]
 
 
@@ -103,8 +104,7 @@ def _naive(channels: list[int]) -> tuple[list[int], list[float]]:
     seconds = []
     for count in channels:
         problem = problems.make(count, 9, count)
-        points = 4 if count < 256 else 3
-        seconds.append(naive_seconds(problem.damped, problem.weight, problem.columns, count // 2, points))
+        seconds.append(naive_seconds(problem.damped, problem.weight, problem.columns, count // 2, points=4))
     return channels, seconds
 
 
@@ -117,7 +117,7 @@ def show(found: Sequence[Series]) -> str:
             str(s.threads),
             s.size,
             "  ".join(f"{v}: {seconds_text(t)}" for v, t in zip(s.values, s.seconds, strict=True)),
-            f"{s.fitted:.2f}",
+            ("~" if s.work == EXTRAPOLATED else "") + f"{s.fitted:.2f}",
             f"{s.exponent:g}",
         ]
         for s in found
@@ -136,11 +136,11 @@ def plot(found: Sequence[Series], path: Path | None = None) -> Path:
     colours = {"naive loop": "tab:red", "basis + path": "tab:blue", "basis": "tab:cyan", "Gram": "tab:green"}
     most = max(s.threads for s in found)
     for s in found:
-        if s.size != "C" or (s.work == "naive loop" and s.threads != most):
+        if s.size != "C" or (s.work == EXTRAPOLATED and s.threads != most):
             continue
         style = "-" if s.threads == most else "--"
         label = f"{s.work}, {s.threads} threads" if s.threads > 1 else f"{s.work}, 1 thread"
-        if s.work == "naive loop":
+        if s.work == EXTRAPOLATED:
             label += " (extrapolated from timed refits)"
         axes.plot(s.values, s.seconds, style, marker="o", color=colours[s.work], label=label)
     axes.set(xscale="log", yscale="log", xlabel="channels of a 3x3 convolution", ylabel="seconds")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import problems
 import torch
 from baselines import right_looking
-from peak import Peak
+from peak import Amount
 from problems import Problem
 from rows import Row
 from timing import interleaved
@@ -17,14 +18,15 @@ QUICK = {"conv": (6, 9, 4, 3), "linear": (40, 1, 8, 20)}
 TIMED_STEPS = 24  # of the form that copies P at every step: all steps cost the same
 
 
-def rows(threads: int, peak: Peak, quick: bool) -> list[Row]:
+def rows(threads: int, quick: bool) -> list[Row]:
     """Two rows for each case: against P = P - ..., and against updates in place."""
     result = []
     for name, (units, taps, outputs, steps) in (QUICK if quick else CASES).items():
         problem = problems.make(units, taps, outputs)
         case = f"{name} {units} of {taps}, M {outputs}, remove {steps}"
         (ours,) = interleaved([lambda p=problem, s=steps: problems.select(p, s)], 1 if quick else 5)
-        share = problems.select_flops(problem, steps) / ours / 1e9 / peak.float64
+        amount = Amount(float64=problems.select_flops(problem, steps) / 1e9)
+        _torch(problem, 1, in_place=True)
         start = time.perf_counter()
         order, errors = _torch(problem, steps, in_place=True)
         in_place = time.perf_counter() - start
@@ -32,8 +34,8 @@ def rows(threads: int, peak: Peak, quick: bool) -> list[Row]:
         few = min(steps, TIMED_STEPS)
         plain = _extrapolated(problem, few, steps)
         against = "torch right-looking"
-        result.append(Row("basis + path", case, threads, ours, f"{against}, P = P - ...", plain, share, few < steps))
-        result.append(Row("basis + path", case, threads, ours, f"{against}, in place", in_place, share))
+        result.append(Row("basis + path", case, threads, ours, f"{against}, P = P - ...", plain, amount, few < steps))
+        result.append(Row("basis + path", case, threads, ours, f"{against}, in place", in_place, amount))
     return result
 
 
@@ -44,15 +46,13 @@ def _torch(problem: Problem, steps: int, *, in_place: bool) -> tuple[torch.Tenso
 def _extrapolated(problem: Problem, few: int, steps: int) -> float:
     """Seconds of all steps from those of a few; the inverse counts once."""
 
-    def timed(count: int) -> float:
-        start = time.perf_counter()
-        _torch(problem, count, in_place=False)
-        return time.perf_counter() - start
+    def call(count: int) -> Callable[[], object]:
+        return lambda: _torch(problem, count, in_place=False)
 
     if few == steps:
-        return timed(steps)
-    inverse = timed(0)
-    return inverse + (timed(few) - inverse) * steps / few
+        return interleaved([call(steps)], 1)[0]
+    inverse, both = interleaved([call(0), call(few)], 3)
+    return inverse + (both - inverse) * steps / few
 
 
 def _check(problem: Problem, steps: int, order: torch.Tensor, errors: torch.Tensor) -> None:

@@ -14,12 +14,25 @@ SOURCE = Path(__file__).with_name("peak.cpp")
 
 
 @dataclass(frozen=True)
-class Peak:
-    """Fused multiply-adds in GFLOP/s (two operations each) and a large copy in GB/s (read plus written)."""
+class Amount:
+    """Work that has to be done: GFLOP in float32 and float64 (a multiply-add is two), GB read and written."""
 
-    float32: float
-    float64: float
-    copy: float
+    float32: float = 0.0
+    float64: float = 0.0
+    copy: float = 0.0
+
+
+@dataclass(frozen=True)
+class Peak(Amount):
+    """What the machine does in a second: fused multiply-adds, and a large copy (bytes read plus written)."""
+
+    def seconds(self, amount: Amount) -> float:
+        """The least time that this much work takes."""
+        return amount.float32 / self.float32 + amount.float64 / self.float64 + amount.copy / self.copy
+
+    def or_more(self, other: Peak) -> Peak:
+        """The larger of two looks: on a shared machine one may come at a bad moment."""
+        return Peak(max(self.float32, other.float32), max(self.float64, other.float64), max(self.copy, other.copy))
 
 
 def measure(threads: int) -> Peak:

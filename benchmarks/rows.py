@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+
+from peak import Amount, Peak
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Row:
         seconds: Ours, a median.
         against: The other side.
         against_seconds: Its time; of ``extrapolated`` rows not run in full.
-        peak_share: Part of the machine's measured peak that we reach (of its copy bandwidth for scans).
+        amount: What has to be done for it.
     """
 
     work: str
@@ -26,16 +28,21 @@ class Row:
     seconds: float
     against: str
     against_seconds: float
-    peak_share: float
+    amount: Amount
     extrapolated: bool = False
 
     @property
     def ratio(self) -> float:
         return self.against_seconds / self.seconds
 
-    def as_dict(self) -> dict[str, object]:
-        """Fields and the ratio, rounded to what is meant."""
-        values = asdict(self) | {"ratio": self.ratio}
+    def peak_share(self, peak: Peak) -> float:
+        """Part of the machine's measured peak that we reach."""
+        return peak.seconds(self.amount) / self.seconds
+
+    def as_dict(self, peak: Peak) -> dict[str, object]:
+        """Fields, ratio and share, rounded to what is meant."""
+        values = asdict(self) | {"ratio": self.ratio, "peak_share": self.peak_share(peak)}
+        del values["amount"]
         return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
 
 
@@ -47,8 +54,8 @@ def seconds_text(value: float) -> str:
     return f"{value / 3600:.3g} h"
 
 
-def lines_of(rows: Sequence[Row]) -> list[list[str]]:
-    """Cells of a table."""
+def lines_of(rows: Sequence[Row], peaks: Mapping[int, Peak]) -> list[list[str]]:
+    """Cells of a table; ``peaks`` by the number of threads."""
     return [
         [
             row.work,
@@ -58,7 +65,7 @@ def lines_of(rows: Sequence[Row]) -> list[list[str]]:
             row.against,
             ("~" if row.extrapolated else "") + seconds_text(row.against_seconds),
             f"{row.ratio:,.3g}x" if row.ratio < 1000 else f"{row.ratio:,.0f}x",
-            f"{100 * row.peak_share:.0f} %",
+            f"{100 * row.peak_share(peaks[row.threads]):.0f} %",
         ]
         for row in rows
     ]

@@ -7,7 +7,7 @@ import time
 import problems
 import torch
 from baselines import naive_loop, naive_seconds
-from peak import Peak
+from peak import Amount
 from rows import Row
 from timing import interleaved
 
@@ -16,12 +16,12 @@ QUICK = [6]
 FULL = 64  # channels up to which the naive loop runs to its end
 
 
-def rows(threads: int, peak: Peak, quick: bool) -> list[Row]:
+def rows(threads: int, quick: bool) -> list[Row]:
     """One row for each number of channels of a 3x3 convolution, half of them removed."""
-    return [_reap(channels, threads, peak, quick) for channels in (QUICK if quick else SIZES)]
+    return [_reap(channels, threads, quick) for channels in (QUICK if quick else SIZES)]
 
 
-def _reap(channels: int, threads: int, peak: Peak, quick: bool) -> Row:
+def _reap(channels: int, threads: int, quick: bool) -> Row:
     problem = problems.make(channels, 9, channels)
     steps = channels // 2
     (ours,) = interleaved([lambda: problems.select(problem, steps)], 2 if quick else 7)
@@ -37,7 +37,7 @@ def _reap(channels: int, threads: int, peak: Peak, quick: bool) -> Row:
             raise AssertionError(f"the path differs from the naive loop's (errors by {gap:.1e})")
         print(f"order as the naive loop's, {channels} channels, errors to {gap:.0e}")
     else:
-        naive = naive_seconds(gram, problem.weight, problem.columns, steps, points=6 if channels < 256 else 3)
-    share = problems.select_flops(problem, steps) / ours / 1e9 / peak.float64
+        naive = naive_seconds(gram, problem.weight, problem.columns, steps, points=6 if channels < 256 else 4)
+    amount = Amount(float64=problems.select_flops(problem, steps) / 1e9)
     case = f"C = {channels}, k = 3, remove {steps}"
-    return Row("selection", case, threads, ours, "naive loop in torch", naive, share, not full)
+    return Row("selection", case, threads, ours, "naive loop in torch", naive, amount, not full)

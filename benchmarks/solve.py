@@ -5,7 +5,7 @@ from __future__ import annotations
 import problems
 import torch
 from gram import sums_for
-from peak import Peak
+from peak import Amount
 from rows import Row
 from sklearn.linear_model import LinearRegression
 from timing import interleaved
@@ -17,12 +17,12 @@ from reapx._native import SolveTask, Window
 F64 = torch.float64
 
 
-def rows(threads: int, peak: Peak, quick: bool) -> list[Row]:
-    """A reconstruction from the activations on, and eight cuts of one layer."""
+def rows(threads: int, quick: bool) -> list[Row]:
+    """A reconstruction from the activations on, against two ways, and eight cuts of one layer."""
     samples, features, outputs = (60, 12, 5) if quick else (5120, 2304, 512)
     return [
-        _one(samples, features, outputs, threads, peak, 1 if quick else 5),
-        _cuts(8 if quick else 128, 9, 8 if quick else 128, threads, peak, 2 if quick else 7),
+        *_one(samples, features, outputs, threads, 1 if quick else 5),
+        _cuts(8 if quick else 128, 9, 8 if quick else 128, threads, 2 if quick else 7),
     ]
 
 
@@ -54,25 +54,38 @@ def reconstruct(x: Tensor, y: Tensor) -> Tensor:
     return weight
 
 
-def _one(samples: int, features: int, outputs: int, threads: int, peak: Peak, rounds: int) -> Row:
+def normal_equations(x: Tensor, y: Tensor) -> Tensor:
+    """The same in torch: float32 products, float64 Cholesky; weights (M, D)."""
+    mean, target_mean = x.mean(0), y.mean(0)
+    left, right = x - mean, y - target_mean
+    factor = torch.linalg.cholesky((left.T @ left).double())
+    return torch.cholesky_solve((left.T @ right).double(), factor).T
+
+
+def _one(samples: int, features: int, outputs: int, threads: int, rounds: int) -> list[Row]:
+    """scikit-learn takes singular values, which bears worse conditioned problems than normal equations do."""
     x = torch.randn(samples, features)
     y = x @ torch.randn(features, outputs) + torch.randn(samples, outputs)
     left, right = x.numpy(), y.numpy()
     model = LinearRegression()
-    got = reconstruct(x, y)
     want = torch.from_numpy(model.fit(left, right).coef_).double()
-    gap = float((got - want).norm() / want.norm())
-    if gap > 1e-3:
-        raise AssertionError(f"weights differ from scikit-learn's by {gap:.1e}")
-    ours, theirs = interleaved([lambda: reconstruct(x, y), lambda: model.fit(left, right)], rounds)
+    for got in (reconstruct(x, y), normal_equations(x, y)):
+        gap = float((got - want).norm() / want.norm())
+        if gap > 1e-3:
+            raise AssertionError(f"weights differ from scikit-learn's by {gap:.1e}")
+    calls = [lambda: reconstruct(x, y), lambda: model.fit(left, right), lambda: normal_equations(x, y)]
+    ours, sklearn, torch_seconds = interleaved(calls, rounds)
     single = samples * features * (features + 1.0 + 2 * outputs)
     double = features**3 / 3 + 2.0 * features**2 * outputs
-    share = (single / peak.float32 + double / peak.float64) / 1e9 / ours
+    amount = Amount(float32=single / 1e9, float64=double / 1e9)
     case = f"{samples} x {features} -> {outputs}"
-    return Row("reconstruction", case, threads, ours, "scikit-learn LinearRegression", theirs, share)
+    return [
+        Row("reconstruction", case, threads, ours, "scikit-learn LinearRegression", sklearn, amount),
+        Row("reconstruction", case, threads, ours, "torch normal equations", torch_seconds, amount),
+    ]
 
 
-def _cuts(units: int, taps: int, outputs: int, threads: int, peak: Peak, rounds: int) -> Row:
+def _cuts(units: int, taps: int, outputs: int, threads: int, rounds: int) -> Row:
     problem = problems.make(units, taps, outputs)
     gram, cross = problem.gram, problem.weight @ problem.gram
     sizes = [units * (i + 1) // 9 for i in range(8)]
@@ -102,4 +115,4 @@ def _cuts(units: int, taps: int, outputs: int, threads: int, peak: Peak, rounds:
     own, other = interleaved([ours, theirs], rounds)
     flops = sum(len(rows) ** 3 / 3 + 2.0 * len(rows) ** 2 * outputs for rows in kept)
     case = f"8 kept sets of {units} of {taps}, M {outputs}"
-    return Row("refit", case, threads, own, "torch Cholesky", other, flops / own / 1e9 / peak.float64)
+    return Row("refit", case, threads, own, "torch Cholesky", other, Amount(float64=flops / 1e9))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from peak import Peak
+from peak import Amount
 from rows import Row
 from timing import interleaved
 from torch import Tensor
@@ -21,7 +21,7 @@ def vgg16(quick: bool) -> list[Tensor]:
     return [torch.randn(shape) for shape in shapes]
 
 
-def rows(threads: int, peak: Peak, quick: bool) -> list[Row]:
+def rows(threads: int, quick: bool) -> list[Row]:
     """One row: incoming and outgoing maxima of every layer."""
     weights = vgg16(quick)
     weights[0][3] = 0.0
@@ -32,9 +32,9 @@ def rows(threads: int, peak: Peak, quick: bool) -> list[Row]:
             raise AssertionError("the maxima differ from torch's")
     ours, theirs = interleaved([lambda: _native.zero_scan(weights), lambda: _torch(weights)], 2 if quick else 9)
     size = sum(weight.numel() for weight in weights)
-    share = 4 * size / ours / 1e9 / peak.copy
+    amount = Amount(copy=4 * size / 1e9)  # which are only read
     case = f"VGG16, {size / 1e6:.0f} M weights"
-    return [Row("zero_scan", case, threads, ours, "torch abs, amax", theirs, share)]
+    return [Row("zero_scan", case, threads, ours, "torch abs, amax", theirs, amount)]
 
 
 def _torch(weights: list[Tensor]) -> list[tuple[Tensor, Tensor]]:

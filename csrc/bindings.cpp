@@ -96,7 +96,7 @@ void bind_gram(py::handle x, const std::vector<Pair>& window, int64_t groups, Pa
   const Tile& tile = tile_pick(core);
   check_threads(threads);
   py::gil_scoped_release release;
-  gram_accumulate(task, form.c_str(), threads, tile);
+  gram_accumulate(task, form, threads, tile);
 }
 
 void bind_mirror(py::handle gram, int64_t threads, const std::string& core) {

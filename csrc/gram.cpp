@@ -1,7 +1,7 @@
 #include "gram.h"
 
 #include <algorithm>
-#include <cstring>
+#include <optional>
 
 #include "gram_forms.h"
 
@@ -29,6 +29,9 @@ void add_block(const Tile& tile, int64_t rows, int64_t runs, int64_t terms, Runs
 }
 
 namespace {
+
+constexpr double kMostImageBytes = 512 << 20;  // of one image's panels: larger ones are not packed
+constexpr double kWorthThreads = 4e6;          // multiply-adds that take longer than a thread to start
 
 // Running sums of kLanes values at a time: enough independent chains to hide the latency of an add.
 struct LaneSums {
@@ -102,28 +105,36 @@ void add_target_sums(const GramTask& task, Team& team) {
   });
 }
 
+// How to compute by "shift", where that can be done and is wanted: "" wants it where it is faster.
+std::optional<ShiftPlan> choose_shift(const GramTask& task, const std::string& form) {
+  const double image = static_cast<double>(panels_of(task.group_channels()) * kFloatWidth) *
+                       sizeof(float) * static_cast<double>(task.rows.input * task.columns.input);
+  if (form == "rows" || task.positions || task.taps() == 1 || image > kMostImageBytes) return {};
+  if (form == "" && least_shift_cost(task) >= rows_cost(task)) return {};
+  std::optional<ShiftPlan> plan(task);
+  if (!plan->possible || (form == "" && shift_cost(task, *plan) >= rows_cost(task))) return {};
+  return plan;
+}
+
 }  // namespace
 
-void gram_accumulate(const GramTask& task, const char* form, int64_t threads, const Tile& tile) {
+void gram_accumulate(const GramTask& task, const std::string& form, int64_t threads, const Tile& tile) {
   if (task.samples() == 0) return;
-  Team team(threads);
+  const bool worth = rows_cost(task) * static_cast<double>(task.groups) > kWorthThreads;
+  Team team(worth ? threads : 1);
   if (task.target.data) add_target_sums(task, team);
   if (task.features() == 0) return;
-  const ShiftPlan plan(task);
-  const bool shift = plan.possible && !task.positions && std::strcmp(form, "rows") != 0 &&
-                     (std::strcmp(form, "shift") == 0 || shift_cost(task, plan) < rows_cost(task));
-  const auto add_group = [&](int64_t group, Team& helpers) {
-    if (shift) {
-      gram_shift(task, plan, group, helpers, tile);
-    } else {
-      gram_rows(task, group, helpers, tile);
-    }
-  };
-  if (task.groups == 1) return add_group(0, team);
-  team.run(task.groups, [&](int64_t group) {
-    Team alone(1);
-    add_group(group, alone);
-  });
+  const std::optional<ShiftPlan> plan = choose_shift(task, form);
+  const bool few = task.groups < kManyItems * team.threads();
+  run_tasks(
+      team, task.groups, [&](int64_t) { return few; },
+      [&](int64_t group, Team& helpers) {
+        if (plan) {
+          gram_shift(task, *plan, group, helpers, tile);
+        } else {
+          gram_rows(task, group, helpers, tile);
+        }
+      });
 }
 
 void gram_mirror(double* gram, int64_t count, int64_t size, int64_t threads, const Tile& tile) {

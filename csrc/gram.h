@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "tile.h"
 
@@ -54,11 +55,11 @@ struct GramTask {
   }
 };
 
-// The sums above. The patch matrix is never built: the kernel holds a few thousand rows of it, or,
-// at stride 1, a padded copy of a few images. Results do not depend on `threads`. Any size may be 0.
+// The sums above. The patch matrix is never built: the kernel holds a few thousand rows of it, or a
+// copy of a few images. Results do not depend on `threads`. Any size may be 0.
 // `form`: "" picks the faster of "rows" and "shift" (falls back to "rows" where "shift" cannot be
 // used); the two agree to rounding.
-void gram_accumulate(const GramTask& task, const char* form, int64_t threads, const Tile& tile);
+void gram_accumulate(const GramTask& task, const std::string& form, int64_t threads, const Tile& tile);
 
 // Copies the upper triangle of each of `count` matrices (size, size), float64, row-major, to the lower.
 // Any size may be 0.

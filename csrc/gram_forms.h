@@ -14,6 +14,9 @@ inline constexpr int64_t kBlockSize = kFloatWidth * kFloatWidth;
 
 inline int64_t panels_of(int64_t columns) { return (columns + kFloatWidth - 1) / kFloatWidth; }
 
+// With so many items for each thread, they run side by side; with fewer, one after another.
+inline constexpr int64_t kManyItems = 4;
+
 // Columns in use of panel `panel` of a matrix.
 inline int64_t width_of(int64_t columns, int64_t panel) {
   const int64_t left = columns - panel * kFloatWidth;
@@ -114,6 +117,8 @@ Span span_of(const AxisPlan& plan, const Piece& piece, int64_t margin);
 // Estimated multiply-adds of the two forms for one group.
 double shift_cost(const GramTask& task, const ShiftPlan& plan);
 double rows_cost(const GramTask& task);
+// Less than shift_cost of any plan: a look before a plan is made.
+double least_shift_cost(const GramTask& task);
 
 void gram_shift(const GramTask& task, const ShiftPlan& plan, int64_t group, Team& team,
                 const Tile& tile);

@@ -6,8 +6,7 @@ namespace reapx {
 
 namespace {
 
-constexpr int64_t kSliceRows = 16;  // channels of one item  // channels of one item  // channels of one
-                                    // item  // channels of one item
+constexpr int64_t kSliceRows = 16;  // channels of one item
 constexpr int64_t kSlice = kSliceRows * kFloatWidth;
 // Slices are this far apart, so that neighbouring taps do not fall into one cache set.
 constexpr int64_t kSliceStep = kSlice + kLanes;

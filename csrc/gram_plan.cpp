@@ -7,6 +7,8 @@
 
 namespace reapx {
 
+constexpr double kUseCost = 20;  // multiply-adds for each entry of a block that a piece is added to
+
 AxisPlan::AxisPlan(const Axis& given) : axis(given) {
   const int64_t common = std::gcd(axis.stride, axis.dilation);
   const int64_t step = axis.stride / common;  // neighbouring taps of a phase
@@ -120,6 +122,11 @@ ShiftPlan::ShiftPlan(const GramTask& task)
         }
 }
 
+double least_shift_cost(const GramTask& task) {
+  const double taps = static_cast<double>(task.taps());
+  return kUseCost * static_cast<double>(kBlockSize) * taps * (taps + 1) / 2;
+}
+
 double shift_cost(const GramTask& task, const ShiftPlan& plan) {
   const auto count = [](const AxisPlan& axis, const Piece& piece, int64_t margin) {
     const Span span = span_of(axis, piece, margin);
@@ -141,6 +148,9 @@ double shift_cost(const GramTask& task, const ShiftPlan& plan) {
           static_cast<double>((task.group_targets() + 7) / 8 * 8);
   // Measured: putting the pieces together costs as much as 300 products for each entry of the result.
   const double entries = static_cast<double>(task.features()) * static_cast<double>(task.features());
+  double uses = static_cast<double>(plan.products.size());
+  for (const auto& pair : plan.pair_uses) uses += 2 * static_cast<double>(pair.size());
+  cost += kUseCost * uses * static_cast<double>(kBlockSize) / static_cast<double>(task.input.images);
   return cost * static_cast<double>(task.input.images) + 300.0 * entries;
 }
 

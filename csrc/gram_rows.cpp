@@ -105,6 +105,7 @@ void pack_vectors(const Patches& x, int64_t panel, int64_t first, int64_t count,
 
 void pack(const Tile& tile, const Patches& x, int64_t panel, int64_t first, int64_t count, float* to) {
   const bool vectors = x.rows.kernel * x.columns.kernel == 1 && x.images.channel_step == 1 &&
+                       x.rows.padding + x.columns.padding == 0 &&
                        x.rows.output * x.columns.output == 1 && x.images.rows * x.images.columns == 1;
   if (x.positions) {
     pack_sampled(x, panel, first, count, to);

@@ -9,7 +9,6 @@ namespace reapx {
 namespace {
 
 constexpr double kLeastBytes = 2 << 20, kMostBytes = 64 << 20;  // of all panels
-constexpr int64_t kManyUnits = 8;
 
 // Lays out the phases of `images` images.
 void lay_out(ShiftWork& w, int64_t images) {
@@ -142,7 +141,7 @@ void add_products(ShiftWork& w, Team& team) {
     }
   };
   const int64_t count = static_cast<int64_t>(units.size());
-  const bool many = count >= kManyUnits;
+  const bool many = count >= kManyItems * team.threads();
   run_tasks(team, count, [&](int64_t) { return !many; }, run);
   team.run(w.x_panels, [&](int64_t p) { add_total(w, p); });
 }

@@ -9,11 +9,13 @@
 // after milliseconds, and by then the others have done its share.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
 #include <functional>
 #include <memory>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -23,6 +25,7 @@ class Team {
  public:
   // Threads start at the first run that has a use for them.
   explicit Team(int64_t threads) : threads_(threads) {}
+  int64_t threads() const { return threads_; }
   ~Team() {
     if (crew_) crew_->dismiss();
   }
@@ -34,7 +37,7 @@ class Team {
       for (int64_t i = 0; i < items; ++i) work(i);
       return;
     }
-    if (!crew_) start();
+    start(std::min(threads_, items) - 1);
     crew_->run(items, work);
   }
 
@@ -118,12 +121,16 @@ class Team {
     std::atomic<int64_t> next_{0}, gate_{0}, round_{0};
   };
 
-  void start() {
-    crew_ = std::make_shared<Crew>();
-    for (int64_t i = 1; i < threads_; ++i) std::thread([crew = crew_] { crew->serve(); }).detach();
+  void start(int64_t helpers) {
+    if (!crew_) crew_ = std::make_shared<Crew>();
+    try {
+      for (; helpers_ < helpers; ++helpers_) std::thread([crew = crew_] { crew->serve(); }).detach();
+    } catch (const std::system_error&) {
+      threads_ = 1 + helpers_;  // the machine gives no more: those there are do all the work
+    }
   }
 
-  int64_t threads_;
+  int64_t threads_, helpers_ = 0;
   std::shared_ptr<Crew> crew_;
 };
 

@@ -52,19 +52,23 @@ def check_arguments(budget: object, allocation: str, selection: str, round_to: i
         raise InputError(f"allocation={allocation!r}: choose one of {', '.join(ALLOCATIONS)}")
     if selection not in SELECTIONS:
         raise InputError(f"selection={selection!r}: choose one of {', '.join(SELECTIONS)}")
-    if not isinstance(round_to, int) or round_to < 1:
+    if not _is_whole(round_to) or round_to < 1:
         raise InputError(f"round_to={round_to!r}: give a whole number from 1")
     check_damping(damping)
 
 
 def check_refinements(selection: str, swaps: int, positions: int | None) -> None:
     """Refuse swaps and positions that selection cannot use."""
-    if not isinstance(swaps, int) or swaps < 0:
+    if not _is_whole(swaps) or swaps < 0:
         raise InputError(f"swaps={swaps!r}: give a whole number from 0")
-    if positions is not None and (not isinstance(positions, int) or positions < 1):
+    if positions is not None and (not _is_whole(positions) or positions < 1):
         raise InputError(f"positions={positions!r}: give a whole number from 1, or None for all")
     if selection != "reap" and (swaps or positions):
         raise InputError(f"selection={selection!r} measures nothing: swaps and positions need selection='reap'")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_damping(damping: float) -> None:

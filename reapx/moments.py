@@ -200,7 +200,7 @@ def measure(
     """Weight name -> moments of each conv group of that layer, from one pass of the original network.
 
     Layers that read the same patches share their moments. With ``positions``, only so many random positions of each
-    feature map are looked at.
+    feature map are looked at; of vectors and tokens, all.
 
     Raises:
         NumericalError: an activation is NaN or infinite; names the layer and the channel.
@@ -225,7 +225,8 @@ def measure(
         run(graph, inputs, tensors, visit, last)
         for accumulator in first.values():
             accumulator.check_finite(batch)
-    return {layer.weight: of_layer[layer.node].moments() for layer in layers}
+    found = {accumulator.layer.node: accumulator.moments() for accumulator in first.values()}
+    return {layer.weight: found[of_layer[layer.node].layer.node] for layer in layers}
 
 
 def _size(graph: Graph, layer: Layer) -> tuple[int, ...]:

@@ -51,7 +51,7 @@ def plan(
         swaps: After selection, exchange up to this many removed channels of each group for kept ones, as long as the
             reconstruction error falls (``"reap"`` only).
         positions: Measure only this many random positions of each feature map for selection, the same on every run;
-            all by default.
+            all by default. Layers that read vectors or tokens measure all.
         memory: Bytes of memory for images, and for activations, before they go to disk.
         progress: Show progress bars; by default when the terminal is one.
 
@@ -85,11 +85,23 @@ def plan(
     for group, path in zip(groups, paths, strict=True):
         count = group.size - widths[group.name]
         entries.append(GroupPlan(group, group.size - count, path.final, path.removed(count)))
-    macs = costs.macs(), costs.macs(widths)
-    params = costs.params(), costs.params(widths)
-    choices = selection, swaps, positions, allocation, budget, streams, damping
-    seconds = time.perf_counter() - start
-    return Plan(entries, found.frozen, macs, params, *choices, seconds, model, found._images, found._graph)
+    return Plan(
+        groups=entries,
+        frozen=found.frozen,
+        macs=(costs.macs(), costs.macs(widths)),
+        params=(costs.params(), costs.params(widths)),
+        selection=selection,
+        swaps=swaps,
+        positions=positions,
+        allocation=allocation,
+        budget=budget,
+        streams=streams,
+        damping=damping,
+        seconds=time.perf_counter() - start,
+        _model=model,
+        _images=found._images,
+        _graph=found._graph,
+    )
 
 
 def prune(

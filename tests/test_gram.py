@@ -114,6 +114,13 @@ def test_output_sizes_other_than_the_natural_one(form: str) -> None:
         check(x, Window((3, 3), padding=(1, 0)), size, whole(2, 3, *size), form=form)
 
 
+def test_vectors_with_padding_are_no_linear_layer() -> None:
+    """One position that reads only zeros, and one of which a part does."""
+    check(whole(4, 3, 1, 1), Window(padding=(1, 1)), (1, 1), whole(4, 2, 1, 1))
+    check(whole(4, 3, 1, 1), Window(stride=(3, 3), padding=(1, 1)), (1, 1))
+    check(whole(4, 3, 1, 1), Window(padding=(1, 1)), (3, 3))
+
+
 @pytest.mark.parametrize("core", CORES)
 @pytest.mark.parametrize("size", [0, 1, 7, 63, 64, 65, 130])
 def test_mirror(size: int, core: str) -> None:
@@ -176,16 +183,20 @@ def test_empty(shape: tuple[int, ...], size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("form", ["rows", "shift"])
 @pytest.mark.parametrize("groups", [1, 4])
 def test_threads_do_not_change_a_bit(window: Window, form: str, groups: int) -> None:
+    """Real numbers: a sum in another order would differ. Few and many panels, one batch and several."""
     window = Window(window.kernel, window.stride, window.padding, window.dilation, groups)
-    x = whole(40, 36, 11, 10)
-    size = (natural_size(11, window, 0), natural_size(10, window, 1))
-    y = whole(40, 20, *size)
-    results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        results.append(run(x, window, size, y, form=form))
-    for other in results[1:]:
-        assert all(torch.equal(results[0][n], other[n]) for n in other)
+    for images, channels in [(40, 36), (8, 140), (300, 36)]:
+        x = torch.randn(images, channels, 11, 10)
+        size = (natural_size(11, window, 0), natural_size(10, window, 1))
+        y = torch.randn(images, 20, *size)
+        positions = torch.randint(size[0] * size[1], (images, 13))
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append([run(x, window, size, y, form=form), run(x, window, size, y, positions=positions)])
+        for other in results[1:]:
+            for want, got in zip(results[0], other, strict=True):
+                assert all(torch.equal(want[n], got[n]) for n in want)
 
 
 @pytest.mark.parametrize("core", CORES)

@@ -172,6 +172,7 @@ def test_budget_values(amount: object) -> None:
         {"round_to": 0},
         {"swaps": -1},
         {"swaps": 1.5},
+        {"swaps": True},
         {"positions": 0},
         {"selection": "magnitude", "swaps": 3},
         {"selection": "magnitude", "positions": 3},

@@ -9,27 +9,34 @@ import reference
 import torch
 from torch import Tensor
 
-from reapx.selection.swap import Problem, swap_units
+from reapx._native import PathConsumer
+from reapx.selection.swap import swap_units
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 F64 = torch.float64
 
 
-def make(units: int, taps: int, outputs: int, scale: float = 1.0) -> tuple[Tensor, Problem]:
+def make(units: int, taps: int, outputs: int, scale: float = 1.0) -> tuple[Tensor, PathConsumer]:
     """A correlated Gram matrix and its problem."""
     features = units * taps
     x = torch.randn(4 * features, features, dtype=F64) @ torch.randn(features, features, dtype=F64)
     gram = x.T @ x
     columns = torch.randperm(features).reshape(units, taps)
-    return gram, Problem(torch.linalg.inv(gram), torch.randn(outputs, features, dtype=F64), columns, scale)
+    weight = torch.randn(outputs, features, dtype=F64)
+    return gram, consumer(gram, weight, columns, scale)
 
 
-def error(parts: list[tuple[Tensor, Problem]], removed: list[int]) -> float:
+def consumer(gram: Tensor, weight: Tensor, columns: Tensor, scale: float = 1.0) -> PathConsumer:
+    nothing = torch.empty(0, dtype=F64)
+    return PathConsumer(torch.linalg.inv(gram), weight, columns, scale, nothing, nothing)
+
+
+def error(parts: list[tuple[Tensor, PathConsumer]], removed: list[int]) -> float:
     return sum(p.scale * reference.refit(gram, p.weight, kept(p, removed))[1] for gram, p in parts)
 
 
-def kept(problem: Problem, removed: list[int]) -> Tensor:
+def kept(problem: PathConsumer, removed: list[int]) -> Tensor:
     keep = torch.ones(problem.columns.numel(), dtype=torch.bool)
     keep[problem.columns[removed].flatten()] = False
     return keep.nonzero().flatten()
@@ -78,6 +85,27 @@ def test_twins_are_not_exchanged_for_ever() -> None:
     x = torch.randn(300, 6, dtype=F64)
     x[:, 3] = x[:, 0] + 1e-7 * x[:, 3]
     gram = x.T @ x + 1e-6 * torch.eye(6, dtype=F64)
-    problem = Problem(torch.linalg.inv(gram), torch.ones(2, 6, dtype=F64), torch.arange(6)[:, None], 1.0)
+    problem = consumer(gram, torch.ones(2, 6, dtype=F64), torch.arange(6)[:, None])
     units, _ = swap_units([problem], torch.tensor([3]), 1000)
     assert units.tolist() in ([3], [0])
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-5])
+def test_never_worse_where_the_gram_matrix_is_nearly_singular(noise: float) -> None:
+    """Condition numbers up to 1e11, two consumers, many exchanges."""
+    parts = []
+    for taps, outputs in [(2, 5), (3, 4)]:
+        features = 14 * taps
+        x = torch.randn(200, features // 2, dtype=F64) @ torch.randn(features // 2, features, dtype=F64)
+        x = x + noise * torch.randn(200, features, dtype=F64)
+        gram = x.T @ x
+        weight = torch.randn(outputs, features, dtype=F64)
+        parts.append((gram, consumer(gram, weight, torch.arange(features).reshape(14, taps))))
+    start = torch.arange(7)
+    units, weights = swap_units([problem for _, problem in parts], start, 50)
+    rounding = 1e-6 * error(parts, start.tolist())
+    assert error(parts, units.tolist()) <= error(parts, start.tolist()) + rounding
+    for (gram, problem), weight in zip(parts, weights, strict=True):
+        change = problem.weight - weight
+        least = reference.refit(gram, problem.weight, kept(problem, units.tolist()))[1]
+        assert float((change @ gram * change).sum()) <= least + rounding

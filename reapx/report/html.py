@@ -148,7 +148,7 @@ def _summary(result: Result) -> str:
             ]
         ),
         paragraph(
-            f"Selection {plan.selection}, allocation {plan.allocation}, budget "
+            f"{plan.method[:1].upper()}{plan.method[1:]}, {plan.allocation} allocation, budget "
             f"{type(plan.budget).__name__}({plan.budget.amount}). The proof gap is the largest "
             "difference between the pruned network and the original with the same channels masked "
             "and the same refitted weights, on calibration images."

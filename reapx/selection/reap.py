@@ -19,7 +19,7 @@ from .. import _native
 from ..errors import NumericalError
 from ..moments import Moments
 from .path import Path, Reader
-from .swap import Problem, swap_units
+from .swap import swap_units
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,9 @@ def reap_paths(requests: Sequence[Request], damping: float, swaps: int = 0) -> l
 
 def _swapped(request: Request, task: _native.PathTask, path: Path, swaps: int) -> Path:
     """The path with its last set refined, where that lowers the undamped error too."""
-    problems = [Problem(c.basis, c.weight, c.columns, c.scale) for c in task.consumers]
-    units, weights = swap_units(problems, path.order, swaps)
-    changes = [problem.weight - weight for problem, weight in zip(problems, weights, strict=True)]
-    final = _final_error(request, task, changes) / max(len(problems), 1)
+    units, weights = swap_units(task.consumers, path.order, swaps)
+    changes = [consumer.weight - weight for consumer, weight in zip(task.consumers, weights, strict=True)]
+    final = _final_error(request, task, changes) / max(len(weights), 1)
     return Path(units, torch.full_like(path.errors, torch.nan), final) if final < path.final else path
 
 

@@ -13,38 +13,26 @@ costs (kept) or what taking it back gains (removed). Transforming a unit's block
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .._native import PathConsumer
+
 _TRIES = 32
 """Removed units, in the order of their gains, that are tried before giving up."""
 
-
-@dataclass
-class Problem:
-    """One consumer, as the path saw it.
-
-    Attributes:
-        basis: (D, D) float64, the inverse of the damped Gram matrix.
-        weight: (M, D) float64, full refitted weights.
-        columns: (U, q) int64.
-        scale: Share in the score.
-    """
-
-    basis: Tensor
-    weight: Tensor
-    columns: Tensor
-    scale: float
+_REBUILD = 8
+"""Exchanges after which the table is made anew, so that rounding does not add up."""
 
 
 class _State:
-    """The transform of one consumer's problem; every column is kept at first."""
+    """The transform of one consumer's problem."""
 
-    def __init__(self, problem: Problem):
-        self.table = torch.cat([problem.basis, -problem.weight.T], 1)
-        self.columns, self.scale = problem.columns, problem.scale
+    def __init__(self, consumer: PathConsumer, removed: Tensor):
+        self.columns, self.scale = consumer.columns, consumer.scale
+        self.table = torch.cat([consumer.basis, -consumer.weight.T], 1)
+        self.exchange(removed)
 
     def exchange(self, units: Tensor) -> None:
         """Bring units to the other side, (n,) int64."""
@@ -59,11 +47,16 @@ class _State:
         self.table[rows] = -(inverse @ own)
         self.table[rows[:, None], rows] = inverse
 
-    def scores(self) -> Tensor:
-        """(U,) float64."""
-        columns = self.columns
+    def scores(self, taken: int | None = None) -> Tensor:
+        """(U,) float64; of all other units as if ``taken`` had changed sides."""
+        columns, outputs = self.columns, self.table[:, len(self.table) :][self.columns]
         blocks = self.table[columns[:, :, None], columns[:, None, :]]
-        outputs = self.table[:, len(self.table) :][columns]
+        if taken is not None:
+            own = columns[taken]
+            beside = self.table[:, own][columns] @ torch.linalg.inv(blocks[taken])
+            blocks = blocks - beside @ self.table[own][:, columns].transpose(0, 1)
+            outputs = outputs - beside @ outputs[taken]
+            blocks[taken] = torch.eye(len(own), dtype=blocks.dtype)
         traces: Tensor = torch.linalg.solve(blocks, outputs @ outputs.mT).diagonal(dim1=1, dim2=2).sum(1)
         return self.scale * traces
 
@@ -72,14 +65,15 @@ class _State:
         return -self.table[:, len(self.table) :].T
 
 
-def swap_units(problems: Sequence[Problem], removed: Tensor, swaps: int) -> tuple[Tensor, list[Tensor]]:
+def swap_units(consumers: Sequence[PathConsumer], removed: Tensor, swaps: int) -> tuple[Tensor, list[Tensor]]:
     """Exchange units one by one: take the one back that gains most, remove the one that then costs least.
 
-    The number of removed units stays. Every exchange lowers the damped reconstruction error, so the set that comes
-    back is never worse. Costs two updates of a (D, D + M) table per removed unit that is tried.
+    The number of removed units stays. Every exchange lowers the damped reconstruction error, and the set that comes
+    back is never worse than the one given: where rounding says otherwise, that one comes back. A try costs
+    O(D q (q + M)), an exchange O(D q (D + M)).
 
     Args:
-        problems: All consumers of one group.
+        consumers: Of one group: basis, weight, columns and scale are read.
         removed: (n,) int64 units.
         swaps: Stop after this many.
 
@@ -87,21 +81,35 @@ def swap_units(problems: Sequence[Problem], removed: Tensor, swaps: int) -> tupl
         The removed units (n,) int64, those that were removed before first; and each consumer's weights (M, D) float64,
         zero in removed columns.
 
-    Source: math of exchange as in Efroymson's stepwise regression; applied to the error of REAP's reconstruction.
+    Source: exchange of variables as in stepwise regression (Efroymson, 1960), applied to REAP's reconstruction error.
     """
-    states = [_State(problem) for problem in problems]
-    for state in states:
-        state.exchange(removed)
+    states = [_State(consumer, removed) for consumer in consumers]
     gone = removed.tolist()
-    for _ in range(swaps):
+    for made in range(1, swaps + 1):
         if not _swap(states, gone):
             break
+        if made % _REBUILD == 0:
+            states = [_State(consumer, torch.tensor(gone)) for consumer in consumers]
+    chosen = torch.tensor(gone, dtype=torch.int64)
+    if not _error(consumers, chosen) < _error(consumers, removed):
+        chosen = removed
     weights = []
-    for state in states:
+    for consumer in consumers:
+        state = _State(consumer, chosen)
         weight = state.weight()
-        weight[:, state.columns[gone].flatten()] = 0.0
+        weight[:, state.columns[chosen].flatten()] = 0.0
         weights.append(weight)
-    return torch.tensor(gone, dtype=torch.int64), weights
+    return chosen, weights
+
+
+def _error(consumers: Sequence[PathConsumer], removed: Tensor) -> float:
+    """Σ_j α_j tr(W_Sᵀ P_SS⁻¹ W_S): the damped error of a set, from scratch."""
+    total = 0.0
+    for consumer in consumers:
+        rows = consumer.columns[removed].flatten()
+        own = consumer.weight[:, rows]
+        total += consumer.scale * float((torch.linalg.solve(consumer.basis[rows][:, rows], own.T).T * own).sum())
+    return total
 
 
 def _swap(states: list[_State], gone: list[int]) -> bool:
@@ -109,25 +117,20 @@ def _swap(states: list[_State], gone: list[int]) -> bool:
     gains = _scores(states)[gone]
     for place in gains.argsort(descending=True, stable=True)[:_TRIES].tolist():
         unit = gone[place]
-        _exchange(states, unit)
-        costs = _scores(states)
-        costs[[other for other in gone if other != unit]] = torch.inf
+        costs = _scores(states, unit)
+        costs[gone] = torch.inf
         costs[~torch.isfinite(costs)] = torch.inf
         cheapest = int(costs.argmin())
         # The margin keeps rounding from exchanging twins for ever.
         if float(costs[cheapest]) < (1 - 1e-9) * float(gains[place]):
-            _exchange(states, cheapest)
+            for state in states:
+                state.exchange(torch.tensor([unit]))
+                state.exchange(torch.tensor([cheapest]))
             del gone[place]
             gone.append(cheapest)
             return True
-        _exchange(states, unit)
     return False
 
 
-def _scores(states: list[_State]) -> Tensor:
-    return torch.stack([state.scores() for state in states]).sum(0)
-
-
-def _exchange(states: list[_State], unit: int) -> None:
-    for state in states:
-        state.exchange(torch.tensor([unit]))
+def _scores(states: list[_State], taken: int | None = None) -> Tensor:
+    return torch.stack([state.scores(taken) for state in states]).sum(0)
