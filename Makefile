@@ -59,7 +59,7 @@ sanitize: install
 		-C build-dir=build/sanitized-objects -C cmake.define.REAPX_SANITIZE=address,undefined .
 	cd tests && PYTHONPATH=$(SANITIZED):$(SITE) LD_PRELOAD=$(SANITIZERS) ASAN_OPTIONS=detect_leaks=0 \
 		UBSAN_OPTIONS=print_stacktrace=1 $(CURDIR)/$(BIN)/python -S -m pytest -c ../pyproject.toml \
-		test_gram.py test_basis.py test_path.py test_solve.py test_pairs.py test_zeros.py
+		test_gram.py test_basis.py test_path.py test_path_weights.py test_solve.py test_pairs.py test_zeros.py
 
 $(VENV)/benchmark: $(VENV)/installed
 	$(BIN)/pip install -q --no-build-isolation -e ".[benchmark]"

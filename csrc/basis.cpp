@@ -12,15 +12,6 @@ namespace {
 constexpr int64_t kLarge = 384;  // from here on a matrix is worth all threads
 constexpr int64_t kBlock = 256;  // rows of P that are computed at a time
 
-// A row of a panel, in vector registers unless it is the last panel's.
-void copy_row(const double* from, int64_t width, double* to) {
-  if (width == kDoubleWidth) {
-    std::memcpy(to, from, kDoubleWidth * sizeof(double));
-  } else {
-    std::copy(from, from + width, to);
-  }
-}
-
 // The rows of one diagonal block of the matrix, from the diagonal on, and the identity for Y.
 void load_rows(const BasisTask& task, int64_t block, PanelPair& x) {
   const int64_t n = task.size, begin = block * kDoubleWidth, end = std::min(begin + kDoubleWidth, n);

@@ -187,6 +187,46 @@ void bind_path(const std::vector<py::tuple>& given, int64_t threads, const std::
   path_eliminate(tasks, threads, tile);
 }
 
+// (weight, columns, order, factor, residual, cuts, weights)
+CutsTask cuts_of(const py::tuple& given, const std::string& place) {
+  if (given.size() != 7) throw std::invalid_argument(place + " must have seven fields");
+  const Array weight(given[0], place + ".weight"), columns(given[1], place + ".columns");
+  const Array order(given[2], place + ".order"), cuts(given[5], place + ".cuts");
+  CutsTask task{};
+  task.outputs = weight.axes(2).size(0);
+  task.features = weight.size(1);
+  task.units = columns.axes(2).size(0);
+  task.taps = columns.size(1);
+  task.steps = order.axes(1).size(0);
+  task.count = cuts.axes(1).size(0);
+  task.weight = weight.data<double>();
+  task.columns = columns.data<int64_t>();
+  check_distinct(columns, task.columns, task.units * task.taps, task.features);
+  task.order = order.data<int64_t>();
+  check_distinct(order, task.order, task.steps, task.units);
+  const int64_t rows = task.steps * task.taps;
+  task.factor = Array(given[3], place + ".factor").shaped({rows, task.features}).data<double>();
+  task.residual = Array(given[4], place + ".residual").shaped({rows, task.outputs}).data<double>();
+  task.cuts = cuts.data<int64_t>();
+  for (int64_t i = 0, least = 0; i < task.count; least = task.cuts[i++])
+    if (task.cuts[i] < least || task.cuts[i] > task.steps)
+      cuts.fail("must ascend within 0.." + std::to_string(task.steps));
+  task.weights = Array(given[6], place + ".weights")
+                     .shaped({task.count, task.outputs, task.features})
+                     .data<double>();
+  return task;
+}
+
+void bind_weights(const std::vector<py::tuple>& given, int64_t threads, const std::string& core) {
+  std::vector<CutsTask> tasks;
+  for (size_t i = 0; i < given.size(); ++i)
+    tasks.push_back(cuts_of(given[i], "tasks[" + std::to_string(i) + "]"));
+  const Tile& tile = tile_pick(core);
+  check_threads(threads);
+  py::gil_scoped_release release;
+  path_weights(tasks, threads, tile);
+}
+
 // (gram, cross, kept, ridge, reference or None, weight)
 SolveTask solve_of(const py::tuple& given, const std::string& place) {
   if (given.size() != 6) throw std::invalid_argument(place + " must have six fields");
@@ -314,6 +354,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("basis_compute", &reapx::bind_basis, py::arg("grams"), py::arg("ridges"), py::arg("bases"),
         py::arg("threads"), py::arg("core"));
   m.def("path_eliminate", &reapx::bind_path, py::arg("tasks"), py::arg("threads"), py::arg("core"));
+  m.def("path_weights", &reapx::bind_weights, py::arg("tasks"), py::arg("threads"), py::arg("core"));
   m.def("batch_solve", &reapx::bind_solve, py::arg("tasks"), py::arg("threads"), py::arg("core"));
   m.def("pair_scan", &reapx::bind_pairs, py::arg("tasks"), py::arg("threads"), py::arg("core"));
   m.def("zero_scan", &reapx::bind_zeros, py::arg("weights"), py::arg("rows"), py::arg("columns"),

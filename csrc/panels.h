@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "buffer.h"
@@ -79,6 +80,15 @@ class PanelPair {
  private:
   Panels upper_;
 };
+
+// Up to kDoubleWidth elements, in vector registers where it is that many.
+inline void copy_row(const double* from, int64_t width, double* to) {
+  if (width == kDoubleWidth) {
+    std::memcpy(to, from, kDoubleWidth * sizeof(double));
+  } else {
+    std::copy(from, from + width, to);
+  }
+}
 
 // One panel among several that a step works on with the same A.
 struct Strip {

@@ -46,4 +46,24 @@ struct PathTask {
 // threads; results do not depend on `threads`.
 void path_eliminate(std::vector<PathTask>& tasks, int64_t threads, const Tile& tile);
 
+// One consumer of a path that was found, and the cuts at which its weights are wanted. Arrays are those
+// of PathConsumer and PathTask.
+struct CutsTask {
+  const double* weight;    // (outputs, features) float64
+  const int64_t* columns;  // (units, taps) int64
+  const int64_t* order;    // (steps,) int64, distinct
+  const double* factor;    // (steps * taps, features) float64
+  const double* residual;  // (steps * taps, outputs) float64
+  const int64_t* cuts;     // (count,) int64, ascending, 0 .. steps: the number of units that have left
+  double* weights;         // out (count, outputs, features) float64, row-major
+  int64_t features, outputs, taps, units, steps, count;
+};
+
+// weights[i] = weight - residual[:cuts[i]*taps]^T factor[:cuts[i]*taps], with exact zeros in the
+// columns of units that have left. Each row of factor and residual is read once; sums are float64 and
+// run in order of the steps, so that weights[i] depends on the cuts before it only by rounding.
+//
+// weights are overwritten and overlap nothing. Any size may be 0. Results do not depend on `threads`.
+void path_weights(std::vector<CutsTask>& tasks, int64_t threads, const Tile& tile);
+
 }  // namespace reapx

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from reapx._tasks import PairConsumer, PairTask, PathConsumer, PathTask, SolveTask, Window
+from reapx._tasks import CutsTask, PairConsumer, PairTask, PathConsumer, PathTask, SolveTask, Window
 from reapx.errors import BackendError
 
 if TYPE_CHECKING:
     from reapx._cpu import Array
 
 __all__ = [
+    "CutsTask",
     "PairConsumer",
     "PairTask",
     "PathConsumer",
@@ -40,6 +41,7 @@ __all__ = [
     "gram_mirror",
     "pair_scan",
     "path_eliminate",
+    "path_weights",
     "zero_scan",
 ]
 
@@ -146,16 +148,9 @@ def basis_compute(
         For each matrix -1, or the first Cholesky pivot that was not above
         ``D * eps * max(diag(gram + ridge I))``; that basis is then untouched.
     """
-    named = [(f"grams[{i}]", t) for i, t in enumerate(grams)]
-    outputs = [(f"bases[{i}]", t) for i, t in enumerate(bases)]
-    module = _module(_device(named + outputs))
-    failed: list[int] = module.basis_compute(
-        [_passed(name, t) for name, t in named],
-        [float(ridge) for ridge in ridges],
-        [_passed(name, t) for name, t in outputs],
-        torch.get_num_threads(),
-        core,
-    )
+    module = _module(_device([*_tensors("grams", grams), *_tensors("bases", bases)]))
+    passed = (_packed("grams", grams), [float(ridge) for ridge in ridges], _packed("bases", bases))
+    failed: list[int] = module.basis_compute(*passed, torch.get_num_threads(), core)
     return failed
 
 
@@ -166,6 +161,11 @@ def path_eliminate(tasks: Sequence[PathTask], *, core: str = "") -> None:
     with P and W brought up to date after every step. Ties go to the lowest index.
     """
     _module(_device(_tensors("tasks", tasks))).path_eliminate(_packed("tasks", tasks), torch.get_num_threads(), core)
+
+
+def path_weights(tasks: Sequence[CutsTask], *, core: str = "") -> None:
+    """Write the refitted weights at many cuts of each path; see :class:`CutsTask`."""
+    _module(_device(_tensors("tasks", tasks))).path_weights(_packed("tasks", tasks), torch.get_num_threads(), core)
 
 
 def batch_solve(tasks: Sequence[SolveTask], *, core: str = "") -> list[int]:

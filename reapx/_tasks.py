@@ -68,6 +68,30 @@ class PathTask:
 
 
 @dataclass
+class CutsTask:
+    """One consumer of a path that was found, and the cuts at which its weights are wanted.
+
+    Args:
+        weight: (M, D) float64: the full weights.
+        columns: (U, q) int64, distinct.
+        order: (T,) int64: the units that left.
+        factor: (T * q, D) float64, as :class:`PathConsumer` has it after ``path_eliminate``.
+        residual: (T * q, M) float64, likewise.
+        cuts: (n,) int64, ascending: numbers of units that have left, 0 .. T.
+        weights: (n, M, D) float64, overwritten: at cut t ``weight - residual[: t * q].T @ factor[: t * q]``, with
+            exact zeros in the columns of units that have left.
+    """
+
+    weight: Tensor
+    columns: Tensor
+    order: Tensor
+    factor: Tensor
+    residual: Tensor
+    cuts: Tensor
+    weights: Tensor
+
+
+@dataclass
 class SolveTask:
     """Weights on kept features: ``W (G_RR + ridge I) = cross_R + ridge reference_R``.
 

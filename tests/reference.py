@@ -219,3 +219,16 @@ def unify(weights: list[Tensor], columns: list[Tensor], removed: int, partner: i
     for weight, own, gain in zip(weights, columns, gains, strict=True):
         weight[:, own[partner]] += gain * weight[:, own[removed]]
         weight[:, own[removed]] = 0.0
+
+
+def path_weights(
+    weight: Tensor, columns: Tensor, order: Tensor, factor: Tensor, residual: Tensor, cuts: list[int]
+) -> Tensor:
+    taps = columns.shape[1]
+    weights = []
+    for cut in cuts:
+        rows = cut * taps
+        now = weight - residual[:rows].T @ factor[:rows]
+        now[:, columns[order[:cut]].flatten()] = 0.0
+        weights.append(now)
+    return torch.stack(weights) if weights else weight.new_empty(0, *weight.shape)
