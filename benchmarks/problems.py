@@ -48,10 +48,12 @@ def make(units: int, taps: int, outputs: int, seed: int = 0) -> Problem:
     return Problem(gram, 1e-2 * float(gram.diagonal().mean()), weight, columns)
 
 
-def select(problem: Problem, steps: int) -> tuple[Tensor, Tensor]:
-    """Ours: the biorthogonal basis and REAP's path; order and errors."""
+def path_task(problem: Problem, steps: int) -> PathTask:
+    """The biorthogonal basis, and a path to find from it."""
     basis = torch.empty_like(problem.gram)
     (failed,) = _native.basis_compute([problem.gram], [problem.ridge], [basis])
+    if failed >= 0:
+        raise AssertionError(f"pivot {failed} of the basis failed")
     rows = steps * problem.columns.shape[1]
     consumer = PathConsumer(
         basis,
@@ -61,16 +63,21 @@ def select(problem: Problem, steps: int) -> tuple[Tensor, Tensor]:
         torch.empty(rows, len(basis), dtype=F64),
         torch.empty(rows, len(problem.weight), dtype=F64),
     )
-    task = PathTask(
+    return PathTask(
         [consumer],
         torch.empty(0, dtype=torch.int64),
         torch.empty(steps, dtype=torch.int64),
         torch.empty(steps, dtype=F64),
         torch.empty(1, dtype=torch.int64),
     )
+
+
+def select(problem: Problem, steps: int) -> tuple[Tensor, Tensor]:
+    """Ours: the biorthogonal basis and REAP's path; order and errors."""
+    task = path_task(problem, steps)
     _native.path_eliminate([task])
-    if failed >= 0 or int(task.status) >= 0:
-        raise AssertionError("a pivot failed")
+    if int(task.status) >= 0:
+        raise AssertionError(f"the pivot of step {int(task.status)} failed")
     return task.order, task.errors
 
 

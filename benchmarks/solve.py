@@ -12,7 +12,7 @@ from timing import interleaved
 from torch import Tensor
 
 from reapx import _native
-from reapx._native import SolveTask, Window
+from reapx._native import CutsTask, SolveTask, Window
 
 F64 = torch.float64
 
@@ -22,7 +22,8 @@ def rows(threads: int, quick: bool) -> list[Row]:
     samples, features, outputs = (60, 12, 5) if quick else (5120, 2304, 512)
     return [
         *_one(samples, features, outputs, threads, 1 if quick else 5),
-        _cuts(8 if quick else 128, 9, 8 if quick else 128, threads, 2 if quick else 7),
+        _kept_sets(8 if quick else 128, 9, 8 if quick else 128, threads, 2 if quick else 7),
+        _cuts(8 if quick else 256, 9, 8 if quick else 256, threads, 2 if quick else 7),
     ]
 
 
@@ -85,7 +86,7 @@ def _one(samples: int, features: int, outputs: int, threads: int, rounds: int) -
     ]
 
 
-def _cuts(units: int, taps: int, outputs: int, threads: int, rounds: int) -> Row:
+def _kept_sets(units: int, taps: int, outputs: int, threads: int, rounds: int) -> Row:
     problem = problems.make(units, taps, outputs)
     gram, cross = problem.gram, problem.weight @ problem.gram
     sizes = [units * (i + 1) // 9 for i in range(8)]
@@ -116,3 +117,32 @@ def _cuts(units: int, taps: int, outputs: int, threads: int, rounds: int) -> Row
     flops = sum(len(rows) ** 3 / 3 + 2.0 * len(rows) ** 2 * outputs for rows in kept)
     case = f"8 kept sets of {units} of {taps}, M {outputs}"
     return Row("refit", case, threads, own, "torch Cholesky", other, Amount(float64=flops / 1e9))
+
+
+def _cuts(units: int, taps: int, outputs: int, threads: int, rounds: int) -> Row:
+    """Eight widths of one path."""
+    problem = problems.make(units, taps, outputs)
+    steps = units // 2
+    task = problems.path_task(problem, steps)
+    _native.path_eliminate([task])
+    (consumer,) = task.consumers
+    cuts = torch.arange(1, 9) * steps // 8
+    weights = torch.empty(8, *problem.weight.shape, dtype=F64)
+    request = CutsTask(problem.weight, problem.columns, task.order, consumer.factor, consumer.residual, cuts, weights)
+
+    def theirs() -> list[Tensor]:
+        found, weight, last = [], problem.weight, 0
+        for cut in cuts.tolist():
+            part = slice(last * taps, cut * taps)
+            weight = torch.addmm(weight, consumer.residual[part].T, consumer.factor[part], alpha=-1)
+            found.append(weight)
+            last = cut
+        return found
+
+    _native.path_weights([request])
+    if float((weights - torch.stack(theirs())).abs().max()) > 1e-9 * float(problem.weight.abs().max()):
+        raise AssertionError("weights differ from torch's")
+    ours, other = interleaved([lambda: _native.path_weights([request]), theirs], rounds)
+    flops = 2.0 * steps * taps * outputs * len(problem.gram)
+    case = f"8 cuts of a path, {units} of {taps}, M {outputs}"
+    return Row("weights", case, threads, ours, "torch addmm", other, Amount(float64=flops / 1e9))
