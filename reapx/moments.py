@@ -5,8 +5,9 @@ Memory does not grow with the number of images, and the patch matrix is never bu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -83,6 +84,29 @@ class Moments:
         while 0 < ridge < self.largest_ridge:
             ridge *= 10
             yield ridge
+
+
+def damp(
+    moments: Sequence[Moments], damping: float, attempt: Callable[[list[int], list[float]], list[int]]
+) -> list[int]:
+    """Raise each one's ridge until its matrix is definite; all that are not yet go into one attempt.
+
+    Args:
+        moments: What to damp.
+        damping: See :meth:`Moments.ridges`.
+        attempt: Given indices of moments and a ridge for each, what pivot failed, or -1.
+
+    Returns:
+        For each -1, or the pivot that failed at its largest ridge too.
+    """
+    ridges = [own.ridges(damping) for own in moments]
+    pivots = [0] * len(moments)
+    left = list(range(len(moments)))
+    while tries := {i: ridge for i in left for ridge in islice(ridges[i], 1)}:
+        for i, pivot in zip(tries, attempt(list(tries), list(tries.values())), strict=True):
+            pivots[i] = pivot
+        left = [i for i in tries if pivots[i] >= 0]
+    return pivots
 
 
 class Accumulator:

@@ -19,7 +19,7 @@ from .errors import CaptureError, NumericalError
 from .graph import Graph, operator_name
 from .images import Images
 from .layers import MAX_FEATURES, Layer, Tail, can_refit, describe, norm_affine, tail_of
-from .moments import Accumulator, Moments
+from .moments import Accumulator, Moments, damp
 from .streams import Stream
 from .surgery import Kept
 
@@ -229,9 +229,7 @@ def _solve(
     intercept = layer.bias is not None or norm is not None
     moments = accumulator.moments()
     centred = [part.centred(intercept) for part in moments]
-    weight = torch.empty_like(old)
-    for part, own, fitted in zip(centred, old, weight, strict=True):
-        _solve_part(layer, part, own.contiguous(), fitted, damping)
+    weight = _fit(layer, centred, old.contiguous(), damping)
     if step.residual and norm is not None:
         usable = _usable(norm[0]).reshape(old.shape[0], old.shape[1], 1)
         weight = torch.where(usable, weight, old)
@@ -247,25 +245,24 @@ def _solve(
     return changed, Refit(layer.name, max(error, 0.0) / energy, max(before, 0.0) / energy)
 
 
-def _solve_part(layer: Layer, moments: Moments, old: Tensor, fitted: Tensor, damping: float) -> None:
-    """Write one conv group's weights into ``fitted``; a matrix that rounding left indefinite is damped more."""
-    pivot = -1
-    for ridge in moments.ridges(damping):
-        task = _native.SolveTask(
-            gram=moments.gram.contiguous(),
-            cross=_some(moments.cross).contiguous(),
-            kept=torch.arange(old.shape[1]),
-            ridge=ridge,
-            reference=old,
-            weight=fitted,
+def _fit(layer: Layer, moments: list[Moments], old: Tensor, damping: float) -> Tensor:
+    """Least-squares weights (groups, outputs, features) of all conv groups, damped towards ``old``."""
+    weight, kept = torch.empty_like(old), torch.arange(old.shape[2])
+
+    def solve(indices: list[int], ridges: list[float]) -> list[int]:
+        tasks = []
+        for i, ridge in zip(indices, ridges, strict=True):
+            gram, cross = moments[i].gram.contiguous(), _some(moments[i].cross).contiguous()
+            tasks.append(_native.SolveTask(gram, cross, kept, ridge, old[i], weight[i]))
+        return _native.batch_solve(tasks)
+
+    pivot = max(damp(moments, damping, solve), default=-1)
+    if pivot >= 0:
+        raise NumericalError(
+            f"{layer.name}: the least-squares system is singular at feature {pivot} at damping={damping}: "
+            "raise it (default 1e-2), or give more images"
         )
-        (pivot,) = _native.batch_solve([task])
-        if pivot < 0:
-            return
-    raise NumericalError(
-        f"{layer.name}: the least-squares system is singular at feature {pivot} at damping={damping}: "
-        "raise it (default 1e-2), or give more images"
-    )
+    return weight
 
 
 def _some(value: Tensor | None) -> Tensor:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from .. import _native
 from ..errors import NumericalError
-from ..moments import Moments
+from ..moments import Moments, damp
 from .path import Path, Reader
 from .swap import swap_units
 
@@ -51,7 +52,7 @@ def reap_paths(requests: Sequence[Request], damping: float, swaps: int = 0) -> l
     Raises:
         NumericalError: a Gram matrix is singular and nothing damps it; names the layer.
     """
-    tasks = [_task(request, damping) for request in requests]
+    tasks = _tasks(requests, damping)
     _native.path_eliminate(tasks)
     paths = []
     for request, task in zip(requests, tasks, strict=True):
@@ -76,11 +77,22 @@ def _swapped(request: Request, task: _native.PathTask, path: Path, swaps: int) -
     return Path(units, torch.full_like(path.errors, torch.nan), final) if final < path.final else path
 
 
-def _task(request: Request, damping: float) -> _native.PathTask:
-    moments = [_moments_of(reader) for reader in request.readers]
-    bases = [torch.empty_like(moment.gram) for moment in moments]
-    failed = [_invert(moment, basis, damping) for moment, basis in zip(moments, bases, strict=True)]
-    for reader, pivot in zip(request.readers, failed, strict=True):
+def _tasks(requests: Sequence[Request], damping: float) -> list[_native.PathTask]:
+    """The requests with the biorthogonal bases of all their consumers, found together."""
+    moments = [_moments_of(reader) for request in requests for reader in request.readers]
+    bases = [torch.empty_like(own.gram) for own in moments]
+
+    def invert(indices: list[int], ridges: list[float]) -> list[int]:
+        return _native.basis_compute([moments[i].gram for i in indices], ridges, [bases[i] for i in indices])
+
+    inverted = zip(bases, damp(moments, damping, invert), strict=True)
+    return [_task(request, damping, list(islice(inverted, len(request.readers)))) for request in requests]
+
+
+def _task(request: Request, damping: float, inverted: Sequence[tuple[Tensor, int]]) -> _native.PathTask:
+    """One request, given for each consumer the basis and the pivot that failed, or -1."""
+    consumers = []
+    for reader, (basis, pivot) in zip(request.readers, inverted, strict=True):
         if pivot >= 0:
             unit = (reader.columns == pivot).any(1).nonzero()
             which = f"channel {int(unit[0])}" if len(unit) else f"feature {pivot}"
@@ -88,9 +100,7 @@ def _task(request: Request, damping: float) -> _native.PathTask:
                 f"{request.name}: the Gram matrix of its consumer's input is singular at {which} (dead, or a "
                 f"combination of others) at damping={damping}: raise it (default 1e-2), or give more images"
             )
-    consumers = []
-    for reader, moment, basis in zip(request.readers, moments, bases, strict=True):
-        consumers.append(_consumer(reader, moment, basis, request.steps))
+        consumers.append(_consumer(reader, _moments_of(reader), basis, request.steps))
     return _native.PathTask(
         consumers=consumers,
         forced=redundant_units(request.readers)[: request.steps],
@@ -98,16 +108,6 @@ def _task(request: Request, damping: float) -> _native.PathTask:
         errors=torch.empty(request.steps, dtype=torch.float64),
         status=torch.empty(1, dtype=torch.int64),
     )
-
-
-def _invert(moments: Moments, basis: Tensor, damping: float) -> int:
-    """Write the biorthogonal basis' Gram matrix; -1, or the pivot that failed at the largest ridge too."""
-    pivot = -1
-    for ridge in moments.ridges(damping):
-        (pivot,) = _native.basis_compute([moments.gram], [ridge], [basis])
-        if pivot < 0:
-            break
-    return pivot
 
 
 def _final_error(request: Request, task: _native.PathTask, changes: Sequence[Tensor]) -> float:
