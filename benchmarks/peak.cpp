@@ -1,6 +1,6 @@
 // Prints what this machine can do, as JSON: fused multiply-adds in float32 and float64 (GFLOP/s, two
-// operations each) and a large memcpy (GB/s, bytes read plus bytes written), with argv[1] threads. The
-// best of several rounds each.
+// operations each), a large memcpy (GB/s, bytes read plus bytes written) and a large sum (GB/s, bytes
+// read), with argv[1] threads. The best of several rounds each.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -64,8 +64,24 @@ double copied_bytes(int threads) {
   return 2.0 * static_cast<double>(part) * threads / seconds / 1e9;
 }
 
+double read_bytes(int threads) {
+  typedef unsigned Vector __attribute__((vector_size(kBytes)));
+  const size_t size = (size_t{512} << 20) / kBytes, part = size / static_cast<size_t>(threads);
+  const std::vector<Vector> from(size, Vector{} + 1);
+  std::vector<unsigned> kept(static_cast<size_t>(threads));
+  const double seconds = best_seconds(threads, [&](int thread) {
+    const Vector* at = from.data() + part * static_cast<size_t>(thread);
+    Vector sum[8] = {};
+    for (size_t i = 0; i + 8 <= part; i += 8)
+      for (size_t j = 0; j < 8; ++j) sum[j] += at[i + j];
+    for (const Vector& value : sum) kept[static_cast<size_t>(thread)] += value[0];
+  });
+  return static_cast<double>(part) * kBytes * threads / seconds / 1e9;
+}
+
 int main(int count, char** words) {
   const int threads = count > 1 ? std::atoi(words[1]) : 1;
-  std::printf("{\"float32\": %.1f, \"float64\": %.1f, \"copy\": %.2f}\n", multiply_adds<float>(threads),
-              multiply_adds<double>(threads), copied_bytes(threads));
+  std::printf("{\"float32\": %.1f, \"float64\": %.1f, \"copy\": %.2f, \"read\": %.2f}\n",
+              multiply_adds<float>(threads), multiply_adds<double>(threads), copied_bytes(threads),
+              read_bytes(threads));
 }

@@ -24,7 +24,11 @@ class Amount:
 
 @dataclass(frozen=True)
 class Peak(Amount):
-    """What the machine does in a second: fused multiply-adds, and a large copy (bytes read plus written)."""
+    """What the machine does in a second: fused multiply-adds, a large copy (bytes read plus written), and a large sum
+    (bytes read).
+    """
+
+    read: float = 0.0
 
     def seconds(self, amount: Amount) -> float:
         """The least time that this much work takes."""
@@ -32,7 +36,12 @@ class Peak(Amount):
 
     def or_more(self, other: Peak) -> Peak:
         """The larger of two looks: on a shared machine one may come at a bad moment."""
-        return Peak(max(self.float32, other.float32), max(self.float64, other.float64), max(self.copy, other.copy))
+        return Peak(
+            max(self.float32, other.float32),
+            max(self.float64, other.float64),
+            max(self.copy, other.copy),
+            max(self.read, other.read),
+        )
 
 
 def measure(threads: int) -> Peak:

@@ -53,7 +53,7 @@ def _compare(work: str, counts: list[int], quick: bool, path: Path | None, wante
         limit = peaks[threads] = before.or_more(peak.measure(threads))
         print(
             f"{threads} thread{'s' * (threads > 1)}: peak {limit.float32:.0f} GFLOP/s float32, "
-            f"{limit.float64:.0f} float64; copy {limit.copy:.1f} GB/s"
+            f"{limit.float64:.0f} float64; copy {limit.copy:.1f} GB/s, read {limit.read:.1f}"
         )
     print(table(lines_of(found, peaks), HEAD))
     if wanted:
