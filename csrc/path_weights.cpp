@@ -108,7 +108,7 @@ void path_weights(std::vector<CutsTask>& tasks, int64_t threads, const Tile& til
       threads, static_cast<int64_t>(tasks.size()),
       [&](int64_t i) {
         const CutsTask& t = at(i);
-        return tasks.size() == 1 || t.steps * t.taps * t.features * t.outputs > kLarge;
+        return t.steps * t.taps * t.features * t.outputs > kLarge;
       },
       [&](int64_t i, Team& team) {
         if (at(i).count > 0) Cuts(at(i), team, tile).run();

@@ -84,7 +84,7 @@ def test_weights_at_cuts_are_those_of_the_refit() -> None:
 
 
 def test_weights_at_cuts_do_not_depend_on_threads() -> None:
-    sizes = [(50, 9, 2, 70, 40, [5, 20, 40]), (9, 1, 0, 3, 9, [4]), (300, 1, 1, 90, 200, [200])]
+    sizes = [(50, 9, 2, 70, 40, [5, 20, 40]), (9, 1, 0, 3, 9, [4]), (600, 1, 1, 200, 400, [100, 400])]
     tasks = [make_cuts(*size) for size in sizes]
     results = []
     for threads, together in [(1, True), (2, True), (3, False)]:
