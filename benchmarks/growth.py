@@ -73,7 +73,7 @@ def measure(threads: int, quick: bool) -> list[Series]:
     channels = [16, 32, 64, 128, 256, 512]
     return [
         series("Gram", "16 images of 16x16, k = 3", "C", 2, channels, lambda c: _gram(16, c, 3)),
-        series("Gram", "16 images of 16x16, C = 64", "k", 2, [1, 3, 5, 7], lambda k: _gram(16, 64, k)),
+        series("Gram", "64 images of 16x16, C = 64", "k", 2, [1, 3, 5, 7], lambda k: _gram(64, 64, k)),
         series("Gram", "C = 64, 16x16, k = 3", "images", 1, [32, 64, 128, 256, 512], lambda n: _gram(n, 64, 3)),
         series("basis", "k = 3", "C", 3, channels, _basis),
         series("basis + path", "k = 3, M = C, remove C / 2", "C", 3, channels, _select),
