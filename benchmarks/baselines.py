@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Callable
-from statistics import median
 
 import torch
 import torch.nn.functional as F
+from timing import interleaved
 from torch import Tensor
 
 from reapx._native import Window
@@ -103,7 +101,7 @@ def naive_seconds(gram: Tensor, weight: Tensor, columns: Tensor, steps: int, poi
     seconds = []
     for size in sizes:
         kept = columns[: size - 1].flatten()
-        seconds.append(_timed(lambda kept=kept: candidate_error(gram, cross, 0.0, kept)))
+        seconds += interleaved([lambda kept=kept: candidate_error(gram, cross, 0.0, kept)], 3)
     degree = min(3, points - 1)
     features = torch.tensor(sizes, dtype=torch.float64) / units
     powers = features[:, None] ** torch.arange(degree + 1)
@@ -115,13 +113,3 @@ def naive_seconds(gram: Tensor, weight: Tensor, columns: Tensor, steps: int, poi
 
 def _without(columns: Tensor, alive: list[int], unit: int) -> Tensor:
     return columns[[other for other in alive if other != unit]].flatten()
-
-
-def _timed(call: Callable[[], object]) -> float:
-    """Median of three, after one that is not counted."""
-    seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return median(seconds[1:])

@@ -198,8 +198,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", nargs="*", default=list(JOBS), choices=list(JOBS))
     options = parser.parse_args()
-    if not models.DATA.is_dir():
-        print(f"skipped: no data in {models.DATA.name}/ beside the checkout (REAPX_DATA names another place)")
+    if not models.has_data():
         return
     names = ["resnet20"] if options.quick else options.only
     rows = []

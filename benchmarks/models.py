@@ -20,6 +20,13 @@ from torch import Tensor, nn
 DATA = Path(os.environ.get("REAPX_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 
+def has_data() -> bool:
+    """Whether there is anything to measure on; says so where there is not."""
+    if not DATA.is_dir():
+        print(f"skipped: no data in {DATA.name}/ beside the checkout (REAPX_DATA names another place)")
+    return DATA.is_dir()
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and an option-A shortcut: subsampling and zero-padded channels."""
 

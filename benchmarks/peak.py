@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from timing import ROOT
@@ -45,11 +46,17 @@ class Peak(Amount):
 
 
 def measure(threads: int) -> Peak:
-    """Compile ``peak.cpp`` for this machine and run it.
+    """Run ``peak.cpp``, compiled for this machine.
 
     Raises:
         RuntimeError: there is no C++ compiler.
     """
+    done = subprocess.run([str(_program()), str(threads)], check=True, capture_output=True, text=True)
+    return Peak(**json.loads(done.stdout))
+
+
+@cache
+def _program() -> Path:
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise RuntimeError("the peak is measured by a small C++ program: install a C++ compiler")
@@ -57,5 +64,4 @@ def measure(threads: int) -> Peak:
     program.parent.mkdir(exist_ok=True)
     flags = ["-O3", "-march=native", "-ffp-contract=fast", "-std=c++20", "-pthread"]
     subprocess.run([compiler, *flags, str(SOURCE), "-o", str(program)], check=True)
-    done = subprocess.run([str(program), str(threads)], check=True, capture_output=True, text=True)
-    return Peak(**json.loads(done.stdout))
+    return program

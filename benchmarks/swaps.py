@@ -45,8 +45,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few images of one network; nothing is written")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    if not models.DATA.is_dir():
-        print(f"skipped: no data in {models.DATA.name}/ beside the checkout (REAPX_DATA names another place)")
+    if not models.has_data():
         return
     jobs = [(20, 100, 200)] if options.quick else [(20, 1000, None), (56, 1000, None)]
     rows = [compare(*job) for job in jobs]

@@ -21,9 +21,30 @@ namespace {
 
 using Pair = std::pair<int64_t, int64_t>;
 
-int64_t check_threads(int64_t threads) {
+// Calls run(tile) with the core of that name, without the GIL.
+template <class Run>
+void run_kernel(int64_t threads, const std::string& core, Run run) {
+  const Tile& tile = tile_pick(core);
   if (threads < 1) throw std::invalid_argument("threads must be at least 1");
-  return threads;
+  py::gil_scoped_release release;
+  run(tile);
+}
+
+// One task for each tuple that Python gives.
+template <class Task>
+std::vector<Task> tasks_of(const std::vector<py::tuple>& given,
+                           Task (*read)(const py::tuple&, const std::string&)) {
+  std::vector<Task> tasks;
+  for (size_t i = 0; i < given.size(); ++i)
+    tasks.push_back(read(given[i], "tasks[" + std::to_string(i) + "]"));
+  return tasks;
+}
+
+template <class Task>
+std::vector<int64_t> failed_of(const std::vector<Task>& tasks) {
+  std::vector<int64_t> failed;
+  for (const Task& task : tasks) failed.push_back(task.failed);
+  return failed;
 }
 
 Images images_of(const Array& x) {
@@ -93,20 +114,14 @@ void bind_gram(py::handle x, const std::vector<Pair>& window, int64_t groups, Pa
   }
   if (form != "" && form != "rows" && form != "shift")
     throw std::invalid_argument("form: '" + form + "' is not one of rows, shift");
-  const Tile& tile = tile_pick(core);
-  check_threads(threads);
-  py::gil_scoped_release release;
-  gram_accumulate(task, form, threads, tile);
+  run_kernel(threads, core, [&](const Tile& tile) { gram_accumulate(task, form, threads, tile); });
 }
 
 void bind_mirror(py::handle gram, int64_t threads, const std::string& core) {
   const Array matrices(gram, "gram");
   const int64_t count = matrices.axes(3).size(0), size = matrices.size(1);
   double* data = matrices.shaped({count, size, size}).data<double>();
-  const Tile& tile = tile_pick(core);
-  check_threads(threads);
-  py::gil_scoped_release release;
-  gram_mirror(data, count, size, threads, tile);
+  run_kernel(threads, core, [&](const Tile& tile) { gram_mirror(data, count, size, threads, tile); });
 }
 
 std::vector<int64_t> bind_basis(const std::vector<py::tuple>& grams, const std::vector<double>& ridges,
@@ -122,52 +137,71 @@ std::vector<int64_t> bind_basis(const std::vector<py::tuple>& grams, const std::
     tasks.push_back(
         {gram.shaped({n, n}).data<double>(), ridges[i], basis.shaped({n, n}).data<double>(), n, -1});
   }
-  const Tile& tile = tile_pick(core);
-  check_threads(threads);
-  {
-    py::gil_scoped_release release;
-    basis_compute(tasks, threads, tile);
-  }
-  std::vector<int64_t> failed;
-  for (const BasisTask& task : tasks) failed.push_back(task.failed);
-  return failed;
+  run_kernel(threads, core, [&](const Tile& tile) { basis_compute(tasks, threads, tile); });
+  return failed_of(tasks);
+}
+
+// What a consumer of a path and one of a scan of pairs have in common: (square, weight, columns,
+// scale), where `square` is the (features, features) matrix that is called `name`.
+template <class Consumer>
+Consumer consumer_of(const py::tuple& given, const std::string& place, int64_t units, const char* name,
+                     const double* Consumer::* square) {
+  const Array matrix(given[0], place + "." + name), weight(given[1], place + ".weight");
+  const Array columns(given[2], place + ".columns");
+  Consumer c{};
+  c.features = matrix.axes(2).size(0);
+  c.outputs = weight.axes(2).size(0);
+  c.taps = columns.axes(2).size(1);
+  c.*square = matrix.shaped({c.features, c.features}).template data<double>();
+  c.weight = weight.shaped({c.outputs, c.features}).template data<double>();
+  c.columns = columns.shaped({units, c.taps}).template data<int64_t>();
+  check_distinct(columns, c.columns, units * c.taps, c.features);
+  c.scale = given[3].cast<double>();
+  return c;
 }
 
 // (basis, weight, columns, scale, factor, residual)
-PathConsumer consumer_of(const py::tuple& given, const std::string& place, int64_t units,
-                         int64_t steps) {
+PathConsumer path_consumer_of(const py::tuple& given, const std::string& place, int64_t units,
+                              int64_t steps) {
   if (given.size() != 6) throw std::invalid_argument(place + " must have six fields");
-  const Array basis(given[0], place + ".basis"), weight(given[1], place + ".weight");
-  const Array columns(given[2], place + ".columns");
-  PathConsumer c{};
-  c.features = basis.axes(2).size(0);
-  c.outputs = weight.axes(2).size(0);
-  c.taps = columns.axes(2).size(1);
-  c.basis = basis.shaped({c.features, c.features}).data<double>();
-  c.weight = weight.shaped({c.outputs, c.features}).data<double>();
-  c.columns = columns.shaped({units, c.taps}).data<int64_t>();
-  check_distinct(columns, c.columns, units * c.taps, c.features);
-  c.scale = given[3].cast<double>();
+  auto c = consumer_of(given, place, units, "basis", &PathConsumer::basis);
   c.factor = Array(given[4], place + ".factor").shaped({steps * c.taps, c.features}).data<double>();
   c.residual = Array(given[5], place + ".residual").shaped({steps * c.taps, c.outputs}).data<double>();
   return c;
 }
 
+// At least one.
+std::vector<py::tuple> consumers_in(const py::handle& given, const std::string& place) {
+  auto consumers = given.cast<std::vector<py::tuple>>();
+  if (consumers.empty()) throw std::invalid_argument(place + " must have a consumer");
+  return consumers;
+}
+
+// Of the first consumer; the others must have as many.
+int64_t units_of(const std::vector<py::tuple>& consumers, const std::string& place) {
+  return Array(consumers[0][2], place + ".consumers[0].columns").axes(2).size(0);
+}
+
+template <class Task, class Consumer>
+void add_consumers(Task& task, const std::vector<py::tuple>& consumers, const std::string& place,
+                   Consumer (*read)(const py::tuple&, const std::string&, int64_t, int64_t)) {
+  for (size_t j = 0; j < consumers.size(); ++j)
+    task.consumers.push_back(
+        read(consumers[j], place + ".consumers[" + std::to_string(j) + "]", task.units, task.steps));
+}
+
 // (consumers, forced, order, errors, status)
 PathTask path_of(const py::tuple& given, const std::string& place) {
   if (given.size() != 5) throw std::invalid_argument(place + " must have five fields");
-  const auto consumers = given[0].cast<std::vector<py::tuple>>();
-  if (consumers.empty()) throw std::invalid_argument(place + " must have a consumer");
+  const auto consumers = consumers_in(given[0], place);
   const Array forced(given[1], place + ".forced"), order(given[2], place + ".order");
   PathTask task{};
   task.steps = order.axes(1).size(0);
-  task.units = Array(consumers[0][2], place + ".consumers[0].columns").axes(2).size(0);
+  task.units = units_of(consumers, place);
   if (task.steps > task.units)
     order.fail("has " + std::to_string(task.steps) + " steps for " + std::to_string(task.units) +
                " units");
-  for (size_t j = 0; j < consumers.size(); ++j)
-    task.consumers.push_back(consumer_of(consumers[j], place + ".consumers[" + std::to_string(j) + "]",
-                                         task.units, task.steps));
+  add_consumers(task, consumers, place, path_consumer_of);
   task.forced = forced.axes(1).data<int64_t>();
   task.forced_count = forced.size(0);
   check_distinct(forced, task.forced, task.forced_count, task.units);
@@ -178,13 +212,8 @@ PathTask path_of(const py::tuple& given, const std::string& place) {
 }
 
 void bind_path(const std::vector<py::tuple>& given, int64_t threads, const std::string& core) {
-  std::vector<PathTask> tasks;
-  for (size_t i = 0; i < given.size(); ++i)
-    tasks.push_back(path_of(given[i], "tasks[" + std::to_string(i) + "]"));
-  const Tile& tile = tile_pick(core);
-  check_threads(threads);
-  py::gil_scoped_release release;
-  path_eliminate(tasks, threads, tile);
+  std::vector<PathTask> tasks = tasks_of(given, path_of);
+  run_kernel(threads, core, [&](const Tile& tile) { path_eliminate(tasks, threads, tile); });
 }
 
 // (weight, columns, order, factor, residual, cuts, weights)
@@ -218,13 +247,8 @@ CutsTask cuts_of(const py::tuple& given, const std::string& place) {
 }
 
 void bind_weights(const std::vector<py::tuple>& given, int64_t threads, const std::string& core) {
-  std::vector<CutsTask> tasks;
-  for (size_t i = 0; i < given.size(); ++i)
-    tasks.push_back(cuts_of(given[i], "tasks[" + std::to_string(i) + "]"));
-  const Tile& tile = tile_pick(core);
-  check_threads(threads);
-  py::gil_scoped_release release;
-  path_weights(tasks, threads, tile);
+  std::vector<CutsTask> tasks = tasks_of(given, cuts_of);
+  run_kernel(threads, core, [&](const Tile& tile) { path_weights(tasks, threads, tile); });
 }
 
 // (gram, cross, kept, ridge, reference or None, weight)
@@ -252,35 +276,16 @@ SolveTask solve_of(const py::tuple& given, const std::string& place) {
 
 std::vector<int64_t> bind_solve(const std::vector<py::tuple>& given, int64_t threads,
                                 const std::string& core) {
-  std::vector<SolveTask> tasks;
-  for (size_t i = 0; i < given.size(); ++i)
-    tasks.push_back(solve_of(given[i], "tasks[" + std::to_string(i) + "]"));
-  const Tile& tile = tile_pick(core);
-  check_threads(threads);
-  {
-    py::gil_scoped_release release;
-    batch_solve(tasks, threads, tile);
-  }
-  std::vector<int64_t> failed;
-  for (const SolveTask& task : tasks) failed.push_back(task.failed);
-  return failed;
+  std::vector<SolveTask> tasks = tasks_of(given, solve_of);
+  run_kernel(threads, core, [&](const Tile& tile) { batch_solve(tasks, threads, tile); });
+  return failed_of(tasks);
 }
 
 // (gram, weight, columns, scale, gains)
 PairConsumer pair_consumer_of(const py::tuple& given, const std::string& place, int64_t units,
                               int64_t steps) {
   if (given.size() != 5) throw std::invalid_argument(place + " must have five fields");
-  const Array gram(given[0], place + ".gram"), weight(given[1], place + ".weight");
-  const Array columns(given[2], place + ".columns");
-  PairConsumer c{};
-  c.features = gram.axes(2).size(0);
-  c.outputs = weight.axes(2).size(0);
-  c.taps = columns.axes(2).size(1);
-  c.gram = gram.shaped({c.features, c.features}).data<double>();
-  c.weight = weight.shaped({c.outputs, c.features}).data<double>();
-  c.columns = columns.shaped({units, c.taps}).data<int64_t>();
-  check_distinct(columns, c.columns, units * c.taps, c.features);
-  c.scale = given[3].cast<double>();
+  auto c = consumer_of(given, place, units, "gram", &PairConsumer::gram);
   if (!(c.scale >= 0)) throw std::invalid_argument(place + ".scale must not be negative");
   c.gains = Array(given[4], place + ".gains").shaped({steps}).data<double>();
   return c;
@@ -289,18 +294,15 @@ PairConsumer pair_consumer_of(const py::tuple& given, const std::string& place, 
 // (consumers, table or None, removed, partner, errors)
 PairTask pairs_of(const py::tuple& given, const std::string& place) {
   if (given.size() != 5) throw std::invalid_argument(place + " must have five fields");
-  const auto consumers = given[0].cast<std::vector<py::tuple>>();
-  if (consumers.empty()) throw std::invalid_argument(place + " must have a consumer");
+  const auto consumers = consumers_in(given[0], place);
   const Array removed(given[2], place + ".removed");
   PairTask task{};
   task.steps = removed.axes(1).size(0);
-  task.units = Array(consumers[0][2], place + ".consumers[0].columns").axes(2).size(0);
+  task.units = units_of(consumers, place);
   if (task.steps > std::max<int64_t>(task.units - 1, 0))
     removed.fail("has " + std::to_string(task.steps) + " steps for " + std::to_string(task.units) +
                  " units, one of which must stay");
-  for (size_t j = 0; j < consumers.size(); ++j)
-    task.consumers.push_back(pair_consumer_of(
-        consumers[j], place + ".consumers[" + std::to_string(j) + "]", task.units, task.steps));
+  add_consumers(task, consumers, place, pair_consumer_of);
   if (!given[1].is_none())
     task.table = Array(given[1], place + ".table").shaped({task.units, task.units}).data<double>();
   task.removed = removed.data<int64_t>();
@@ -310,13 +312,8 @@ PairTask pairs_of(const py::tuple& given, const std::string& place) {
 }
 
 void bind_pairs(const std::vector<py::tuple>& given, int64_t threads, const std::string& core) {
-  std::vector<PairTask> tasks;
-  for (size_t i = 0; i < given.size(); ++i)
-    tasks.push_back(pairs_of(given[i], "tasks[" + std::to_string(i) + "]"));
-  const Tile& tile = tile_pick(core);
-  check_threads(threads);
-  py::gil_scoped_release release;
-  pair_scan(tasks, threads, tile);
+  std::vector<PairTask> tasks = tasks_of(given, pairs_of);
+  run_kernel(threads, core, [&](const Tile& tile) { pair_scan(tasks, threads, tile); });
 }
 
 // Each list holds one array for each weight (outputs, inputs, taps).
@@ -334,10 +331,7 @@ void bind_zeros(const std::vector<py::tuple>& weights, const std::vector<py::tup
                      Array(columns[i], "columns" + place).shaped({inputs}).data<float>(), outputs,
                      inputs, weight.size(2)});
   }
-  const Tile& tile = tile_pick(core);
-  check_threads(threads);
-  py::gil_scoped_release release;
-  zero_scan(tasks, threads, tile);
+  run_kernel(threads, core, [&](const Tile& tile) { zero_scan(tasks, threads, tile); });
 }
 
 }  // namespace

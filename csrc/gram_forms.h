@@ -75,7 +75,7 @@ struct Piece {
 
 struct ShiftProduct {
   Piece row, column;
-  bool symmetric;  // both operands are the same
+  bool diagonal;  // a pair of equal taps uses it: then the sums of its first operand are needed, too
 };
 
 struct ShiftUse {
@@ -98,20 +98,28 @@ struct ShiftPlan {
             tap.index % copies};
   }
 
+  // Columns before the first that neighbouring copies reach.
+  int64_t margin() const { return (copies - 1) * columns.unit; }
+  // Whether both operands are the same.
+  bool symmetric(const ShiftProduct& product) const { return product.diagonal && copies == 1; }
+
   AxisPlan rows, columns;
   bool possible;   // false: one tap, or far more positions than whole phases
   int64_t copies;  // of the channels in one panel, each shifted by one tap of its phase more
   std::vector<ShiftProduct> products;
   std::vector<std::vector<ShiftUse>> pair_uses;  // [tap a * taps + tap b], a <= b
-  std::vector<ShiftProduct> sums;                // only the first operand
-  std::vector<std::vector<ShiftUse>> tap_uses;   // [tap a], product = index into sums
 };
 
-// The positions v of a piece: [begin, end). The second operand of a whole phase may begin up to
-// `margin` positions before its own phase.
+// Positions [begin, end).
 struct Span {
   int64_t begin, end;
 };
+
+// The positions v in [0, length) for which v + shift is in [-margin, other).
+Span overlap(int64_t length, int64_t other, int64_t shift, int64_t margin);
+
+// The positions v of a piece. The second operand of a whole phase may begin up to `margin` positions
+// before its own phase.
 Span span_of(const AxisPlan& plan, const Piece& piece, int64_t margin);
 
 // Estimated multiply-adds of the two forms for one group.

@@ -85,7 +85,7 @@ void merge_total(ShiftWork& w, const double* sums, int64_t p) {
   double* total = w.task.total + w.group * w.task.features() + p * kFloatWidth * taps;
   for (int64_t c = 0; c < width_of(w.task.group_channels(), p); ++c)
     for (int64_t a = 0; a < taps; ++a)
-      for (const ShiftUse& use : w.plan.tap_uses[static_cast<size_t>(a)])
+      for (const ShiftUse& use : w.plan.pair_uses[static_cast<size_t>(a * taps + a)])
         total[c * taps + a] += use.sign * sums[use.product * kFloatWidth + c];
 }
 

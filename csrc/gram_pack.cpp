@@ -95,7 +95,7 @@ void pack_target(ShiftWork& w, int64_t p, int64_t first, int64_t image) {
 
 // What packing leaves out: margins, and the columns of a panel that belong to no channel.
 void clear_gaps(ShiftWork& w, Team& team) {
-  const bool all = w.margin > 0;
+  const bool all = w.plan.margin() > 0;
   team.run(w.x_panels + w.y_panels, [&](int64_t item) {
     if (item < w.x_panels) {
       if (all || width_of(w.task.group_channels(), item) < kFloatWidth)

@@ -26,11 +26,14 @@ int64_t AxisPlan::length(int64_t index) const {
   return std::max<int64_t>(0, (axis.input - first(index) + axis.stride - 1) / axis.stride);
 }
 
+Span overlap(int64_t length, int64_t other, int64_t shift, int64_t margin) {
+  const int64_t begin = std::max<int64_t>(0, -shift - margin);
+  return {begin, std::max(begin, std::min(length, other - shift))};
+}
+
 Span span_of(const AxisPlan& plan, const Piece& piece, int64_t margin) {
   if (piece.point >= 0) return {piece.point, piece.point + 1};
-  const int64_t begin = std::max<int64_t>(0, -piece.shift - margin);
-  const int64_t end = std::min(plan.length(piece.a_phase), plan.length(piece.b_phase) - piece.shift);
-  return {begin, std::max(begin, end)};
+  return overlap(plan.length(piece.a_phase), plan.length(piece.b_phase), piece.shift, margin);
 }
 
 namespace {
@@ -79,21 +82,6 @@ bool suits(const AxisPlan& plan) {
   return true;
 }
 
-class Index {
- public:
-  explicit Index(std::vector<ShiftProduct>& list) : list_(list) {}
-
-  int64_t of(const ShiftProduct& product) {
-    const auto [at, added] = known_.try_emplace({product.row, product.column}, list_.size());
-    if (added) list_.push_back(product);
-    return static_cast<int64_t>(at->second);
-  }
-
- private:
-  std::vector<ShiftProduct>& list_;
-  std::map<std::pair<Piece, Piece>, size_t> known_;
-};
-
 }  // namespace
 
 ShiftPlan::ShiftPlan(const GramTask& task)
@@ -106,19 +94,18 @@ ShiftPlan::ShiftPlan(const GramTask& task)
   const int64_t taps = task.taps(), kernel = task.columns.kernel;
   const auto row_pieces = all_pieces(rows, 1), column_pieces = all_pieces(columns, copies);
   pair_uses.resize(static_cast<size_t>(taps * taps));
-  tap_uses.resize(static_cast<size_t>(taps));
-  Index products_index(products), sums_index(sums);
+  std::map<std::pair<Piece, Piece>, size_t> known;
   for (int64_t a = 0; a < taps; ++a)
     for (int64_t b = a; b < taps; ++b)
       for (const SignedPiece& r :
            row_pieces[static_cast<size_t>(a / kernel * task.rows.kernel + b / kernel)])
         for (const SignedPiece& c :
              column_pieces[static_cast<size_t>(a % kernel * kernel + b % kernel)]) {
-          const double sign = r.sign * c.sign;
-          const ShiftProduct product{r.piece, c.piece, a == b && copies == 1};
+          const auto [at, added] = known.try_emplace({r.piece, c.piece}, products.size());
+          if (added) products.push_back({r.piece, c.piece, false});
+          products[at->second].diagonal |= a == b;
           pair_uses[static_cast<size_t>(a * taps + b)].push_back(
-              {products_index.of(product), c.copy, sign});
-          if (a == b) tap_uses[static_cast<size_t>(a)].push_back({sums_index.of(product), 0, sign});
+              {static_cast<int64_t>(at->second), c.copy, r.sign * c.sign});
         }
 }
 
@@ -132,7 +119,6 @@ double shift_cost(const GramTask& task, const ShiftPlan& plan) {
     const Span span = span_of(axis, piece, margin);
     return static_cast<double>(span.end - span.begin);
   };
-  const int64_t margin = (plan.copies - 1) * plan.columns.unit;
   const double panels = static_cast<double>(panels_of(task.group_channels()));
   const double width = panels * kFloatWidth;
   // Measured: a tile of few rows waits for its loads and costs as much as two full ones.
@@ -141,17 +127,17 @@ double shift_cost(const GramTask& task, const ShiftPlan& plan) {
   const double channels = static_cast<double>(tiles * waiting * kTileRows);
   double cost = static_cast<double>(task.rows.input * task.columns.input) * width * kFloatWidth;
   for (const ShiftProduct& p : plan.products)
-    cost += count(plan.rows, p.row, 0) * count(plan.columns, p.column, margin) * channels * width *
-            (p.symmetric ? 0.5 * (1 + 1 / panels) : 1.0);
+    cost += count(plan.rows, p.row, 0) * count(plan.columns, p.column, plan.margin()) * channels *
+            width * (plan.symmetric(p) ? 0.5 * (1 + 1 / panels) : 1.0);
   cost += static_cast<double>(task.rows.output * task.columns.output) *
           static_cast<double>(task.rows.kernel * plan.column_groups()) * width *
           static_cast<double>((task.group_targets() + 7) / 8 * 8);
-  // Measured: putting the pieces together costs as much as 300 products for each entry of the result.
-  const double entries = static_cast<double>(task.features()) * static_cast<double>(task.features());
   double uses = static_cast<double>(plan.products.size());
   for (const auto& pair : plan.pair_uses) uses += 2 * static_cast<double>(pair.size());
-  cost += kUseCost * uses * static_cast<double>(kBlockSize) / static_cast<double>(task.input.images);
-  return cost * static_cast<double>(task.input.images) + 300.0 * entries;
+  // Measured: putting the pieces together costs as much as 300 products for each entry of the result.
+  const double entries = static_cast<double>(task.features()) * static_cast<double>(task.features());
+  return cost * static_cast<double>(task.input.images) +
+         kUseCost * uses * static_cast<double>(kBlockSize) + 300.0 * entries;
 }
 
 }  // namespace reapx

@@ -16,7 +16,8 @@ void lay_out(ShiftWork& w, int64_t images) {
   w.grids.clear();
   for (int64_t r = 0; r < w.plan.rows.phase_count(); ++r)
     for (int64_t c = 0; c < w.plan.columns.phase_count(); ++c) {
-      w.grids.push_back({start, w.margin, w.plan.rows.length(r), w.plan.columns.length(c), images});
+      w.grids.push_back(
+          {start, w.plan.margin(), w.plan.rows.length(r), w.plan.columns.length(c), images});
       start += w.grids.back().positions();
     }
   w.target = {0, 0, w.task.rows.output, w.task.columns.output, images};
@@ -46,10 +47,10 @@ Runs runs_at(const float* panel, const Grid& grid, int64_t row, int64_t column) 
 
 void multiply_pair(ShiftWork& w, const PairBlocks& blocks, int64_t index, bool turned) {
   const ShiftProduct& product = w.plan.products[static_cast<size_t>(index)];
-  if (turned && product.symmetric) return;
+  if (turned && w.plan.symmetric(product)) return;
   const int64_t a = turned ? blocks.r : blocks.p, b = turned ? blocks.p : blocks.r;
   const Span rows = span_of(w.plan.rows, product.row, 0);
-  const Span columns = span_of(w.plan.columns, product.column, w.margin);
+  const Span columns = span_of(w.plan.columns, product.column, w.plan.margin());
   const Grid& from = w.grid(product.row.a_phase, product.column.a_phase);
   const Grid& to = w.grid(product.row.b_phase, product.column.b_phase);
   double* block = blocks.at(index, turned);
@@ -62,12 +63,6 @@ void multiply_pair(ShiftWork& w, const PairBlocks& blocks, int64_t index, bool t
       block);
 }
 
-// Outputs o for which o + offset is in [-margin, length).
-Span outputs_of(const Axis& axis, int64_t offset, int64_t margin, int64_t length) {
-  const int64_t begin = std::max<int64_t>(0, -offset - margin);
-  return {begin, std::max(begin, std::min(axis.output, length - offset))};
-}
-
 void multiply_cross(ShiftWork& w, int64_t p, int64_t m, int64_t index, double* block) {
   const AxisPlan& plan = w.plan.columns;
   const TapPlace& row_tap = w.plan.rows.tap(index / w.plan.column_groups());
@@ -76,8 +71,8 @@ void multiply_cross(ShiftWork& w, int64_t p, int64_t m, int64_t index, double* b
   const int64_t column_offset =
       plan.origin(phase) + column_group % w.plan.groups_of_phase() * w.plan.copies * plan.unit;
   const Grid& from = w.grid(row_tap.phase, phase);
-  const Span rows = outputs_of(w.task.rows, row_tap.offset, 0, from.rows);
-  const Span columns = outputs_of(w.task.columns, column_offset, w.margin, from.columns);
+  const Span rows = overlap(w.task.rows.output, from.rows, row_tap.offset, 0);
+  const Span columns = overlap(w.task.columns.output, from.columns, column_offset, w.plan.margin());
   std::fill_n(block, kBlockSize, 0.0);
   add_block(w.tile, width_of(w.task.group_targets(), m), rows.end - rows.begin,
             (columns.end - columns.begin) * from.images,
@@ -106,11 +101,12 @@ void add_cross(ShiftWork& w, Team& team, Pool<double>& pool, int64_t p, int64_t 
 }
 
 void add_total(ShiftWork& w, int64_t p) {
-  std::vector<double> sums(w.plan.sums.size() * kFloatWidth);
-  for (size_t index = 0; index < w.plan.sums.size(); ++index) {
-    const ShiftProduct& product = w.plan.sums[index];
+  std::vector<double> sums(w.plan.products.size() * kFloatWidth);
+  for (size_t index = 0; index < w.plan.products.size(); ++index) {
+    const ShiftProduct& product = w.plan.products[index];
+    if (!product.diagonal) continue;
     const Span rows = span_of(w.plan.rows, product.row, 0);
-    const Span columns = span_of(w.plan.columns, product.column, w.margin);
+    const Span columns = span_of(w.plan.columns, product.column, w.plan.margin());
     const Grid& grid = w.grid(product.row.a_phase, product.column.a_phase);
     for (int64_t v = rows.begin; v < rows.end; ++v)
       w.tile.add_sums((columns.end - columns.begin) * grid.images,
@@ -155,8 +151,7 @@ void gram_shift(const GramTask& task, const ShiftPlan& plan, int64_t group, Team
               .tile = tile,
               .group = group,
               .x_panels = panels_of(task.group_channels()),
-              .y_panels = panels_of(task.group_targets()),
-              .margin = (plan.copies - 1) * plan.columns.unit};
+              .y_panels = panels_of(task.group_targets())};
   const int64_t batch = batch_images(w);
   for (int64_t first = 0; first < task.input.images; first += batch) {
     const int64_t count = std::min(batch, task.input.images - first);

@@ -24,7 +24,7 @@ struct ShiftWork {
   const GramTask& task;
   const ShiftPlan& plan;
   const Tile& tile;
-  int64_t group, x_panels, y_panels, margin;
+  int64_t group, x_panels, y_panels;
   std::vector<Grid> grids{};  // [row phase * column phases + column phase]
   Grid target{};
   RawBuffer<float> x{}, y{};
@@ -50,7 +50,7 @@ struct PairBlocks {
 void pack_images(ShiftWork& work, Team& team, int64_t first);
 
 // Add what the products of two panels, of a panel and a target panel ([cross product] blocks), and the
-// sums of a panel ([sum][kFloatWidth]) say to the results.
+// sums of a panel ([product][kFloatWidth], of those on the diagonal) say to the results.
 void merge_pair(ShiftWork& work, Team& team, const PairBlocks& blocks);
 void merge_cross(ShiftWork& work, const double* blocks, int64_t p, int64_t m);
 void merge_total(ShiftWork& work, const double* sums, int64_t p);

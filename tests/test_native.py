@@ -39,6 +39,12 @@ def basis(**changes: object) -> None:
     _native.basis_compute(**(arguments | changes))  # type: ignore[arg-type]
 
 
+def spread(changes: dict[str, object], consumer: dict[str, object], task: dict[str, object]) -> None:
+    """Put changed arguments where they belong: names of consumers and tasks differ."""
+    for name, value in changes.items():
+        (consumer if name in consumer else task)[name] = value
+
+
 def path(**changes: object) -> None:
     consumer: dict[str, object] = {
         "basis": torch.eye(6, dtype=F64),
@@ -54,8 +60,7 @@ def path(**changes: object) -> None:
         "errors": zeros(3),
         "status": torch.zeros(1, dtype=torch.int64),
     }
-    for name, value in changes.items():
-        (consumer if name in consumer else task)[name] = value
+    spread(changes, consumer, task)
     consumers = [PathConsumer(**consumer)]  # type: ignore[arg-type]
     _native.path_eliminate([PathTask(consumers=consumers, **task)])  # type: ignore[arg-type]
 
@@ -86,8 +91,7 @@ def pairs(**changes: object) -> None:
         "partner": torch.zeros(2, dtype=torch.int64),
         "errors": zeros(2),
     }
-    for name, value in changes.items():
-        (consumer if name in consumer else task)[name] = value
+    spread(changes, consumer, task)
     consumers = [PairConsumer(**consumer)]  # type: ignore[arg-type]
     _native.pair_scan([PairTask(**({"consumers": consumers} | task))])  # type: ignore[arg-type]
 
