@@ -113,11 +113,11 @@ def test_budget_is_met_within_one_step(budget: reapx.budget.Budget) -> None:
     model, images = residual()
     found = reapx.inspect(model, images)
     plan = reapx.plan(model, images, budget=budget, streams=True)
-    limit = budget.limit(found.costs.of(budget))
+    limit = budget.limit(found.costs.of(type(budget)))
     widths = {entry.group.name: entry.kept for entry in plan.groups}
-    assert found.costs.of(budget, widths) <= limit
+    assert found.costs.of(type(budget), widths) <= limit
     cheapest = min(
-        found.costs.of(budget, {**widths, name: width + 1})
+        found.costs.of(type(budget), {**widths, name: width + 1})
         for name, width in widths.items()
         if width < found.costs.full[name]
     )

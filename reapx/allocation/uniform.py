@@ -31,20 +31,20 @@ def uniform(groups: Sequence[Group], costs: Costs, budget: Budget, round_to: int
     """
     taking = [group for group in groups if streams or not group.stream]
     full = {group.name: group.size for group in groups}
-    limit = budget.limit(costs.of(budget))
+    limit = budget.limit(costs.of(type(budget)))
 
     def widths_at(ratio: float) -> dict[str, int]:
         return {**full, **_widths(taking, ratio, round_to)}
 
-    if costs.of(budget) <= limit:
+    if costs.of(type(budget)) <= limit:
         return full
-    smallest = costs.of(budget, widths_at(0.0))
+    smallest = costs.of(type(budget), widths_at(0.0))
     if smallest > limit:
         _refuse(budget, costs, smallest, limit, taking, groups, round_to)
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        if costs.of(budget, widths_at(middle)) <= limit:
+        if costs.of(type(budget), widths_at(middle)) <= limit:
             low = middle
         else:
             high = middle
@@ -77,7 +77,7 @@ def _given_back(
         for group in growing:
             width = min(widths[group.name] + _step(group, round_to), group.size)
             wider = {**widths, group.name: width}
-            if width > widths[group.name] and costs.of(budget, wider) <= limit:
+            if width > widths[group.name] and costs.of(type(budget), wider) <= limit:
                 widths = wider
                 break
             growing = [other for other in growing if other is not group]
@@ -99,13 +99,13 @@ def _refuse(
     groups: Sequence[Group],
     round_to: int,
 ) -> None:
-    kind, full = type(budget).__name__, costs.of(budget)
+    kind, full = type(budget).__name__, costs.of(type(budget))
     cures = ["raise it"]
     if len(taking) < len(groups):
-        least = costs.of(budget, _widths(groups, 0.0, round_to))
+        least = costs.of(type(budget), _widths(groups, 0.0, round_to))
         cures.append(f"let residual streams take part with streams=True (then down to {least:,})")
     if round_to > 1:
-        least = costs.of(budget, {**costs.full, **_widths(taking, 0.0, 1)})
+        least = costs.of(type(budget), {**costs.full, **_widths(taking, 0.0, 1)})
         cures.append(f"lower round_to={round_to} (1 allows {least:,})")
     if budget.amount > 1 and limit < smallest / 10:
         cures.append("give a fraction such as 0.5 if that is what you meant: amounts above 1 are absolute")
