@@ -113,6 +113,17 @@ class Costs:
             total += cost(self._sizes(name, varied))
         return total
 
+    def partners(self) -> dict[str, set[str]]:
+        """Group name -> the groups, itself among them, on whose widths the cost of its own depends."""
+        members: dict[str, set[str]] = {}
+        for (name, _), found in self._places.items():
+            members.setdefault(name, set()).update(group.name for group, _ in found)
+        partners: dict[str, set[str]] = {name: {name} for name in self.full}
+        for together in members.values():
+            for name in together:
+                partners[name] |= together
+        return partners
+
     def macs(self, widths: Mapping[str, int] | None = None) -> int:
         """Multiply-accumulates per image."""
         return int(self.of(MACs, widths))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 
 from . import _native
-from .allocation import ALLOCATIONS
+from .allocation import ALLOCATIONS, OUTPUT_ERRORS
 from .budget import Budget
 from .errors import InputError
 from .groups import Channels, Frozen, Group
@@ -47,7 +48,7 @@ def check_model(model: nn.Module) -> None:
 def check_arguments(budget: object, allocation: str, selection: str, round_to: int, damping: float) -> None:
     """Refuse arguments outside their choices."""
     if not isinstance(budget, Budget):
-        raise InputError(f"budget={budget!r}: give reapx.MACs(0.5) or reapx.Params(0.5)")
+        raise InputError(f"budget={budget!r}: give reapx.MACs(0.5), reapx.Params(0.5) or reapx.Latency(0.5)")
     if allocation not in ALLOCATIONS:
         raise InputError(f"allocation={allocation!r}: choose one of {', '.join(ALLOCATIONS)}")
     if selection not in SELECTIONS:
@@ -65,6 +66,20 @@ def check_refinements(selection: str, swaps: int, positions: int | None) -> None
         raise InputError(f"positions={positions!r}: give a whole number from 1, or None for all")
     if selection != "reap" and (swaps or positions):
         raise InputError(f"selection={selection!r} measures nothing: swaps and positions need selection='reap'")
+
+
+def check_measuring(allocation: str, points: int, rounds: int, output_error: str) -> None:
+    """Refuse settings of the measurement at the outputs that allocation cannot use."""
+    for name, value in (("points", points), ("rounds", rounds)):
+        if not _is_whole(value) or value < 1:
+            raise InputError(f"{name}={value!r}: give a whole number from 1")
+    if output_error not in OUTPUT_ERRORS:
+        raise InputError(f"output_error={output_error!r}: choose one of {', '.join(OUTPUT_ERRORS)}")
+    if allocation != "pro" and (points, rounds, output_error) != (1, 1, OUTPUT_ERRORS[0]):
+        raise InputError(
+            f"allocation={allocation!r} measures nothing at the outputs: points, rounds and output_error need "
+            "allocation='pro'"
+        )
 
 
 def _is_whole(value: object) -> bool:
@@ -124,3 +139,43 @@ def without_excluded(channels: Channels, patterns: Sequence[str]) -> Channels:
         if not any(_matches(name, pattern) for name in names):
             raise InputError(f"exclude={pattern!r} matches no layer; there are {', '.join(names[:20])}")
     return replace(channels, groups=taking, frozen=frozen)
+
+
+def bounds_of(channels: Channels, bounds: Mapping[str, tuple[float, float]]) -> dict[str, tuple[int, int]]:
+    """Group name -> (fewest, most) units that it keeps, from bounds by layer name or pattern.
+
+    Where several patterns meet a group, all of them hold.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    names = [layer.name for layer in channels.layers]
+    for pattern, given in bounds.items():
+        if not any(_matches(name, pattern) for name in names):
+            raise InputError(f"bounds={pattern!r} matches no layer; there are {', '.join(names[:20])}")
+        for group in channels.groups:
+            if any(_matches(name, pattern) for name in _makers(channels, group)):
+                fewest, most = _units(pattern, given, group)
+                low, high = found.get(group.name, (0, group.size))
+                found[group.name] = (max(fewest, low), min(most, high))
+    for name, (low, high) in found.items():
+        if low > high:
+            raise InputError(f"bounds of {name} contradict each other: at least {low}, at most {high} stay")
+    return found
+
+
+def _units(pattern: str, given: tuple[float, float], group: Group) -> tuple[int, int]:
+    """Bounds in units: whole numbers count channels of the first producer, others are shares."""
+    full = group.size * group.per_unit
+
+    def channels(value: float) -> float:
+        return value if _is_whole(value) else value * full
+
+    ends = tuple(given) if isinstance(given, list | tuple) else ()
+    valid = [isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in ends]
+    if len(valid) == 2 and all(valid):
+        low, high = (channels(x) for x in ends)
+        if 0 <= low <= high <= full + 1e-9 and high >= 1:
+            return math.ceil(low / group.per_unit - 1e-9), max(math.floor(high / group.per_unit + 1e-9), 1)
+    raise InputError(
+        f"bounds={{{pattern!r}: {given!r}}} for {group.name}, which has {full} channels: give (fewest, most), as shares "
+        "such as (0.25, 1.0) or whole numbers of channels"
+    )

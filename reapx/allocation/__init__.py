@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from .choices import Rules, smallest
+from .curves import ErrorCurve
+from .outputs import OUTPUT_ERRORS
+from .pro import Tradeoff, measure_tradeoff
+from .tradeoff import TradeoffPoint
 from .uniform import uniform
 
-ALLOCATIONS = ("uniform",)
+ALLOCATIONS = ("pro", "uniform")
 
-__all__ = ["ALLOCATIONS", "uniform"]
+__all__ = [
+    "ALLOCATIONS",
+    "OUTPUT_ERRORS",
+    "ErrorCurve",
+    "Rules",
+    "Tradeoff",
+    "TradeoffPoint",
+    "measure_tradeoff",
+    "smallest",
+    "uniform",
+]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from ..moments import Moments
+from .refits import Refits
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class Path:
         errors: (steps,) float64, what each removal adds to the damped reconstruction error, as a share of the
             variance of the consumers' outputs, averaged over consumers; NaN where the method does not know.
         final: The undamped reconstruction error after the last step, in the same unit.
+        refits: The consumers' weights at any cut; None where they were not asked for.
     """
 
     order: Tensor
     errors: Tensor
     final: float
+    refits: Refits | None = field(default=None, repr=False)
 
     def removed(self, count: int) -> Tensor:
         """The first ``count`` units of the order, sorted."""

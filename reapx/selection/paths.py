@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,12 +12,13 @@ from torch import Tensor
 from ..errors import CalibrationWarning
 from ..graph import Graph
 from ..groups import Group
-from ..images import Images
+from ..images import Images, TensorStore
 from ..layers import norm_affine, tail_of
 from ..moments import Moments, measure
 from .magnitude import magnitude_path
 from .path import Path, Reader
-from .reap import Request, reap_paths
+from .reap import Request, reap_paths, solve_paths
+from .refits import Refits
 
 SELECTIONS = ("reap", "magnitude")
 
@@ -32,6 +34,7 @@ def find_paths(
     swaps: int,
     positions: int | None,
     progress: bool,
+    refits: bool = False,
 ) -> list[Path]:
     """One path per group, as long as its width asks for.
 
@@ -42,23 +45,38 @@ def find_paths(
         damping: λ as a fraction of the mean diagonal of each Gram matrix.
         swaps: Exchanges per group after REAP's selection.
         positions: Random positions of each feature map to measure; None for all.
+        refits: Whether the paths know the consumers' weights at each cut (and their errors, whatever the method);
+            then nothing is swapped.
 
     Raises:
         NumericalError: NaN or Inf in an activation, or a singular Gram matrix.
     """
     steps = {group.name: group.size - widths[group.name] for group in groups}
-    if selection == "magnitude":
+    if selection == "magnitude" and not refits:
         return [magnitude_path(_norms(graph, group), steps[group.name]) for group in groups]
     busy = [group for group in groups if steps[group.name] > 0]
     found: dict[str, Path] = {}
+    store = TensorStore(images.memory // 2)
     for part in _chunks(busy, images.memory):
         layers = {c.layer.weight: c.layer for group in part for c in group.consumers}
         moments = measure(graph, images, list(layers.values()), graph.tensors, positions=positions, progress=progress)
         _warn_few_rows(moments, images)
-        requests = [Request(g.name, readers_of(graph, g, moments), steps[g.name]) for g in part]
-        found.update(zip((group.name for group in part), reap_paths(requests, damping, swaps), strict=True))
+        requests = [
+            Request(g.name, readers_of(graph, g, moments), steps[g.name], _order(graph, g, steps[g.name], selection))
+            for g in part
+        ]
+        if refits:
+            for group, (path, task) in zip(part, solve_paths(requests, damping), strict=True):
+                found[group.name] = replace(path, refits=Refits(graph, group, moments, task, store))
+        else:
+            found.update(zip((group.name for group in part), reap_paths(requests, damping, swaps), strict=True))
     nothing = Path(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64), 0.0)
     return [found.get(group.name, nothing) for group in groups]
+
+
+def _order(graph: Graph, group: Group, steps: int, selection: str) -> Tensor | None:
+    """The order that a method sets without looking at errors; None for REAP, which finds it."""
+    return magnitude_path(_norms(graph, group), steps).order if selection == "magnitude" else None
 
 
 def _chunks(groups: list[Group], memory: int) -> list[list[Group]]:

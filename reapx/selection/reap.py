@@ -25,11 +25,19 @@ from .swap import swap_units
 
 @dataclass(frozen=True)
 class Request:
-    """One group's path to find: its name for errors, its consumers, the number of removals."""
+    """One group's path to find.
+
+    Attributes:
+        name: For errors.
+        readers: Its consumers.
+        steps: Number of removals.
+        order: (steps,) int64, units in the order in which they have to leave; None to find it.
+    """
 
     name: str
     readers: Sequence[Reader]
     steps: int
+    order: Tensor | None = None
 
 
 def reap_path(name: str, readers: Sequence[Reader], steps: int, damping: float) -> Path:
@@ -38,7 +46,20 @@ def reap_path(name: str, readers: Sequence[Reader], steps: int, damping: float) 
 
 
 def reap_paths(requests: Sequence[Request], damping: float, swaps: int = 0) -> list[Path]:
-    """REAP paths of several groups in one native call.
+    """REAP paths of several groups in one native call; see ``solve_paths``.
+
+    Args:
+        swaps: Up to this many exchanges after the last step; only the set of removed units then has a meaning, not
+            the order.
+    """
+    return [
+        _swapped(request, task, path, swaps) if swaps else path
+        for request, (path, task) in zip(requests, solve_paths(requests, damping), strict=True)
+    ]
+
+
+def solve_paths(requests: Sequence[Request], damping: float) -> list[tuple[Path, _native.PathTask]]:
+    """Paths of several groups in one native call, with what their weights at any cut are made of.
 
     Errors are those of the damped problem, ‖X(W - W₀)‖² + λ‖W - W₀‖², which bound the undamped ones;
     ``final`` is undamped.
@@ -46,15 +67,13 @@ def reap_paths(requests: Sequence[Request], damping: float, swaps: int = 0) -> l
     Args:
         requests: Groups; ``steps`` is at most the number of units.
         damping: λ as a fraction of the mean diagonal of each Gram matrix; 0 for none.
-        swaps: Up to this many exchanges after the last step; only the set of removed units then has a meaning, not
-            the order.
 
     Raises:
         NumericalError: a Gram matrix is singular and nothing damps it; names the layer.
     """
     tasks = _tasks(requests, damping)
     _native.path_eliminate(tasks)
-    paths = []
+    found = []
     for request, task in zip(requests, tasks, strict=True):
         step = int(task.status)
         if step >= 0:
@@ -65,8 +84,8 @@ def reap_paths(requests: Sequence[Request], damping: float, swaps: int = 0) -> l
         count = max(len(task.consumers), 1)
         changes = [consumer.residual.T @ consumer.factor for consumer in task.consumers]
         path = Path(task.order, task.errors.clamp(min=0) / count, _final_error(request, task, changes) / count)
-        paths.append(_swapped(request, task, path, swaps) if swaps else path)
-    return paths
+        found.append((path, task))
+    return found
 
 
 def _swapped(request: Request, task: _native.PathTask, path: Path, swaps: int) -> Path:
@@ -103,7 +122,7 @@ def _task(request: Request, damping: float, inverted: Sequence[tuple[Tensor, int
         consumers.append(_consumer(reader, _moments_of(reader), basis, request.steps))
     return _native.PathTask(
         consumers=consumers,
-        forced=redundant_units(request.readers)[: request.steps],
+        forced=redundant_units(request.readers)[: request.steps] if request.order is None else request.order,
         order=torch.empty(request.steps, dtype=torch.int64),
         errors=torch.empty(request.steps, dtype=torch.float64),
         status=torch.empty(1, dtype=torch.int64),
