@@ -14,6 +14,7 @@ from ..groups import Group
 from ..images import Images
 from ..layers import norm_affine, tail_of
 from ..moments import Moments, measure
+from ..resume import Checkpoint
 from .magnitude import magnitude_path
 from .path import Path, Reader
 from .reap import Request, reap_paths
@@ -32,6 +33,7 @@ def find_paths(
     swaps: int,
     positions: int | None,
     progress: bool,
+    checkpoint: Checkpoint | None = None,
 ) -> list[Path]:
     """One path per group, as long as its width asks for.
 
@@ -42,18 +44,29 @@ def find_paths(
         damping: λ as a fraction of the mean diagonal of each Gram matrix.
         swaps: Exchanges per group after REAP's selection.
         positions: Random positions of each feature map to measure; None for all.
+        checkpoint: Where moments are stored as they are measured, and found again after a kill.
 
     Raises:
         NumericalError: NaN or Inf in an activation, or a singular Gram matrix.
+        CheckpointError: what is stored is damaged, or cannot be written.
     """
     steps = {group.name: group.size - widths[group.name] for group in groups}
     if selection == "magnitude":
         return [magnitude_path(_norms(graph, group), steps[group.name]) for group in groups]
     busy = [group for group in groups if steps[group.name] > 0]
     found: dict[str, Path] = {}
-    for part in _chunks(busy, images.memory):
+    for index, part in enumerate(_chunks(busy, images.memory)):
         layers = {c.layer.weight: c.layer for group in part for c in group.consumers}
-        moments = measure(graph, images, list(layers.values()), graph.tensors, positions=positions, progress=progress)
+        moments = measure(
+            graph,
+            images,
+            list(layers.values()),
+            graph.tensors,
+            positions=positions,
+            progress=progress,
+            checkpoint=checkpoint,
+            name=f"moments-{index}",
+        )
         _warn_few_rows(moments, images)
         requests = [Request(g.name, readers_of(graph, g, moments), steps[g.name]) for g in part]
         found.update(zip((group.name for group in part), reap_paths(requests, damping, swaps), strict=True))
