@@ -75,6 +75,7 @@ class Costs:
     def use(self, budget: type[Budget], terms: list[tuple[str, Cost]]) -> None:
         """Count a kind of budget by these costs of tensors, by qualified name."""
         self._terms[budget] = terms
+        self._readers.clear()
 
     def _sizes(self, name: str, widths: Mapping[str, Any]) -> list[Any]:
         sizes: list[Any] = list(self._shapes[name])

@@ -19,6 +19,7 @@ from .errors import NumericalError
 from .graph import Graph, run
 from .images import Images
 from .layers import Layer
+from .resume import Checkpoint
 
 _ROUNDING = 16 * torch.finfo(torch.float32).eps
 """Typical relative error of a float32 sum of 256 products, the longest that the kernels form."""
@@ -119,14 +120,22 @@ class Accumulator:
         groups, features = layer.window.groups, layer.features
         self.layer = layer
         self.positions = positions
-        self.random = torch.Generator().manual_seed(0)
-        self.rows = 0
+        self.counts = torch.zeros(2, dtype=torch.int64)  # batches and rows
         self.gram = torch.zeros(groups, features, features, dtype=torch.float64)
         self.total = torch.zeros(groups, features, dtype=torch.float64)
         with_target = outputs > 0
         self.cross = _zeros((groups, outputs, features), with_target)
         self.target_total = _zeros((groups * outputs,), with_target)
         self.target_square = _zeros((groups * outputs,), with_target)
+
+    @property
+    def rows(self) -> int:
+        """Number of patches so far."""
+        return int(self.counts[1])
+
+    def sums(self) -> dict[str, Tensor]:
+        """All that changes from batch to batch where there is no target: the tensors themselves, not copies."""
+        return {"counts": self.counts, "gram": self.gram, "total": self.total}
 
     def add(self, value: Tensor, shape: tuple[int, ...], target: Tensor | None = None) -> None:
         """Add one batch.
@@ -152,13 +161,16 @@ class Accumulator:
             target_square=self.target_square,
             positions=positions,
         )
-        self.rows += len(patches) * int(rows) * int(columns) if positions is None else positions.numel()
+        count = len(patches) * int(rows) * int(columns) if positions is None else positions.numel()
+        self.counts += torch.tensor([1, count])
 
     def _positions(self, images: int, count: int) -> Tensor | None:
-        """(images, positions) int64, drawn without repetition in an image; None for all."""
+        """(images, positions) int64, drawn without repetition in an image, the same for every run; None for all."""
         if self.positions is None or self.positions >= count:
             return None
-        return torch.rand(images, count, generator=self.random).topk(self.positions, dim=1).indices.contiguous()
+        # Seeded for each batch, so that they do not depend on which batches this process has seen.
+        random = torch.Generator().manual_seed(int(self.counts[0]))
+        return torch.rand(images, count, generator=random).topk(self.positions, dim=1).indices.contiguous()
 
     def check_finite(self, batch: int) -> None:
         """Raise where an activation of the last batch was NaN or infinite."""
@@ -220,14 +232,18 @@ def measure(
     *,
     positions: int | None = None,
     progress: bool,
+    checkpoint: Checkpoint | None = None,
+    name: str = "moments",
 ) -> dict[str, list[Moments]]:
     """Weight name -> moments of each conv group of that layer, from one pass of the original network.
 
     Layers that read the same patches share their moments. With ``positions``, only so many random positions of each
-    feature map are looked at; of vectors and tokens, all.
+    feature map are looked at; of vectors and tokens, all. With a ``checkpoint``, sums are stored there under ``name``
+    as they grow, and batches that were added before a kill are not run again; the moments are the same to the bit.
 
     Raises:
         NumericalError: an activation is NaN or infinite; names the layer and the channel.
+        CheckpointError: what is stored is damaged, or cannot be written.
     """
     shared: dict[object, Accumulator] = {}
     of_layer: dict[Node, Accumulator] = {}
@@ -245,10 +261,14 @@ def measure(
             assert isinstance(source, Tensor) and isinstance(value, Tensor)
             first[node].add(source, tuple(value.shape))
 
-    for batch, inputs in enumerate(_bar(images, "measuring", progress)):
-        run(graph, inputs, tensors, visit, last)
+    sums = {f"{a.layer.weight}/{part}": value for a in first.values() for part, value in a.sums().items()}
+    done = 0 if checkpoint is None else checkpoint.restore(name, sums)
+    for batch in _bar(done, len(images), "measuring", progress):
+        run(graph, images[batch], tensors, visit, last)
         for accumulator in first.values():
             accumulator.check_finite(batch)
+        if checkpoint is not None:
+            checkpoint.keep_tensors(name, batch + 1, sums, last=batch + 1 == len(images))
     found = {accumulator.layer.node: accumulator.moments() for accumulator in first.values()}
     return {layer.weight: found[of_layer[layer.node].layer.node] for layer in layers}
 
@@ -258,5 +278,5 @@ def _size(graph: Graph, layer: Layer) -> tuple[int, ...]:
     return shape[len(shape) - layer.spatial :]
 
 
-def _bar(images: Images, text: str, progress: bool) -> tqdm[tuple[Tensor, ...]]:
-    return tqdm(images, text, total=len(images), unit="batch", leave=False, disable=not progress)
+def _bar(done: int, count: int, text: str, progress: bool) -> tqdm[int]:
+    return tqdm(range(done, count), text, total=count, initial=done, unit="batch", leave=False, disable=not progress)

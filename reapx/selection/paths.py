@@ -15,6 +15,7 @@ from ..groups import Group
 from ..images import Images, TensorStore
 from ..layers import norm_affine, tail_of
 from ..moments import Moments, measure
+from ..resume import Checkpoint
 from .magnitude import magnitude_path
 from .path import Path, Reader
 from .reap import Request, reap_paths, solve_paths
@@ -35,6 +36,7 @@ def find_paths(
     positions: int | None,
     progress: bool,
     refits: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> list[Path]:
     """One path per group, as long as its width asks for.
 
@@ -47,9 +49,11 @@ def find_paths(
         positions: Random positions of each feature map to measure; None for all.
         refits: Whether the paths know the consumers' weights at each cut (and their errors, whatever the method);
             then nothing is swapped.
+        checkpoint: Where moments are stored as they are measured, and found again after a kill.
 
     Raises:
         NumericalError: NaN or Inf in an activation, or a singular Gram matrix.
+        CheckpointError: what is stored is damaged, or cannot be written.
     """
     steps = {group.name: group.size - widths[group.name] for group in groups}
     if selection == "magnitude" and not refits:
@@ -57,9 +61,18 @@ def find_paths(
     busy = [group for group in groups if steps[group.name] > 0]
     found: dict[str, Path] = {}
     store = TensorStore(images.memory // 2)
-    for part in _chunks(busy, images.memory):
+    for index, part in enumerate(_chunks(busy, images.memory)):
         layers = {c.layer.weight: c.layer for group in part for c in group.consumers}
-        moments = measure(graph, images, list(layers.values()), graph.tensors, positions=positions, progress=progress)
+        moments = measure(
+            graph,
+            images,
+            list(layers.values()),
+            graph.tensors,
+            positions=positions,
+            progress=progress,
+            checkpoint=checkpoint,
+            name=f"moments-{index}",
+        )
         _warn_few_rows(moments, images)
         requests = [
             Request(g.name, readers_of(graph, g, moments), steps[g.name], _order(graph, g, steps[g.name], selection))
