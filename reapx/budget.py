@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -70,12 +70,19 @@ class Costs:
             MACs: [(layer.weight, partial(_product, layer.positions)) for layer in channels.layers],
             Params: [(name, partial(_product, 1)) for name in sorted(graph.trained)],
         }
+        self._measured: dict[type[Budget], Budget] = {}
         self._readers: dict[tuple[type[Budget], str], list[tuple[str, Cost]]] = {}
 
-    def use(self, budget: type[Budget], terms: list[tuple[str, Cost]]) -> None:
-        """Count a kind of budget by these costs of tensors, by qualified name."""
-        self._terms[budget] = terms
+    def use(self, budget: Budget, terms: list[tuple[str, Cost]]) -> None:
+        """Count budgets like this one, whatever their amounts, by these costs of tensors, by qualified name."""
+        self._terms[type(budget)] = terms
+        self._measured[type(budget)] = budget
         self._readers.clear()
+
+    def knows(self, budget: Budget) -> bool:
+        """Whether what a budget counts is known."""
+        given = self._measured.get(type(budget))
+        return type(budget) in self._terms and given in (None, replace(budget, amount=given.amount if given else 1))
 
     def _sizes(self, name: str, widths: Mapping[str, Any]) -> list[Any]:
         sizes: list[Any] = list(self._shapes[name])

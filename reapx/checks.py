@@ -176,6 +176,6 @@ def _units(pattern: str, given: tuple[float, float], group: Group) -> tuple[int,
         if 0 <= low <= high <= full + 1e-9 and high >= 1:
             return math.ceil(low / group.per_unit - 1e-9), max(math.floor(high / group.per_unit + 1e-9), 1)
     raise InputError(
-        f"bounds={{{pattern!r}: {given!r}}} for {group.name}, which has {full} channels: give (fewest, most), as shares "
-        "such as (0.25, 1.0) or whole numbers of channels"
+        f"bounds={{{pattern!r}: {given!r}}} for {group.name}, which has {full} channels: give (fewest, most), as "
+        "shares such as (0.25, 1.0) or whole numbers of channels"
     )

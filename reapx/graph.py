@@ -6,6 +6,7 @@ parameter name, and the result is captured afresh.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -101,6 +102,11 @@ class Graph:
             if now is None or now.data_ptr() != then.data_ptr() or now._version != version:
                 return name
         return None
+
+    def digest(self) -> str:
+        """SHA-256 of the operators and how they are joined, whatever the parameters' values."""
+        text = "\n".join(f"{node.name} {node.target} {node.args} {node.kwargs}" for node in self.nodes)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def parameter_of(self, argument: object) -> str | None:
         """Qualified name of the parameter that an argument is, or None."""

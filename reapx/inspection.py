@@ -11,11 +11,11 @@ from .budget import Costs
 from .checks import check_forward, check_model, model_device, without_excluded
 from .errors import InputError
 from .graph import Graph, capture
-from .groups import Frozen, Group, find_groups
+from .groups import Channels, Frozen, Group, find_groups
 from .images import Images
 from .moments import check_outputs
 from .report.text import frozen_text, short, table
-from .trial import freeze_failing
+from .trial import find_droppable, freeze_failing
 
 MEMORY = 512 * 2**20
 """Bytes of memory for images, and again for activations, before they go to disk."""
@@ -29,11 +29,14 @@ class Inspection:
         groups: Coupled channels that can be pruned together.
         frozen: Channels that stay, and why.
         costs: MACs and parameters as functions of the groups' widths.
+        droppable: Names of groups that may go as a whole: the inside of a residual branch, which leaves a constant.
     """
 
     groups: list[Group]
     frozen: list[Frozen]
     costs: Costs
+    droppable: frozenset[str]
+    _channels: Channels = field(repr=False)
     _graph: Graph = field(repr=False)
     _images: Images = field(repr=False)
 
@@ -72,4 +75,6 @@ def inspect(model: nn.Module, images: object, *, exclude: Sequence[str] = (), me
     if not channels.groups:
         reasons = sorted({f"{entry.layer}: {entry.reason}" for entry in channels.frozen})
         raise InputError("no channel of this model can be removed: " + "; ".join(reasons[:5]))
-    return Inspection(channels.groups, channels.frozen, Costs(graph, channels), graph, calibration)
+    droppable = find_droppable(model, graph, channels, calibration)
+    costs = Costs(graph, channels)
+    return Inspection(channels.groups, channels.frozen, costs, droppable, channels, graph, calibration)

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path as FilePath
 from typing import Any
 
 from torch import nn
 
-from .allocation import uniform
+from .allocation import Measurement, Rules, measure_tradeoff, refusal, smallest, uniform
 from .budget import Budget
-from .checks import check_arguments, check_refinements
-from .inspection import MEMORY, inspect
-from .plan import GroupPlan, Plan, Result, show_bars
+from .checks import bounds_of, check_arguments, check_measuring, check_refinements
+from .errors import BudgetError
+from .inspection import MEMORY, Inspection, inspect
+from .latency import Latency, latency_terms
+from .plan import Plan, Result, plan_groups, show_bars
+from .resume import Checkpoint, fingerprint
 from .selection import find_paths
 
 DAMPING = 1e-2
 """Default pull towards the old weights, a fraction of the mean diagonal of each Gram matrix."""
+
+MEASURED_IMAGES = 1000
+"""Errors at the outputs are means, which so many images, spread evenly over all, tell well enough."""
 
 
 def plan(
@@ -24,14 +32,19 @@ def plan(
     images: object,
     *,
     budget: Budget,
-    allocation: str = "uniform",
+    allocation: str = "pro",
     selection: str = "reap",
-    streams: bool = False,
+    streams: bool | None = None,
     round_to: int = 1,
     exclude: Sequence[str] = (),
+    bounds: Mapping[str, tuple[float, float]] | None = None,
+    points: int = 1,
+    rounds: int = 1,
+    output_error: str = "squared",
     damping: float = DAMPING,
     swaps: int = 0,
     positions: int | None = None,
+    resume: str | FilePath | None = None,
     memory: int = MEMORY,
     progress: bool | None = None,
 ) -> Plan:
@@ -41,17 +54,26 @@ def plan(
         model: Module in eval mode.
         images: A tensor (images, ...) or an iterable of batches: tensors, tuples whose first item is the
             input, or dicts of keyword arguments. No labels.
-        budget: ``MACs(0.5)``, ``Params(0.4)``; fractions of the original or absolute numbers.
-        allocation: How many channels each group keeps: ``"uniform"``.
+        budget: ``MACs(0.5)``, ``Params(0.4)``, ``Latency(0.6)``; fractions of the original or absolute numbers.
+        allocation: How many channels each group keeps: ``"pro"`` (by the errors that each group's pruning causes at
+            the network's outputs) or ``"uniform"`` (one ratio for all).
         selection: Which channels leave: ``"reap"`` (least reconstruction error) or ``"magnitude"`` (smallest weights).
-        streams: Whether residual streams lose channels too.
+        streams: Whether residual streams lose channels too; by default if the allocation is ``"pro"``.
         round_to: Kept widths are multiples of this.
         exclude: Layer names or patterns (``"layer3.*"``) whose output channels stay.
+        bounds: Layer name or pattern -> (fewest, most) of its output channels that stay: shares such as
+            ``(0.25, 1.0)``, or whole numbers of channels. A branch that must keep something does not leave as a whole.
+        points: Widths of each group at which the error at the outputs is measured (``"pro"`` only); between them, it
+            follows the group's own path.
+        rounds: Measure again on the way to the budget, this often in all (``"pro"`` only).
+        output_error: ``"squared"``: mean squared difference of the outputs before a softmax; ``"kl"``:
+            Kullback-Leibler divergence of their softmax (``"pro"`` only).
         damping: λ as a fraction of the mean diagonal of each Gram matrix.
         swaps: After selection, exchange up to this many removed channels of each group for kept ones, as long as the
             reconstruction error falls (``"reap"`` only).
         positions: Measure only this many random positions of each feature map for selection, the same on every run;
             all by default. Layers that read vectors or tokens measure all.
+        resume: A folder for what is measured. After a kill, the same call with the same folder goes on from there.
         memory: Bytes of memory for images, and for activations, before they go to disk.
         progress: Show progress bars; by default when the terminal is one.
 
@@ -66,27 +88,45 @@ def plan(
     """
     start = time.perf_counter()
     check_arguments(budget, allocation, selection, round_to, damping)
+    check_measuring(allocation, points, rounds, output_error)
     check_refinements(selection, swaps, positions)
     found = inspect(model, images, exclude=exclude, memory=memory)
-    groups, costs = found.groups, found.costs
-    widths = uniform(groups, costs, budget, round_to, streams)
-    paths = find_paths(
-        found._graph,
+    graph, groups, costs = found._graph, found.groups, found.costs
+    pro = allocation == "pro"
+    limits = bounds_of(found._channels, bounds or {})
+    rules = Rules(round_to, pro if streams is None else streams, limits, found.droppable if pro else frozenset())
+    if isinstance(budget, Latency):
+        costs.use(budget, latency_terms(model, graph, found._channels.layers, found._images, budget.batch))
+    choices = rules.choices(groups)
+    if costs.of(type(budget), smallest(choices)) > budget.limit(costs.of(type(budget))):
+        raise BudgetError(refusal(budget, costs, groups, rules))
+    checkpoint = None if resume is None else _checkpoint(resume, found, positions)
+    bars = show_bars(progress)
+    choose = partial(
+        find_paths,
+        graph,
         found._images,
         groups,
-        widths,
-        selection,
+        selection=selection,
         damping=damping,
-        swaps=swaps,
         positions=positions,
-        progress=show_bars(progress),
+        progress=bars,
+        checkpoint=checkpoint,
     )
-    entries = []
-    for group, path in zip(groups, paths, strict=True):
-        count = group.size - widths[group.name]
-        entries.append(GroupPlan(group, group.size - count, path.final, path.removed(count)))
+    tradeoff = None
+    if pro:
+        paths = choose(smallest(choices), refits=True)
+        measure = Measurement(points, rounds, output_error, MEASURED_IMAGES)
+        tradeoff = measure_tradeoff(
+            graph, found._images, groups, paths, costs, budget, rules, measure, progress=bars, checkpoint=checkpoint
+        )
+        widths = tradeoff.at(budget).widths
+    else:
+        widths = uniform(groups, costs, budget, rules)
+    if not pro or swaps:
+        paths = choose(widths, swaps=swaps)
     return Plan(
-        groups=entries,
+        groups=plan_groups(groups, paths, widths, tradeoff),
         frozen=found.frozen,
         macs=(costs.macs(), costs.macs(widths)),
         params=(costs.params(), costs.params(widths)),
@@ -95,13 +135,20 @@ def plan(
         positions=positions,
         allocation=allocation,
         budget=budget,
-        streams=streams,
+        streams=rules.streams,
         damping=damping,
         seconds=time.perf_counter() - start,
         _model=model,
-        _images=found._images,
-        _graph=found._graph,
+        _found=found,
+        _paths=paths,
+        _tradeoff=tradeoff,
     )
+
+
+def _checkpoint(folder: str | FilePath, found: Inspection, positions: int | None) -> Checkpoint:
+    """The folder's results, if they are of the same network, images and positions."""
+    digests = fingerprint(found._graph.tensors, found._images)
+    return Checkpoint(folder, {**digests, "operators": found._graph.digest(), "positions": positions})
 
 
 def prune(

@@ -5,22 +5,26 @@ from __future__ import annotations
 import copy
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 
 from torch import Tensor, nn
 
 from . import storage
+from .allocation import ErrorCurve, Tradeoff, TradeoffPoint
 from .budget import Budget
 from .checks import check_damping, check_model
 from .errors import InputError
 from .graph import Graph, capture
 from .groups import Frozen, Group
 from .images import Images
+from .inspection import Inspection
 from .proof import masked_tensors, output_change, prove
 from .reconstruction import Refit
 from .reconstruction import reconstruct as reconstruct_network
 from .report.text import frozen_text, saving, share, table
+from .selection import Path
 from .surgery import Kept, assign, cut, kept_positions
 
 
@@ -34,17 +38,35 @@ class GroupPlan:
         error: Predicted reconstruction error at the consumers, a share of their outputs'
             variance; NaN for methods that do not know it.
         removed: (size - kept,) int64 units that leave.
+        output_error: Predicted error at the network's outputs; NaN for allocations that do not measure it.
     """
 
     group: Group
     kept: int
     error: float
     removed: Tensor
+    output_error: float = float("nan")
 
     @property
     def channels(self) -> tuple[int, int]:
         """Channels of the first producer, before and after; a unit may own several."""
         return self.group.size * self.group.per_unit, self.kept * self.group.per_unit
+
+
+def plan_groups(
+    groups: Sequence[Group], paths: Sequence[Path], widths: Mapping[str, int], tradeoff: Tradeoff | None
+) -> list[GroupPlan]:
+    """What happens to each group at given widths, by its path."""
+    entries = []
+    for group, path in zip(groups, paths, strict=True):
+        width = widths[group.name]
+        count = group.size - width
+        whole = len(path.errors) == count
+        error = path.final if whole else float(path.errors[:count].sum())
+        curve = None if tradeoff is None else tradeoff.curves[group.name]
+        output_error = float("nan") if curve is None else float(curve.errors[count])
+        entries.append(GroupPlan(group, width, error, path.removed(count), output_error))
+    return entries
 
 
 @dataclass
@@ -71,22 +93,26 @@ class Plan:
     damping: float
     seconds: float
     _model: nn.Module = field(repr=False)
-    _images: Images = field(repr=False)
-    _graph: Graph = field(repr=False)
+    _found: Inspection = field(repr=False)
+    _paths: Sequence[Path] = field(repr=False)
+    _tradeoff: Tradeoff | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         rows = []
         for entry in self.groups:
             group = entry.group
             before, after = entry.channels
-            error = "stays whole" if after == before else share(entry.error)
-            rows.append([group.name, group.kind, f"{before} -> {after}", str(len(group.readers)), error])
+            errors = ["stays whole", ""] if after == before else [share(entry.error), share(entry.output_error)]
+            rows.append([group.name, group.kind, f"{before} -> {after}", str(len(group.readers)), *errors])
         budget = f"{type(self.budget).__name__}({self.budget.amount})"
+        header = ["group", "kind", "channels", "read by", "predicted error", "at the outputs"]
+        if self._tradeoff is None:
+            header, rows = header[:-1], [row[:-1] for row in rows]
         lines = [
             f"Plan: {self.savings}",
             f"{self.method}, {self.allocation} allocation, budget {budget}, {self.seconds:.1f} s",
             "",
-            table(rows, ["group", "kind", "channels", "read by", "predicted error"]),
+            table(rows, header),
         ]
         if any(entry.group.stream for entry in self.groups) and not self.streams:
             lines.append("Residual streams stay whole unless streams=True.")
@@ -108,6 +134,66 @@ class Plan:
         """Qualified parameter name -> axis -> positions that stay."""
         removed = {entry.group.name: entry.removed for entry in self.groups}
         return kept_positions([entry.group for entry in self.groups], removed, self._graph.tensors)
+
+    @property
+    def _graph(self) -> Graph:
+        return self._found._graph
+
+    @property
+    def _images(self) -> Images:
+        return self._found._images
+
+    @property
+    def output_error(self) -> float:
+        """Predicted error at the network's outputs before the sweep repairs it; NaN if it was not measured."""
+        return float("nan") if self._tradeoff is None else self._tradeoff.at(self.budget).error
+
+    def curves(self) -> dict[str, ErrorCurve]:
+        """Group name -> error at the network's outputs as this group alone is pruned.
+
+        Raises:
+            InputError: the allocation does not measure it.
+        """
+        return self._measured().curves
+
+    def tradeoff(self) -> list[TradeoffPoint]:
+        """The way from the full network down to the smallest one: cost, predicted error and widths at every corner.
+
+        Costs nothing: it follows from what was measured. ``at`` makes a plan of any budget on it.
+
+        Raises:
+            InputError: the allocation measures no errors.
+        """
+        return self._measured().points(type(self.budget))
+
+    def at(self, budget: Budget) -> Plan:
+        """This plan at another budget, from the same measurements.
+
+        Raises:
+            InputError: the allocation measures no errors, the plan refined its selection by swaps, or a latency was not
+                measured.
+            BudgetError: the budget cannot be reached; says the smallest that can.
+        """
+        measured = self._measured()
+        if self.swaps:
+            raise InputError("swaps refine the channels of one budget: call reapx.plan again, with resume=folder")
+        if not self._found.costs.knows(budget):
+            raise InputError(f"{budget!r} was not measured: call reapx.plan with it")
+        start = time.perf_counter()
+        widths, costs = measured.at(budget).widths, self._found.costs
+        return replace(
+            self,
+            groups=plan_groups(self._found.groups, self._paths, widths, measured),
+            macs=(costs.macs(), costs.macs(widths)),
+            params=(costs.params(), costs.params(widths)),
+            budget=budget,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _measured(self) -> Tradeoff:
+        if self._tradeoff is None:
+            raise InputError(f"allocation={self.allocation!r} measures no errors at the outputs: plan with 'pro'")
+        return self._tradeoff
 
     def apply(
         self,

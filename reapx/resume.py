@@ -201,13 +201,19 @@ def fingerprint(graph_tensors: Mapping[str, Tensor], images: Images) -> dict[str
     Returns:
         ``{"model": digest, "images": digest}``, entries for a :class:`Checkpoint`'s key.
     """
-    model, data = hashlib.sha256(), hashlib.sha256(repr(images.names).encode())
-    for part in _bytes(graph_tensors):
-        model.update(part)
+    data = hashlib.sha256(repr(images.names).encode())
     for batch in images:
         for part in _bytes({str(index): value for index, value in enumerate(batch)}):
             data.update(part)
-    return {"model": model.hexdigest(), "images": data.hexdigest()}
+    return {"model": digest_of(graph_tensors), "images": data.hexdigest()}
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, dtypes and shapes."""
+    digest = hashlib.sha256()
+    for part in _bytes(tensors):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:

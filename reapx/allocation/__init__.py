@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .choices import Rules, smallest
+from .choices import Rules, refusal, smallest
 from .curves import ErrorCurve
 from .outputs import OUTPUT_ERRORS
-from .pro import Tradeoff, measure_tradeoff
+from .pro import Measurement, Tradeoff, measure_tradeoff
 from .tradeoff import TradeoffPoint
 from .uniform import uniform
 
@@ -15,10 +15,12 @@ __all__ = [
     "ALLOCATIONS",
     "OUTPUT_ERRORS",
     "ErrorCurve",
+    "Measurement",
     "Rules",
     "Tradeoff",
     "TradeoffPoint",
     "measure_tradeoff",
+    "refusal",
     "smallest",
     "uniform",
 ]

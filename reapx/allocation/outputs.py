@@ -5,6 +5,7 @@ Only what depends on the replaced tensors is run again, from values of the first
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from ..graph import Graph, evaluate, operator_name, run
 from ..images import Images, TensorStore
+from ..resume import Checkpoint, digest_of
 
 OUTPUT_ERRORS = ("squared", "kl")
 _SOFTMAX = ("softmax", "_softmax", "log_softmax", "_log_softmax")
@@ -28,9 +30,9 @@ def scored_outputs(graph: Graph) -> list[Node]:
             source = node.args[0]
             assert isinstance(source, Node)
             node = source
-        if node.meta["val"].is_floating_point():
+        if node.op == "call_function" and node.meta["val"].is_floating_point():
             found.append(node)
-    return found
+    return list(dict.fromkeys(found))
 
 
 class _Suffix:
@@ -82,18 +84,22 @@ def output_errors(
     *,
     base: Mapping[str, Tensor] | None = None,
     measure: str = "squared",
+    count: int | None = None,
     progress: bool = False,
+    checkpoint: Checkpoint | None = None,
 ) -> list[float]:
     """How far replaced tensors move the outputs.
 
     Args:
         graph: The original network; its own tensors make the outputs that all are compared with.
-        images: All of them are run.
+        images: What is run.
         edits: Each: qualified name -> tensor, in place of the base's.
         base: Qualified name -> tensor, in place of the network's in every edit.
         measure: ``"squared"``: squared difference, as a share of the variance of the original's outputs; ``"kl"``:
             Kullback-Leibler divergence from the original's softmax over axis 1, in nats. Outputs are taken
             before a softmax; several are averaged.
+        count: Run about so many images, in batches evenly over all; None for all.
+        checkpoint: Where sums are stored as they come, and found again after a kill.
 
     Returns:
         The error of each edit.
@@ -102,23 +108,45 @@ def output_errors(
     tensors = {**graph.tensors, **(base or {})}
     suffixes = [_Suffix(graph, set(edit), outputs) for edit in edits]
     wanted = set(outputs).union(*(suffix.frontier for suffix in suffixes))
-    sums = _Sums(len(outputs), len(edits), measure)
-    for batch in tqdm(range(len(images)), "measuring outputs", unit="batch", leave=False, disable=not progress):
+    sums = _Sums([graph.shape(node)[1:] for node in outputs], len(edits), measure)
+    batches = _spread(images, count)
+    name = "" if checkpoint is None else f"outputs-{_digest(base or {}, edits, measure, batches)}"
+    done = 0 if checkpoint is None else checkpoint.restore(name, sums.tensors)
+    bar = tqdm(batches[done:], "measuring outputs", unit="batch", leave=False, disable=not progress)
+    for step, batch in enumerate(bar, done + 1):
         inputs = images[batch]
-        kept = _kept_values(graph, inputs, tensors, wanted, images.memory // 2)
-        original = kept if base is None else _kept_values(graph, inputs, graph.tensors, set(outputs), math.inf)
-        references = [original.get(node) for node in outputs]
+        kept = _Kept(graph, inputs, tensors, wanted, images.memory // 2)
+        original = kept if base is None else _Kept(graph, inputs, graph.tensors, set(outputs), math.inf)
+        references = [original.tensor(node) for node in outputs]
         for edit, suffix in enumerate(suffixes):
             values = _placeholders(graph, inputs, {**tensors, **edits[edit]})
-            values.update({node: kept.get(node) for node in suffix.frontier})
+            values.update({node: kept.value(node) for node in suffix.frontier})
             with torch.no_grad():
                 changed = suffix.run(values)
             for output, node in enumerate(outputs):
-                value = changed[node] if node in changed else kept.get(node)
+                value = changed[node] if node in changed else kept.tensor(node)
                 sums.add(output, edit, value, references[output])
         sums.end_batch(references)
         kept.close()
+        if checkpoint is not None:
+            checkpoint.keep_tensors(name, step, sums.tensors, last=step == len(batches))
     return sums.shares()
+
+
+def _digest(
+    base: Mapping[str, Tensor], edits: Sequence[Mapping[str, Tensor]], measure: str, batches: Sequence[int]
+) -> str:
+    """Of everything that the sums depend on, besides the network and the images."""
+    digest = hashlib.sha256(f"{measure} {batches}".encode())
+    for tensors in (base, *edits):
+        digest.update(digest_of(tensors).encode())
+    return digest.hexdigest()[:16]
+
+
+def _spread(images: Images, count: int | None) -> list[int]:
+    """Batches, evenly over all, that hold about ``count`` images."""
+    wanted = len(images) if count is None else min(max(round(count * len(images) / images.count), 1), len(images))
+    return [index * len(images) // wanted for index in range(wanted)]
 
 
 def _placeholders(graph: Graph, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> dict[Node, object]:
@@ -127,29 +155,55 @@ def _placeholders(graph: Graph, inputs: Sequence[Tensor], tensors: Mapping[str, 
     return values
 
 
-def _kept_values(
-    graph: Graph, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor], wanted: set[Node], memory: float
-) -> TensorStore:
-    """The values of some nodes for one batch; beyond ``memory`` bytes, on disk."""
-    store = TensorStore(memory)
+class _Kept:
+    """Values of some nodes for one batch; beyond ``memory`` bytes, on disk."""
 
-    def visit(node: Node, _: Mapping[Node, object], value: object) -> None:
-        if node in wanted:
-            store.put(node, value)
+    def __init__(
+        self,
+        graph: Graph,
+        inputs: Sequence[Tensor],
+        tensors: Mapping[str, Tensor],
+        wanted: set[Node],
+        memory: float,
+    ) -> None:
+        self._wanted = wanted
+        self._tensors = TensorStore(memory)
+        self._sizes: dict[Node, object] = {}
+        run(graph, inputs, tensors, self._keep)
 
-    run(graph, inputs, tensors, visit)
-    return store
+    def _keep(self, node: Node, _: Mapping[Node, object], value: object) -> None:
+        if node not in self._wanted:
+            return
+        if isinstance(value, Tensor):
+            self._tensors.put(node, value)
+        else:
+            self._sizes[node] = value
+
+    def value(self, node: Node) -> object:
+        return self._sizes[node] if node in self._sizes else self._tensors.get(node)
+
+    def tensor(self, node: Node) -> Tensor:
+        return self._tensors.get(node)
+
+    def close(self) -> None:
+        self._tensors.close()
 
 
 class _Sums:
-    """Errors of each edit at each output, added up over batches, and what they are shares of."""
+    """Errors of each edit at each output, added up over batches, and what they are shares of.
 
-    def __init__(self, outputs: int, edits: int, measure: str) -> None:
+    Attributes:
+        tensors: What is added up, float64.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], edits: int, measure: str) -> None:
         self._measure = measure
-        self._images = 0
-        self._errors = torch.zeros(outputs, edits, dtype=torch.float64)
-        self._squares = torch.zeros(outputs, dtype=torch.float64)
-        self._totals: list[Tensor] = []
+        self._errors = torch.zeros(len(shapes), edits, dtype=torch.float64)
+        self._squares = torch.zeros(len(shapes), dtype=torch.float64)
+        self._images = torch.zeros(1, dtype=torch.float64)
+        self._totals = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+        totals = {f"total{index}": total for index, total in enumerate(self._totals)}
+        self.tensors = {"errors": self._errors, "squares": self._squares, "images": self._images, **totals}
 
     def add(self, output: int, edit: int, value: Tensor, reference: Tensor) -> None:
         """Add one edit's output of one batch."""
@@ -164,14 +218,16 @@ class _Sums:
     def end_batch(self, references: Sequence[Tensor]) -> None:
         """Add the original's outputs of one batch."""
         self._images += len(references[0])
-        totals = [reference.double().sum(0) for reference in references]
-        self._totals = [a + b for a, b in zip(self._totals, totals, strict=True)] if self._totals else totals
-        self._squares += torch.stack([reference.double().square().sum() for reference in references])
+        for output, reference in enumerate(references):
+            self._totals[output] += reference.double().sum(0)
+            self._squares[output] += float(reference.double().square().sum())
 
     def shares(self) -> list[float]:
         """The error of each edit, averaged over outputs."""
+        images = float(self._images)
         if self._measure == "kl":
-            return (self._errors / self._images).mean(0).tolist()
-        means = torch.stack([total.square().sum() / self._images for total in self._totals])
-        variance = (self._squares - means).clamp(min=1e-300)
-        return (self._errors / variance[:, None]).mean(0).tolist()
+            found = self._errors / images
+        else:
+            means = torch.stack([total.square().sum() / images for total in self._totals])
+            found = self._errors / (self._squares - means).clamp(min=1e-300)[:, None]
+        return [float(value) for value in found.mean(0)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -20,9 +21,10 @@ from ..errors import BudgetError
 from ..graph import Graph
 from ..groups import Group
 from ..images import Images
+from ..resume import Checkpoint
 from ..selection import Path
 from ..selection.refits import combined
-from .choices import Choices, Rules, refusal
+from .choices import Choices, Rules, largest, refusal
 from .curves import ErrorCurve, fit_curve
 from .outputs import output_errors
 from .tradeoff import Descent, TradeoffPoint
@@ -38,11 +40,7 @@ class _Stage:
 
 
 class Tradeoff:
-    """Measured errors, and the widths that they lead to at any budget.
-
-    Attributes:
-        curves: Group name -> error at the outputs as this group alone is pruned, from the full network on.
-    """
+    """Measured errors, and the widths that they lead to at any budget."""
 
     def __init__(self, costs: Costs, kind: type[Budget], groups: Sequence[Group], rules: Rules) -> None:
         self._costs, self._kind, self._groups, self._rules = costs, kind, groups, rules
@@ -51,14 +49,12 @@ class Tradeoff:
 
     @property
     def curves(self) -> dict[str, ErrorCurve]:
+        """Group name -> error at the outputs as this group alone is pruned."""
         return self._stages[0].curves
 
-    def add(self, curves: dict[str, ErrorCurve], point: TradeoffPoint | None = None) -> None:
-        """Go on from a point (the full network if None) with curves that were measured there."""
-        start = dict(self._costs.full) if point is None else point.widths
-        for name, allowed in self._choices.items():
-            start[name] = min(start[name], int(allowed[-1]))
-        self._stages.append(_Stage(start, 0.0 if point is None else point.error, curves))
+    def add(self, widths: dict[str, int], error: float, curves: dict[str, ErrorCurve]) -> None:
+        """Go on from some widths, and the error at them, with curves that were measured there."""
+        self._stages.append(_Stage(widths, error, curves))
 
     def at(self, budget: Budget) -> TradeoffPoint:
         """The widths for a budget: never above it, and no allowed width wider fits.
@@ -109,6 +105,23 @@ class Tradeoff:
         return TradeoffPoint(descent.cost, descent.cost / max(full, 1e-300), error, dict(descent.widths))
 
 
+@dataclass(frozen=True)
+class Measurement:
+    """How errors at the outputs are measured.
+
+    Attributes:
+        points: Widths per group that are run; width 0, where allowed, is one more.
+        rounds: How often; the second of two starts halfway to the budget.
+        error: ``measure`` of ``output_errors``.
+        images: About so many are run; None for all.
+    """
+
+    points: int = 1
+    rounds: int = 1
+    error: str = "squared"
+    images: int | None = None
+
+
 def measure_tradeoff(
     graph: Graph,
     images: Images,
@@ -117,38 +130,51 @@ def measure_tradeoff(
     costs: Costs,
     budget: Budget,
     rules: Rules,
+    measurement: Measurement,
     *,
-    points: int,
-    rounds: int,
-    measure: str,
     progress: bool,
+    checkpoint: Checkpoint | None = None,
 ) -> Tradeoff:
     """Measure error curves and put them together.
 
     Args:
         paths: One per group, down to its smallest allowed width, with refits.
+        budget: Further rounds start on the way to it.
         rules: Widths that groups may have.
-        points: Widths per group that are run; width 0, where allowed, is one more.
-        rounds: How often to measure: the second of two starts halfway to the budget.
-        measure: See ``output_errors``.
+        measurement: What is measured.
+        checkpoint: Where it is stored as it comes, and found again after a kill.
     """
+    errors_of = partial(
+        output_errors,
+        graph,
+        images,
+        measure=measurement.error,
+        count=measurement.images,
+        progress=progress,
+        checkpoint=checkpoint,
+    )
     kind = type(budget)
     tradeoff = Tradeoff(costs, kind, groups, rules)
     choices = rules.choices(groups)
-    full = float(costs.of(kind))
-    limit = budget.limit(full)
-    point: TradeoffPoint | None = None
+    widths = largest(choices)
+    start = float(costs.of(kind, widths))
+    limit = budget.limit(costs.of(kind))
     curves: dict[str, ErrorCurve] = {}
-    for done in range(rounds):
+    for done in range(measurement.rounds):
         if done > 0:
-            tradeoff.at(budget)  # refuses a budget that cannot be reached
-            point = tradeoff.below(kind, full - (full - limit) * done / rounds)
-        widths = costs.full if point is None else point.widths
-        measured = _measure_curves(
-            graph, images, groups, paths, widths, choices, points=points, measure=measure, progress=progress
-        )
+            tradeoff.at(budget)  # refuses what cannot be reached
+            point = tradeoff.below(kind, start - max(start - limit, 0.0) * done / measurement.rounds)
+            widths = widths if point is None else point.widths
+        present = _present(graph, groups, paths, widths)
+        runs = list(_runs(graph, groups, paths, present, choices, measurement.points))
+        edits = [*(run.edit for run in runs), {}]
+        *errors, already = errors_of(edits, base=present.tensors or None)
+        measured = _curves(groups, paths, present, runs, [error - already for error in errors])
         curves = {name: _positive(curve, curves.get(name)) for name, curve in measured.items()}
-        tradeoff.add(curves, point)
+        tradeoff.add(widths, already, curves)
+        if checkpoint is not None:
+            page = {name: {"width": widths[name], "errors": curve.measured} for name, curve in measured.items()}
+            checkpoint.keep_values(f"points-{done}", page, last=True)
     return tradeoff
 
 
@@ -161,49 +187,38 @@ def _positive(curve: ErrorCurve, before: ErrorCurve | None) -> ErrorCurve:
 
 
 @dataclass(frozen=True)
+class _Present:
+    """How far the network is pruned already.
+
+    Attributes:
+        removals: Units that have left each group.
+        changes: What each group's removals change.
+        tensors: The network's tensors that differ from the original's.
+    """
+
+    removals: list[int]
+    changes: list[dict[str, Tensor]]
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
 class _Run:
+    """One width of one group to be measured: the units that have left, and the tensors of the network then."""
+
     group: int
     removals: int
     edit: dict[str, Tensor]
 
 
-def _measure_curves(
-    graph: Graph,
-    images: Images,
-    groups: Sequence[Group],
-    paths: Sequence[Path],
-    widths: Mapping[str, int],
-    choices: Choices,
-    *,
-    points: int,
-    measure: str,
-    progress: bool,
-) -> dict[str, ErrorCurve]:
-    """Each group's curve from the present widths on, all other groups staying at theirs."""
-    starts = [group.size - widths[group.name] for group in groups]
-    present = [_changes(path, [start])[0] if start else {} for path, start in zip(paths, starts, strict=True)]
-    pruned = any(starts)
-    runs = list(_runs(graph, groups, paths, starts, present, choices, points))
-    edits = [run.edit for run in runs] + ([{}] if pruned else [])
-    errors = output_errors(
-        graph,
-        images,
-        edits,
-        base=combined(graph.tensors, present) if pruned else None,
-        measure=measure,
-        progress=progress,
-    )
-    already = errors[-1] if pruned else 0.0
-    curves = {}
-    for index, (group, path) in enumerate(zip(groups, paths, strict=True)):
-        measured = [(run.removals, e - already) for run, e in zip(runs, errors, strict=False) if run.group == index]
-        steps = np.zeros(group.size)
-        steps[: len(path.errors)] = path.errors.numpy()
-        curves[group.name] = fit_curve(steps, measured, starts[index])
-    return curves
+def _present(graph: Graph, groups: Sequence[Group], paths: Sequence[Path], widths: Mapping[str, int]) -> _Present:
+    removals = [group.size - widths[group.name] for group in groups]
+    changes = [_changes(path, [count])[0] if count else {} for path, count in zip(paths, removals, strict=True)]
+    return _Present(removals, changes, combined(graph.tensors, changes))
 
 
 def _changes(path: Path, counts: Sequence[int]) -> list[dict[str, Tensor]]:
+    if not counts:
+        return []
     assert path.refits is not None
     return path.refits.changes(counts)
 
@@ -212,18 +227,33 @@ def _runs(
     graph: Graph,
     groups: Sequence[Group],
     paths: Sequence[Path],
-    starts: Sequence[int],
-    present: Sequence[dict[str, Tensor]],
+    present: _Present,
     choices: Choices,
     points: int,
 ) -> Iterator[_Run]:
     for index, (group, path) in enumerate(zip(groups, paths, strict=True)):
-        counts = _counts(group.size - choices[group.name], starts[index], points, path.errors.numpy())
-        others = [change for k, change in enumerate(present) if k != index]
-        for count, change in zip(counts, _changes(path, counts) if counts else [], strict=True):
-            touching = [{n: v for n, v in other.items() if n in change} for other in others]
-            edit = combined(graph.tensors, [change, *touching])
-            yield _Run(index, count, edit)
+        counts = _counts(group.size - choices[group.name], present.removals[index], points, path.errors.numpy())
+        others = present.changes[:index] + present.changes[index + 1 :]
+        for count, change in zip(counts, _changes(path, counts), strict=True):
+            touching = [{name: value for name, value in other.items() if name in change} for other in others]
+            yield _Run(index, count, combined(graph.tensors, [change, *touching]))
+
+
+def _curves(
+    groups: Sequence[Group],
+    paths: Sequence[Path],
+    present: _Present,
+    runs: Sequence[_Run],
+    errors: Sequence[float],
+) -> dict[str, ErrorCurve]:
+    """Each group's curve from its present width on, all other groups staying at theirs."""
+    curves = {}
+    for index, (group, path) in enumerate(zip(groups, paths, strict=True)):
+        measured = [(run.removals, error) for run, error in zip(runs, errors, strict=True) if run.group == index]
+        steps = np.zeros(group.size)
+        steps[: len(path.errors)] = path.errors.numpy()
+        curves[group.name] = fit_curve(steps, measured, present.removals[index])
+    return curves
 
 
 def _counts(removals: np.ndarray, start: int, points: int, steps: np.ndarray) -> list[int]:

@@ -34,7 +34,8 @@ class Descent:
     """Steepest saving first, along the lower convex hulls of the groups' errors over their savings.
 
     A group's next step goes to the width, of all that it may still have, at which the added error for each saved unit
-    of cost is smallest: the next corner of the lower convex hull. Savings are those at the other groups' present widths.
+    of cost is smallest: the next corner of the lower convex hull. Savings are those at the other groups' present
+    widths.
 
     Source: K. Kamma, S. Inoue and T. Wada, "Pruning Ratio Optimization with Layer-Wise Pruning Method for Accelerating
     Convolutional Neural Networks", IEICE Trans. Inf. & Syst. E105-D(1), 2022; there with savings of the full network.

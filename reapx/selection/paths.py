@@ -32,7 +32,7 @@ def find_paths(
     selection: str,
     *,
     damping: float,
-    swaps: int,
+    swaps: int = 0,
     positions: int | None,
     progress: bool,
     refits: bool = False,
