@@ -16,7 +16,7 @@ from .checks import bounds_of, check_arguments, check_measuring, check_refinemen
 from .errors import BudgetError
 from .inspection import MEMORY, Inspection, inspect
 from .latency import Latency, latency_terms
-from .plan import Plan, Result, plan_groups, show_bars
+from .plan import RECTIFY, Plan, Result, plan_groups, show_bars
 from .resume import Checkpoint, fingerprint
 from .selection import find_paths
 
@@ -158,6 +158,7 @@ def prune(
     budget: Budget,
     reconstruct: bool = True,
     refit: str = "all",
+    rectify: int = RECTIFY,
     damping: float = DAMPING,
     inplace: bool = False,
     progress: bool | None = None,
@@ -166,8 +167,10 @@ def prune(
     """``reapx.plan`` and ``Plan.apply`` in one call.
 
     Args:
-        reconstruct, refit, inplace: As for ``Plan.apply``.
+        reconstruct, refit, rectify, inplace: As for ``Plan.apply``.
         options: Further arguments of ``reapx.plan``.
     """
     planned = plan(model, images, budget=budget, damping=damping, progress=progress, **options)
-    return planned.apply(reconstruct=reconstruct, refit=refit, damping=damping, inplace=inplace, progress=progress)
+    return planned.apply(
+        reconstruct=reconstruct, refit=refit, rectify=rectify, damping=damping, inplace=inplace, progress=progress
+    )

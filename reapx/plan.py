@@ -27,6 +27,9 @@ from .report.text import frozen_text, saving, share, table
 from .selection import Path
 from .surgery import Kept, assign, cut, kept_positions
 
+RECTIFY = 2
+"""Default passes after each fit that leave out what a ReLU drops."""
+
 
 @dataclass(frozen=True)
 class GroupPlan:
@@ -61,11 +64,9 @@ def plan_groups(
     for group, path in zip(groups, paths, strict=True):
         width = widths[group.name]
         count = group.size - width
-        whole = len(path.errors) == count
-        error = path.final if whole else float(path.errors[:count].sum())
         curve = None if tradeoff is None else tradeoff.curves[group.name]
         output_error = float("nan") if curve is None else float(curve.errors[count])
-        entries.append(GroupPlan(group, width, error, path.removed(count), output_error))
+        entries.append(GroupPlan(group, width, path.error(count), path.removed(count), output_error))
     return entries
 
 
@@ -200,6 +201,7 @@ class Plan:
         *,
         reconstruct: bool = True,
         refit: str = "all",
+        rectify: int = RECTIFY,
         damping: float | None = None,
         inplace: bool = False,
         progress: bool | None = None,
@@ -210,6 +212,8 @@ class Plan:
             reconstruct: Whether to refit at all; without it channels are only removed.
             refit: ``"all"`` refits every layer behind the first removal, ``"consumers"`` only
                 those that read pruned channels.
+            rectify: Passes over the images after each fit whose target leaves out what a ReLU drops anyway; 0 for
+                plain least squares.
             damping: Pull towards the old weights, a fraction of the mean diagonal of each Gram matrix; the plan's
                 by default.
             inplace: Change the user's model instead of a copy; done last, after the proof. Its parameters are new
@@ -224,6 +228,8 @@ class Plan:
         """
         if refit not in ("all", "consumers"):
             raise InputError(f"refit={refit!r}: choose 'all' or 'consumers'")
+        if not isinstance(rectify, int) or isinstance(rectify, bool) or rectify < 0:
+            raise InputError(f"rectify={rectify!r}: give a whole number from 0")
         damping = self.damping if damping is None else damping
         check_damping(damping)
         check_model(self._model)
@@ -244,6 +250,7 @@ class Plan:
                 self._images,
                 damping=damping,
                 refit=refit,
+                rectify=rectify,
                 progress=show_bars(progress),
             )
             for name, value in updates.items():

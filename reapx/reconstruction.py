@@ -7,6 +7,7 @@ repairs what the blocks before it lost.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,18 +21,23 @@ from .graph import Graph, operator_name
 from .images import Images
 from .layers import MAX_FEATURES, Layer, Tail, can_refit, describe, norm_affine, tail_of
 from .moments import Accumulator, Moments, damp
+from .rectify import Batch, Fit, feeds_relu, rectify
 from .streams import Stream
 from .surgery import Kept
 
 
 @dataclass(frozen=True)
 class Step:
-    """One layer to refit: it and its tail in the pruned graph, and the node of the original that it should follow."""
+    """One layer to refit: it and its tail in the pruned graph, and the node of the original that it should follow.
+
+    ``rectify`` counts passes after the fit that leave out what a ReLU drops.
+    """
 
     layer: Layer
     tail: Tail
     target: Node
     residual: bool
+    rectify: int
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ def reconstruct(
     *,
     damping: float,
     refit: str,
+    rectify: int,
     progress: bool,
 ) -> tuple[dict[str, Tensor], list[Refit]]:
     """Refit the pruned network's layers so that it follows the original.
@@ -62,20 +69,22 @@ def reconstruct(
         images: Calibration images.
         damping: Pull towards the old weights, a fraction of the mean diagonal of the Gram matrix.
         refit: ``"all"`` layers behind the first removal, or only the ``"consumers"`` of pruned groups.
+        rectify: Passes after each fit that leave out what a ReLU drops.
         progress: Whether to show a progress bar.
 
     Returns:
         Qualified name -> new parameter of the pruned network, and each layer's error.
     """
-    steps = _steps(original, pruned, kept, refit)
+    steps = _steps(original, pruned, kept, refit, rectify)
     new = dict(pruned.tensors)
     streams = (
         Stream(original, original.tensors, images),
         Stream(pruned, new, images),
     )
     for step in steps:
-        streams[0].wanted[step.target] += 1
-        streams[1].wanted.update(_sources(step))
+        for _ in range(1 + step.rectify):
+            streams[0].wanted[step.target] += 1
+            streams[1].wanted.update(_sources(step))
     updates: dict[str, Tensor] = {}
     fits = []
     try:
@@ -98,7 +107,7 @@ def _sources(step: Step) -> list[Node]:
     return sources
 
 
-def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str) -> list[Step]:
+def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str, rectify: int) -> list[Step]:
     ours, theirs = [[operator_name(n) for n in g.nodes] for g in (pruned, original)]
     if ours != theirs:
         raise CaptureError(
@@ -117,7 +126,8 @@ def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str) -> list[Step]
         tail = tail_of(pruned, layer)
         total = tail.total if residual else None
         target = twin[layer.node if total is None else total]
-        steps.append(Step(layer, tail, target, residual))
+        passes = rectify if feeds_relu(pruned, layer, tail, residual) else 0
+        steps.append(Step(layer, tail, target, residual, passes))
     return steps
 
 
@@ -180,15 +190,49 @@ def _refit(step: Step, streams: tuple[Stream, Stream], kept: Kept, damping: floa
     if step.tail.norm is not None:
         norm = norm_affine(streams[1].graph, step.tail.norm, tensors)
     accumulator = Accumulator(layer, outputs=old.shape[1])
-    originals = streams[0].advance([step.target])
-    for batch, (value, *rest) in enumerate(streams[1].advance(_sources(step))):
-        (wanted,) = next(originals)
-        target = _target(layer, step, wanted, rest, outs, norm)
-        shape = tuple(target.shape)
-        accumulator.add(value, shape, target)
+    for batch, (value, target, _) in enumerate(_batches(step, streams, outs, norm)):
+        accumulator.add(value, tuple(target.shape), target)
         accumulator.check_finite(batch)
+    moments = accumulator.moments()
+    intercept = layer.bias is not None or norm is not None
+    centred = [part.centred(intercept) for part in moments]
+    usable = (
+        _usable(norm[0]) if step.residual and norm is not None else torch.ones(old.shape[:2].numel(), dtype=torch.bool)
+    )
+    weight = torch.where(usable.reshape(*old.shape[:2], 1), _fit(layer, centred, old.contiguous(), damping), old)
+    shift = torch.cat([_shift(part, own, intercept) for part, own in zip(moments, weight, strict=True)])
+    fit = Fit(weight, torch.where(usable, shift, 0.0))
+    for _ in range(step.rectify):
+        batches = _batches(step, streams, outs, norm)
+        fit = rectify(
+            layer, tensors[layer.weight], fit, old, centred, batches, norm, usable, intercept=intercept, damping=damping
+        )
+    changed = {layer.weight: layer.weight_from(fit.weight, tensors[layer.weight])}
+    if intercept:
+        changed.update(_intercept(step, streams[1], fit.intercept))
+    error = sum(_error(part, w) for part, w in zip(centred, fit.weight, strict=True))
+    before = sum(_error(part, w) for part, w in zip(centred, old, strict=True))
+    energy = max(sum(float(_some(part.target_square).sum()) for part in centred), 1e-300)
+    return changed, Refit(layer.name, max(error, 0.0) / energy, max(before, 0.0) / energy)
+
+
+def _batches(
+    step: Step, streams: tuple[Stream, Stream], outs: Tensor | None, norm: tuple[Tensor, Tensor] | None
+) -> Iterator[Batch]:
+    """The layer's input, what it should put out, and what is added behind it."""
+    originals = streams[0].advance([step.target])
+    for value, *rest in streams[1].advance(_sources(step)):
+        (wanted,) = next(originals)
+        target = _target(step.layer, step, wanted, rest, outs, norm)
+        yield value, target, rest[0] if step.residual else None
     next(originals, None)  # lets the stream finish its last batch
-    return _solve(step, streams[1], accumulator, old, damping, norm)
+
+
+def _shift(moments: Moments, weight: Tensor, intercept: bool) -> Tensor:
+    """The intercept of fitted weights (outputs, features)."""
+    if not intercept:
+        return torch.zeros(len(weight), dtype=torch.float64)
+    return (_some(moments.target_total) - weight @ moments.total) / max(moments.rows, 1)
 
 
 def _target(
@@ -217,34 +261,6 @@ def _usable(scale: Tensor) -> Tensor:
     return scale.abs() > 1e-4 * scale.abs().max()
 
 
-def _solve(
-    step: Step,
-    stream: Stream,
-    accumulator: Accumulator,
-    old: Tensor,
-    damping: float,
-    norm: tuple[Tensor, Tensor] | None,
-) -> tuple[dict[str, Tensor], Refit]:
-    layer, tensors = step.layer, stream.tensors
-    intercept = layer.bias is not None or norm is not None
-    moments = accumulator.moments()
-    centred = [part.centred(intercept) for part in moments]
-    weight = _fit(layer, centred, old.contiguous(), damping)
-    if step.residual and norm is not None:
-        usable = _usable(norm[0]).reshape(old.shape[0], old.shape[1], 1)
-        weight = torch.where(usable, weight, old)
-    changed = {layer.weight: layer.weight_from(weight, tensors[layer.weight])}
-    rows = max(accumulator.rows, 1)
-    if intercept:
-        parts = zip(moments, weight, strict=True)
-        shift = torch.cat([(_some(m.target_total) - w @ m.total) / rows for m, w in parts])
-        changed.update(_intercept(step, stream, shift, norm))
-    error = sum(_error(part, w) for part, w in zip(centred, weight, strict=True))
-    before = sum(_error(part, w) for part, w in zip(centred, old, strict=True))
-    energy = max(sum(float(_some(part.target_square).sum()) for part in centred), 1e-300)
-    return changed, Refit(layer.name, max(error, 0.0) / energy, max(before, 0.0) / energy)
-
-
 def _fit(layer: Layer, moments: list[Moments], old: Tensor, damping: float) -> Tensor:
     """Least-squares weights (groups, outputs, features) of all conv groups, damped towards ``old``."""
     weight, kept = torch.empty_like(old), torch.arange(old.shape[2])
@@ -270,19 +286,15 @@ def _some(value: Tensor | None) -> Tensor:
     return value
 
 
-def _intercept(step: Step, stream: Stream, shift: Tensor, norm: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
+def _intercept(step: Step, stream: Stream, shift: Tensor) -> dict[str, Tensor]:
     """The constant goes to the bias, or into the running mean of the norm that follows."""
     layer, tensors = step.layer, stream.tensors
     if layer.bias is not None:
         return {layer.bias: shift.to(tensors[layer.bias].dtype)}
-    assert norm is not None and step.tail.norm is not None
+    assert step.tail.norm is not None
     name = stream.graph.parameter_of(step.tail.norm.args[3])
     assert name is not None
-    mean = tensors[name]
-    moved = mean - shift.to(mean.dtype)
-    if step.residual:
-        moved = torch.where(_usable(norm[0]), moved, mean)
-    return {name: moved}
+    return {name: tensors[name] - shift.to(tensors[name].dtype)}
 
 
 def _error(moments: Moments, weight: Tensor) -> float:

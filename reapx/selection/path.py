@@ -43,6 +43,13 @@ class Path:
     final: float
     refits: Refits | None = field(default=None, repr=False)
 
+    def error(self, count: int) -> float:
+        """The reconstruction error after ``count`` removals: undamped after all, or where there are refits."""
+        if count == len(self.errors) and self.refits is None:
+            return self.final
+        damped = float(self.errors[:count].sum())
+        return damped if self.refits is None else max(damped - self.refits.penalty(count), 0.0)
+
     def removed(self, count: int) -> Tensor:
         """The first ``count`` units of the order, sorted."""
         return self.order[:count].sort().values

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -79,8 +78,10 @@ def find_paths(
             for g in part
         ]
         if refits:
-            for group, (path, task) in zip(part, solve_paths(requests, damping), strict=True):
-                found[group.name] = replace(path, refits=Refits(graph, group, moments, task, store))
+            for group, solved in zip(part, solve_paths(requests, damping), strict=True):
+                given = Refits(graph, group, moments, solved.task, solved.ridges, store)
+                errors = solved.errors
+                found[group.name] = Path(solved.task.order, errors, float(errors.sum()), given)
         else:
             found.update(zip((group.name for group in part), reap_paths(requests, damping, swaps), strict=True))
     nothing = Path(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64), 0.0)

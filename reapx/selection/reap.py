@@ -46,23 +46,44 @@ def reap_path(name: str, readers: Sequence[Reader], steps: int, damping: float) 
 
 
 def reap_paths(requests: Sequence[Request], damping: float, swaps: int = 0) -> list[Path]:
-    """REAP paths of several groups in one native call; see ``solve_paths``.
+    """REAP paths of several groups in one native call; see ``solve_paths``. ``final`` is undamped.
 
     Args:
         swaps: Up to this many exchanges after the last step; only the set of removed units then has a meaning, not
             the order.
     """
-    return [
-        _swapped(request, task, path, swaps) if swaps else path
-        for request, (path, task) in zip(requests, solve_paths(requests, damping), strict=True)
-    ]
+    paths = []
+    for request, solved in zip(requests, solve_paths(requests, damping), strict=True):
+        task = solved.task
+        changes = [consumer.residual.T @ consumer.factor for consumer in task.consumers]
+        final = _final_error(request, task, changes) / max(len(changes), 1)
+        path = Path(task.order, solved.errors, final)
+        paths.append(_swapped(request, task, path, swaps) if swaps else path)
+    return paths
 
 
-def solve_paths(requests: Sequence[Request], damping: float) -> list[tuple[Path, _native.PathTask]]:
-    """Paths of several groups in one native call, with what their weights at any cut are made of.
+@dataclass(frozen=True)
+class Solved:
+    """A path, and what its weights at any cut are made of.
 
-    Errors are those of the damped problem, ‖X(W - W₀)‖² + λ‖W - W₀‖², which bound the undamped ones;
-    ``final`` is undamped.
+    Attributes:
+        task: Order, factors and residuals.
+        ridges: λ of each consumer.
+    """
+
+    task: _native.PathTask
+    ridges: Sequence[float]
+
+    @property
+    def errors(self) -> Tensor:
+        """(steps,) float64, what each removal adds to the damped error, averaged over consumers."""
+        return self.task.errors.clamp(min=0) / max(len(self.task.consumers), 1)
+
+
+def solve_paths(requests: Sequence[Request], damping: float) -> list[Solved]:
+    """Paths of several groups in one native call.
+
+    Errors are those of the damped problem, ‖X(W - W₀)‖² + λ‖W - W₀‖², which bound the undamped ones.
 
     Args:
         requests: Groups; ``steps`` is at most the number of units.
@@ -71,20 +92,15 @@ def solve_paths(requests: Sequence[Request], damping: float) -> list[tuple[Path,
     Raises:
         NumericalError: a Gram matrix is singular and nothing damps it; names the layer.
     """
-    tasks = _tasks(requests, damping)
-    _native.path_eliminate(tasks)
-    found = []
-    for request, task in zip(requests, tasks, strict=True):
-        step = int(task.status)
+    found = _tasks(requests, damping)
+    _native.path_eliminate([solved.task for solved in found])
+    for request, solved in zip(requests, found, strict=True):
+        step = int(solved.task.status)
         if step >= 0:
             raise NumericalError(
                 f"{request.name}: the channels left after {step} removals are linearly dependent to rounding: "
                 "raise damping (default 1e-2)"
             )
-        count = max(len(task.consumers), 1)
-        changes = [consumer.residual.T @ consumer.factor for consumer in task.consumers]
-        path = Path(task.order, task.errors.clamp(min=0) / count, _final_error(request, task, changes) / count)
-        found.append((path, task))
     return found
 
 
@@ -96,16 +112,26 @@ def _swapped(request: Request, task: _native.PathTask, path: Path, swaps: int) -
     return Path(units, torch.full_like(path.errors, torch.nan), final) if final < path.final else path
 
 
-def _tasks(requests: Sequence[Request], damping: float) -> list[_native.PathTask]:
+def _tasks(requests: Sequence[Request], damping: float) -> list[Solved]:
     """The requests with the biorthogonal bases of all their consumers, found together."""
     moments = [_moments_of(reader) for request in requests for reader in request.readers]
     bases = [torch.empty_like(own.gram) for own in moments]
+    used = [0.0] * len(moments)
 
     def invert(indices: list[int], ridges: list[float]) -> list[int]:
+        for index, ridge in zip(indices, ridges, strict=True):
+            used[index] = ridge
         return _native.basis_compute([moments[i].gram for i in indices], ridges, [bases[i] for i in indices])
 
     inverted = zip(bases, damp(moments, damping, invert), strict=True)
-    return [_task(request, damping, list(islice(inverted, len(request.readers)))) for request in requests]
+    left = iter(used)
+    return [
+        Solved(
+            _task(request, damping, list(islice(inverted, len(request.readers)))),
+            list(islice(left, len(request.readers))),
+        )
+        for request in requests
+    ]
 
 
 def _task(request: Request, damping: float, inverted: Sequence[tuple[Tensor, int]]) -> _native.PathTask:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +14,17 @@ from ..groups import Consumer, Group
 from ..images import TensorStore
 from ..layers import norm_affine, tail_of
 from ..moments import Moments
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One consumer: its full weights (outputs, features) and columns as selection has them, its input's mean, αλ."""
+
+    consumer: Consumer
+    weight: Tensor
+    columns: Tensor
+    mean: Tensor
+    penalty: float
 
 
 class Refits:
@@ -28,16 +40,17 @@ class Refits:
         group: Group,
         moments: Mapping[str, list[Moments]],
         task: _native.PathTask,
+        ridges: Sequence[float],
         store: TensorStore,
     ) -> None:
         self._graph, self._group, self._order, self._store = graph, group, task.order, store
-        self._parts: list[tuple[Consumer, Tensor, Tensor, Tensor]] = []
+        self._parts: list[_Part] = []
         for index, (consumer, given) in enumerate(zip(group.consumers, task.consumers, strict=True)):
             own = moments[consumer.layer.weight][consumer.part]
             store.put((group.name, index, "factor"), given.factor)
             store.put((group.name, index, "residual"), given.residual)
-            mean = own.total / max(own.rows, 1)
-            self._parts.append((consumer, given.weight, given.columns, mean))
+            mean, penalty = own.total / max(own.rows, 1), ridges[index] * given.scale
+            self._parts.append(_Part(consumer, given.weight, given.columns, mean, penalty))
 
     def changes(self, counts: Sequence[int]) -> list[dict[str, Tensor]]:
         """What to add to the network's tensors when the path's first units have left.
@@ -49,25 +62,35 @@ class Refits:
             For each count: qualified name -> float64 difference, of weights and of biases or running means.
         """
         found: list[dict[str, Tensor]] = [{} for _ in counts]
-        for index, (consumer, weight, columns, mean) in enumerate(self._parts):
-            solved = torch.empty(len(counts), *weight.shape, dtype=torch.float64)
-            _native.path_weights(
-                [
-                    _native.CutsTask(
-                        weight,
-                        columns,
-                        self._order,
-                        self._store.get((self._group.name, index, "factor")),
-                        self._store.get((self._group.name, index, "residual")),
-                        torch.tensor(counts, dtype=torch.int64),
-                        solved,
-                    )
-                ]
-            )
-            for changed, count, now in zip(found, counts, solved, strict=True):
-                gone = columns[self._order[:count]].flatten()
-                self._add(changed, consumer, now - weight, gone, mean)
+        for index, part in enumerate(self._parts):
+            for changed, count, now in zip(found, counts, self._weights(index, counts), strict=True):
+                gone = part.columns[self._order[:count]].flatten()
+                self._add(changed, part.consumer, now - part.weight, gone, part.mean)
         return found
+
+    def penalty(self, count: int) -> float:
+        """What damping adds to the path's error after ``count`` removals: λ ‖W - W₀‖², averaged over consumers."""
+        total = 0.0
+        for index, part in enumerate(self._parts):
+            change = self._weights(index, [count])[0] - part.weight
+            total += part.penalty * float(change.square().sum())
+        return total / max(len(self._parts), 1)
+
+    def _weights(self, index: int, counts: Sequence[int]) -> Tensor:
+        """(counts, outputs, features) weights of one consumer, as selection scales them."""
+        part = self._parts[index]
+        solved = torch.empty(len(counts), *part.weight.shape, dtype=torch.float64)
+        task = _native.CutsTask(
+            part.weight,
+            part.columns,
+            self._order,
+            self._store.get((self._group.name, index, "factor")),
+            self._store.get((self._group.name, index, "residual")),
+            torch.tensor(counts, dtype=torch.int64),
+            solved,
+        )
+        _native.path_weights([task])
+        return solved
 
     def _add(self, changed: dict[str, Tensor], consumer: Consumer, change: Tensor, gone: Tensor, mean: Tensor) -> None:
         """Write one consumer's change of (scaled) weights as changes of the network's tensors."""
