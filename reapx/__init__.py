@@ -1,5 +1,6 @@
 """Channel pruning with least-squares reconstruction for trained PyTorch networks."""
 
+from .allocation import ErrorCurve, TradeoffPoint
 from .budget import MACs, Params
 from .errors import (
     BackendError,
@@ -13,6 +14,7 @@ from .errors import (
     ReapxError,
 )
 from .inspection import Inspection, inspect
+from .latency import Latency
 from .pipeline import plan, prune
 from .plan import Plan, Result
 from .report.html import write_report
@@ -26,8 +28,10 @@ __all__ = [
     "CalibrationWarning",
     "CaptureError",
     "CheckpointError",
+    "ErrorCurve",
     "InputError",
     "Inspection",
+    "Latency",
     "MACs",
     "NumericalError",
     "Params",
@@ -35,6 +39,7 @@ __all__ = [
     "ProofError",
     "ReapxError",
     "Result",
+    "TradeoffPoint",
     "inspect",
     "load",
     "plan",

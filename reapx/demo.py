@@ -26,18 +26,19 @@ from .report.text import share, short
 from .report.text import table as text_table
 from .storage import load
 
-REAP = "REAP, reconstructed"
+REAP = "REAP, PRO, reconstructed"
 VARIANTS = (
-    (REAP, "reap", True),
-    ("magnitude, reconstructed", "magnitude", True),
-    ("magnitude, only removed", "magnitude", False),
+    (REAP, "reap", "pro", True),
+    ("REAP, uniform, reconstructed", "reap", "uniform", True),
+    ("magnitude, uniform, reconstructed", "magnitude", "uniform", True),
+    ("magnitude, uniform, only removed", "magnitude", "uniform", False),
 )
-"""(name, selection, whether to refit) of each pruned network."""
+"""(name, selection, allocation, whether to refit) of each pruned network; each row changes one thing."""
 
 BUDGET, BATCH, SIDE = 0.5, 200, 28
 HEADER = ("network", "accuracy", "MACs", "parameters", f"ms per {BATCH} images", "seconds to prune")
-READING = """One test image is {image}: the two refitted rows differ by a few images, with another seed the other
-way round; what refitting wins back does not. Times are on one thread."""
+READING = """One test image is {image}: the refitted rows differ by a few images, in another order with another
+seed; what refitting wins back stays. Times are on one thread."""
 WHAT_NEXT = """{output}/report.html shows the comparison, the channels and the errors.
 {output}/pruned holds the REAP network; a fresh one that loaded it computed the same outputs.
 
@@ -226,8 +227,8 @@ def train(digits: Digits, epochs: int, seed: int) -> nn.Module:
 def prune_variants(model: nn.Module, images: Tensor) -> dict[str, Result]:
     """The network pruned to ``BUDGET`` of its MACs in each of the ways of ``VARIANTS``."""
     results = {}
-    for name, selection, reconstruct in VARIANTS:
-        planned = plan(model, images, budget=MACs(BUDGET), selection=selection)
+    for name, selection, allocation, reconstruct in VARIANTS:
+        planned = plan(model, images, budget=MACs(BUDGET), selection=selection, allocation=allocation)
         results[name] = planned.apply(reconstruct=reconstruct)
         seconds = planned.seconds + results[name].seconds
         print(f"pruned to x{BUDGET:g} MACs by {name}: {seconds:.1f} s", flush=True)
@@ -286,8 +287,7 @@ def comparison_page(rows: Sequence[Row], result: Result, lead: str) -> str:
     drawing = plots.panels_figure([row.name for row in rows], panels)
     caption = f"Accuracy on the test images, MACs, and time of a batch of {BATCH} on one thread of this machine."
     comparison = html.section("Comparison", html.table(HEADER, cells(rows)), html.figure(drawing, caption))
-    below = html.paragraph(f"The sections below are about one of them: {REAP}.")
-    sections = [comparison, below, *html.result_sections(result)]
+    sections = [comparison, html.paragraph(f"The rest is about one of them: {REAP}."), *html.result_sections(result)]
     return html.page("reapx demo: handwritten digits at half the MACs", sections, lead)
 
 

@@ -20,10 +20,11 @@ from .graph import Graph, capture
 from .groups import Frozen, Group
 from .images import Images
 from .inspection import Inspection
+from .latency import Latency, measure_milliseconds
 from .proof import masked_tensors, output_change, prove
 from .reconstruction import Refit
 from .reconstruction import reconstruct as reconstruct_network
-from .report.text import frozen_text, saving, share, table
+from .report.text import frozen_text, latency_text, output_text, saving, share, table
 from .selection import Path
 from .surgery import Kept, assign, cut, kept_positions
 
@@ -103,7 +104,8 @@ class Plan:
         for entry in self.groups:
             group = entry.group
             before, after = entry.channels
-            errors = ["stays whole", ""] if after == before else [share(entry.error), share(entry.output_error)]
+            predicted = [share(entry.error), output_text(entry.output_error, self.output_measure)]
+            errors = ["stays whole", ""] if after == before else predicted
             rows.append([group.name, group.kind, f"{before} -> {after}", str(len(group.readers)), *errors])
         budget = f"{type(self.budget).__name__}({self.budget.amount})"
         header = ["group", "kind", "channels", "read by", "predicted error", "at the outputs"]
@@ -112,6 +114,7 @@ class Plan:
         lines = [
             f"Plan: {self.savings}",
             f"{self.method}, {self.allocation} allocation, budget {budget}, {self.seconds:.1f} s",
+            *latency_text(self.budget, self.latency),
             "",
             table(rows, header),
         ]
@@ -135,6 +138,20 @@ class Plan:
         """Qualified parameter name -> axis -> positions that stay."""
         removed = {entry.group.name: entry.removed for entry in self.groups}
         return kept_positions([entry.group for entry in self.groups], removed, self._graph.tensors)
+
+    @property
+    def latency(self) -> tuple[float, float] | None:
+        """Milliseconds of a batch: (before, predicted after); None unless the budget is a latency."""
+        if not isinstance(self.budget, Latency):
+            return None
+        widths = {entry.group.name: entry.kept for entry in self.groups}
+        kind, costs = type(self.budget), self._found.costs
+        return float(costs.of(kind)), float(costs.of(kind, widths))
+
+    @property
+    def output_measure(self) -> str:
+        """What errors at the network's outputs are: ``"squared"`` or ``"kl"``."""
+        return "squared" if self._tradeoff is None else self._tradeoff.measure
 
     @property
     def _graph(self) -> Graph:
@@ -264,7 +281,13 @@ class Plan:
                 assign(self._model, name, value)
             pruned = self._model
         change = output_change(pruned, self._graph, self._images)
-        return Result(pruned, self, fits, gap, change, time.perf_counter() - start, kept)
+        latency = self._latency_after(pruned)
+        return Result(pruned, self, fits, gap, change, time.perf_counter() - start, kept, latency)
+
+    def _latency_after(self, pruned: nn.Module) -> tuple[float, float, float] | None:
+        if self.latency is None or not isinstance(self.budget, Latency):
+            return None
+        return (*self.latency, measure_milliseconds(pruned, self._images, self.budget.batch))
 
 
 @dataclass
@@ -281,6 +304,7 @@ class Result:
             the variance of the original's outputs.
         seconds: Time that apply took.
         kept: Qualified parameter name -> axis -> positions that stayed.
+        latency: Milliseconds of a batch: (before, predicted, measured after); None unless the budget is a latency.
     """
 
     model: nn.Module
@@ -290,12 +314,14 @@ class Result:
     change: float
     seconds: float
     kept: Kept
+    latency: tuple[float, float, float] | None = None
 
     def __str__(self) -> str:
         lines = [
             f"Pruned: {self.plan.savings}",
             f"outputs differ from the original's by {share(self.change)} of their variance; "
             f"pruned equals masked to {self.gap:.0e}; {self.seconds:.1f} s",
+            *latency_text(self.plan.budget, self.latency),
         ]
         if self.fits:
             rows = [[fit.layer, share(fit.before), share(fit.error)] for fit in self.fits]

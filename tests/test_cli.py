@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,40 @@ def test_dry_run_writes_nothing(folder: Path, capsys: pytest.CaptureFixture[str]
     assert not Path("half").exists()
 
 
+def test_allocation_options_reach_the_plan(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All of them at once; the trade-off and the page are written without a result too."""
+    words = ["prune", *COMMON, "--budget", "macs=0.6", "--dry-run", "--bound", "0=0.5:1.0", "--bound", "2=3:4"]
+    words += ["--points", "2", "--rounds", "2", "--output-error", "kl", "--no-streams", "--resume", "measured"]
+    assert main([*words, "--tradeoff", "new/curve.json", "--report", "new/plan.html"]) == 0
+    printed = capsys.readouterr().out
+    assert "pro allocation" in printed and "nats" in printed
+    assert "6 -> 3" in printed or "6 -> 4" in printed
+    assert list(Path("measured").iterdir())
+    page = Path("new/plan.html").read_text()
+    assert page.count("<svg") == 4
+    curve = json.loads(Path("new/curve.json").read_text())
+    assert (curve["budget"], curve["output_error"]) == ("macs", "kl")
+    points = curve["points"]
+    assert all(set(point) == {"cost", "share", "error", "widths"} for point in points)
+    assert [point["cost"] for point in points] == sorted((point["cost"] for point in points), reverse=True)
+    assert all(4 <= point["widths"]["0"] <= 8 and 3 <= point["widths"]["2"] <= 4 for point in points)
+
+
+def test_uniform_without_streams_is_still_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["prune", *COMMON, "--budget", "macs=0.6", "--allocation", "uniform", "--streams", "--dry-run"]
+    assert main(words) == 0
+    assert "uniform allocation" in capsys.readouterr().out
+
+
+def test_latency_budget(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["prune", *COMMON, "--budget", "latency=0.95", "--batch", "3", "--out", "half", "--report", "page.html"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "budget Latency(0.95)" in printed and "a batch of 3" in printed and "ms measured after" in printed
+    assert "ms for a batch of 3" in Path("page.html").read_text()
+    assert Path("half", "plan.json").is_file()
+
+
 def test_inspect_shows_groups_and_frozen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "usermodel:build", "--images", "images.npz:images", "--count", "5"]) == 0
     printed = capsys.readouterr().out
@@ -63,6 +98,26 @@ def test_inspect_shows_groups_and_frozen(folder: Path, capsys: pytest.CaptureFix
         (["prune", *COMMON, "--budget", "half", "--out", "x"], "write macs=0.5"),
         (["prune", *COMMON, "--budget", "macs=0.01", "--out", "x"], "smallest that can be reached"),
         (["prune", *COMMON, "--budget", "macs=0.5", "--out", "usermodel.py"], "is a file: give a folder"),
+        (["prune", *COMMON, "--budget", "speed=0.5", "--out", "x"], "latency=0.6"),
+        (["prune", *COMMON, "--budget", "macs=0.5", "--batch", "4", "--out", "x"], "--batch 4: only a latency"),
+        (["prune", *COMMON, "--budget", "macs=0.5"], "--out is missing"),
+        (["prune", *COMMON, "--budget", "macs=0.5", "--out", "x", "--bound", "0:4"], "write LAYER=FEWEST:MOST"),
+        (["prune", *COMMON, "--budget", "macs=0.5", "--out", "x", "--bound", "0=4"], "--bound '0=4'"),
+        (["prune", *COMMON, "--budget", "macs=0.5", "--out", "x", "--bound", "0=a:b"], "0.25:1.0"),
+        (["prune", *COMMON, "--budget", "macs=0.5", "--out", "x", "--bound", "=1:4"], "names no layer"),
+        (["prune", *COMMON, "--budget", "macs=0.5", "--out", "x", *["--bound", "0=1:4"] * 2], "has a bound already"),
+        (["prune", *COMMON, "--budget", "macs=0.5", "--out", "x", "--bound", "9=1:4"], "matches no layer"),
+        (["prune", *COMMON, "--budget", "macs=0.5", "--out", "x", "--bound", "0=5:99"], "8 channels"),
+        (["prune", *COMMON, "--budget", "macs=0.5", "--out", "x", "--report", "."], "--report . is a folder"),
+        (["prune", *COMMON, "--budget", "macs=0.5", "--out", "x", "--tradeoff", "."], "--tradeoff . is a folder"),
+        (
+            ["prune", *COMMON, "--budget", "macs=0.5", "--out", "x", "--allocation", "uniform", "--tradeoff", "t.json"],
+            "only --allocation pro",
+        ),
+        (
+            ["prune", *COMMON, "--budget", "macs=0.5", "--out", "x", "--allocation", "uniform", "--points", "2"],
+            "need allocation='pro'",
+        ),
         (["inspect", "usermodel.py:nothing", "--images", "images.npz:images"], "cannot be loaded"),
         (["inspect", "usermodel.py:build", "--images", "images.npz"], "there are images, other"),
         (["inspect", "usermodel.py:build", "--images", "missing.npy"], "missing.npy"),

@@ -33,8 +33,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[demo.
 
 def test_comparison(finished: tuple[Path, list[demo.Row]]) -> None:
     """Every network is within the budget, and a refit is better than none."""
-    original, reap, refitted, bare = finished[1]
-    for row in (reap, refitted, bare):
+    original, reap, *_, bare = finished[1]
+    for row in finished[1][1:]:
         assert row.macs <= demo.BUDGET * original.macs
         assert row.params < original.params
         assert row.milliseconds > 0 and row.seconds > 0
@@ -49,7 +49,7 @@ def test_files(finished: tuple[Path, list[demo.Row]]) -> None:
     page = (folder / "report.html").read_text(encoding="utf-8")
     for cells in demo.cells(rows):
         assert all(f">{cell}<" in page for cell in cells)
-    assert page.count("<svg") == 3 and "http" not in page
+    assert page.count("<svg") == 6 and "http" not in page
     model = reapx.load(demo.DigitNet(), folder / "pruned").eval()
     assert sum(p.numel() for p in model.parameters()) == rows[1].params
 

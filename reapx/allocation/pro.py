@@ -40,17 +40,29 @@ class _Stage:
 
 
 class Tradeoff:
-    """Measured errors, and the widths that they lead to at any budget."""
+    """Measured errors, and the widths that they lead to at any budget.
 
-    def __init__(self, costs: Costs, kind: type[Budget], groups: Sequence[Group], rules: Rules) -> None:
+    Attributes:
+        choices: Group name -> widths that it may have.
+        measure: What the errors are, as for ``output_errors``.
+    """
+
+    def __init__(
+        self, costs: Costs, kind: type[Budget], groups: Sequence[Group], rules: Rules, measure: str = "squared"
+    ) -> None:
         self._costs, self._kind, self._groups, self._rules = costs, kind, groups, rules
-        self._choices = rules.choices(groups)
+        self.choices, self.measure = rules.choices(groups), measure
         self._stages: list[_Stage] = []
 
     @property
     def curves(self) -> dict[str, ErrorCurve]:
         """Group name -> error at the outputs as this group alone is pruned."""
         return self._stages[0].curves
+
+    @property
+    def rounds(self) -> int:
+        """How often curves were measured; ``curves`` are the first."""
+        return len(self._stages)
 
     def add(self, widths: dict[str, int], error: float, curves: dict[str, ErrorCurve]) -> None:
         """Go on from some widths, and the error at them, with curves that were measured there."""
@@ -96,7 +108,7 @@ class Tradeoff:
         return self._stages if kind is self._kind else self._stages[:1]
 
     def _descent(self, kind: type[Budget], stage: _Stage) -> Descent:
-        return Descent(self._costs, kind, stage.curves, self._choices, stage.widths)
+        return Descent(self._costs, kind, stage.curves, self.choices, stage.widths)
 
     def _point(self, kind: type[Budget], stage: _Stage, descent: Descent) -> TradeoffPoint:
         full = float(self._costs.of(kind))
@@ -154,7 +166,7 @@ def measure_tradeoff(
         checkpoint=checkpoint,
     )
     kind = type(budget)
-    tradeoff = Tradeoff(costs, kind, groups, rules)
+    tradeoff = Tradeoff(costs, kind, groups, rules, measurement.error)
     choices = rules.choices(groups)
     widths = largest(choices)
     start = float(costs.of(kind, widths))

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import plots
-from .text import share, short
+from ..plan import Plan, Result
+from . import curves, plots
+from .text import output_text, share, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..plan import Plan, Result
-
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1c2127; --soft: #5b6570;
-  --line: #dde2e7; --before: #b9c4d0; --after: #1f6fb2; --tile: #f4f6f8; }
+  --line: #dde2e7; --before: #b9c4d0; --after: #1f6fb2; --tile: #f4f6f8;
+  --depth0: #f2844b; --depth1: #e16462; --depth2: #cc4778; --depth3: #b12a90;
+  --depth4: #8f0da4; --depth5: #6a00a8; --depth6: #41049d; --depth7: #0d0887; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14181c; --ink: #e4e8ec; --soft: #9aa5b0;
-  --line: #303840; --before: #55626f; --after: #5aa9e6; --tile: #1d2329; } }
+  --line: #303840; --before: #55626f; --after: #5aa9e6; --tile: #1d2329;
+  --depth0: #f7e425; --depth1: #fdc328; --depth2: #fca636; --depth3: #f58c46;
+  --depth4: #e97257; --depth5: #db5c68; --depth6: #ca457a; --depth7: #b6308b; } }
 body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 46rem; background: var(--paper);
   color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0 0 .25rem; }
@@ -101,16 +105,24 @@ def tiles(entries: Sequence[tuple[str, str, str]]) -> str:
     return f'<div class="tiles">\n{boxes}\n</div>'
 
 
-def result_sections(result: Result) -> list[str]:
-    """What a result has to tell: summary, widths, errors and what stays, as sections of a page."""
-    return [_summary(result), _widths(result.plan), _errors(result), _frozen(result.plan)]
+def result_sections(result: Result | Plan) -> list[str]:
+    """What a result, or a plan alone, has to tell, as sections of a page: summary, allocation, widths, errors, and what
+    stays."""
+    plan = result if isinstance(result, Plan) else result.plan
+    found = [_summary(plan, None if isinstance(result, Plan) else result)]
+    if plan._tradeoff is not None:
+        found.append(_allocation(plan, plan._tradeoff.rounds))
+    found.append(_widths(plan))
+    if isinstance(result, Result):
+        found.append(_errors(result))
+    return [*found, _frozen(plan)]
 
 
-def write_report(result: Result, path: str | Path) -> Path:
-    """Write one self-contained HTML page about a result.
+def write_report(result: Result | Plan, path: str | Path) -> Path:
+    """Write one self-contained HTML page about a result, or about a plan that has not been applied.
 
     Args:
-        result: What ``Plan.apply`` returned.
+        result: What ``Plan.apply`` or ``reapx.plan`` returned.
         path: File to write; its folder is made if need be.
 
     Returns:
@@ -119,7 +131,8 @@ def write_report(result: Result, path: str | Path) -> Path:
     Raises:
         ReapxError: matplotlib is not installed; nothing is written.
     """
-    return write_page(page("reapx: pruning report", result_sections(result)), path)
+    title = "reapx: pruning plan" if isinstance(result, Plan) else "reapx: pruning report"
+    return write_page(page(title, result_sections(result)), path)
 
 
 def write_page(text: str, path: str | Path) -> Path:
@@ -130,40 +143,90 @@ def write_page(text: str, path: str | Path) -> Path:
     return target
 
 
-def _summary(result: Result) -> str:
-    plan = result.plan
-    costs = [
+def _summary(plan: Plan, result: Result | None) -> str:
+    shown = [
         (name, f"{short(before)} → {short(after)}", f"×{after / max(before, 1):.3f}")
         for name, (before, after) in (("MACs per image", plan.macs), ("parameters", plan.params))
     ]
-    seconds = f"{plan.seconds:.1f} + {result.seconds:.1f} s"
+    milliseconds = plan.latency if result is None else result.latency
+    if milliseconds is not None:
+        shown.append(_milliseconds_tile(plan, milliseconds))
+    text = (
+        f"{plan.method[:1].upper()}{plan.method[1:]}, {plan.allocation} allocation, budget "
+        f"{type(plan.budget).__name__}({plan.budget.amount})."
+    )
+    if result is None:
+        if not math.isnan(plan.output_error):
+            error = output_text(plan.output_error, plan.output_measure)
+            shown.append(("predicted error at the outputs", error, "before the refit of all layers"))
+        shown.append(("time", f"{plan.seconds:.1f} s", "planning"))
+        return section("Summary", tiles(shown), paragraph(f"{text} Nothing has been removed yet."))
+    shown += [
+        ("outputs moved by", share(result.change), "of their variance"),
+        ("proof gap", f"{result.gap:.0e}", "of the largest output"),
+        ("time", f"{plan.seconds:.1f} + {result.seconds:.1f} s", "planning + applying"),
+    ]
+    proof = (
+        "The proof gap is the largest difference between the pruned network and the original with the same channels "
+        "masked and the same refitted weights, on calibration images."
+    )
+    return section("Summary", tiles(shown), paragraph(f"{text} {proof}"))
+
+
+def _milliseconds_tile(plan: Plan, milliseconds: Sequence[float]) -> tuple[str, str, str]:
+    """Before and predicted, or measured where it was."""
+    before, predicted, *measured = milliseconds
+    after = measured[0] if measured else predicted
+    what = f"ms for a batch of {getattr(plan.budget, 'batch', 1)}"
+    times = f"{before:.2f} → {after:.2f}"
+    note = (
+        f"×{after / before:.3f} measured, {predicted:.2f} predicted" if measured else f"×{after / before:.3f} predicted"
+    )
+    return what, times, note
+
+
+def _allocation(plan: Plan, rounds: int) -> str:
+    measured = (
+        "Each group alone was pruned to a few widths (hollow dots), the layers that read it refitted, and the rest of "
+        "the network run. In between, a curve follows the reconstruction errors of the group's own path."
+    )
+    hulls = (
+        "What counts is the error for each unit of cost saved. Widths go up the lower convex hulls (strong lines; the "
+        "curves themselves are faint), always in the group whose hull is least steep, so that the chosen points end "
+        "where the hulls are about equally steep."
+    )
+    total = (
+        "The sum of the groups' errors at every budget, from the same measurements: plan.at(budget) goes anywhere on "
+        "it. Predicted errors do not yet know what the refit of all layers wins back."
+    )
+    cost = curves.cost_name(plan.budget)
+    several = "" if rounds == 1 else " Curves are those of the first round, from the full network."
     return section(
-        "Summary",
-        tiles(
-            [
-                *costs,
-                ("outputs moved by", share(result.change), "of their variance"),
-                ("proof gap", f"{result.gap:.0e}", "of the largest output"),
-                ("time", seconds, "planning + applying"),
-            ]
+        "Allocation",
+        paragraph(f"How much leaves each group was decided by the error at the network's outputs. {measured}{several}"),
+        figure(
+            curves.removal_figure(plan),
+            "Error at the outputs when one group alone loses channels; logarithmic axis. From the front of the network "
+            "(light) to its end (dark); the widths of the plan are filled. Point at a line for its name.",
         ),
-        paragraph(
-            f"{plan.method[:1].upper()}{plan.method[1:]}, {plan.allocation} allocation, budget "
-            f"{type(plan.budget).__name__}({plan.budget.amount}). The proof gap is the largest "
-            "difference between the pruned network and the original with the same channels masked "
-            "and the same refitted weights, on calibration images."
-        ),
+        paragraph(hulls),
+        figure(curves.saving_figure(plan), f"The same errors against the {cost} saved; linear axes, cut off above."),
+        paragraph(total),
+        figure(curves.tradeoff_figure(plan), f"Predicted error at the outputs against the {cost} that stay."),
     )
 
 
 def _widths(plan: Plan) -> str:
+    pro = plan.allocation == "pro"
     rows = []
     for entry in plan.groups:
-        kind = entry.group.kind
         before, after = entry.channels
-        width = f"{before} → {after}"
-        error = "stays whole" if before == after else share(entry.error) or "–"
-        rows.append([entry.group.name, kind, _several(entry.group.readers), width, error])
+        errors = [share(entry.error), *([output_text(entry.output_error, plan.output_measure)] if pro else [])]
+        if before == after:
+            errors[0] = "stays whole"
+        shown = [error or "–" for error in errors]
+        rows.append([entry.group.name, entry.group.kind, _several(entry.group.readers), f"{before} → {after}", *shown])
+    header = ["group", "kind", "read by", "channels", "predicted error", *(["at the outputs"] if pro else [])]
     return section(
         "Channels",
         paragraph(
@@ -172,7 +235,7 @@ def _widths(plan: Plan) -> str:
             "read a group lose after a refit, as a share of their outputs' variance."
         ),
         figure(plots.widths_figure(plan), "Channels of each group, before and after."),
-        table(["group", "kind", "read by", "channels", "predicted error"], rows, left=3),
+        table(header, rows, left=3),
     )
 
 

@@ -22,17 +22,24 @@ if TYPE_CHECKING:
     from ..plan import Plan
     from ..reconstruction import Refit
 
-INK, LINE, BEFORE, AFTER = "#010101", "#010102", "#010103", "#010104"
+INK, LINE, BEFORE, AFTER, PAPER = "#010101", "#010102", "#010103", "#010104", "#010105"
+DEPTHS = tuple(f"#01011{step}" for step in range(8))
+"""From the front of the network to its end."""
+
 ROLES = {
     INK: "currentColor",
     LINE: "var(--line)",
     BEFORE: "var(--before)",
     AFTER: "var(--after)",
+    PAPER: "var(--paper)",
+    **{colour: f"var(--depth{step})" for step, colour in enumerate(DEPTHS)},
 }
 """Colour that matplotlib writes -> what it becomes in the page."""
 
 WIDTH = 7.4
 """Inches; the page shows one as 96 pixels."""
+
+TIP = "tip:"
 
 FLOOR = 1e-8
 """Errors below it are drawn there, since the axis is logarithmic."""
@@ -64,7 +71,8 @@ def svg(figure: Figure, label: str) -> str:
     """The figure as an ``<svg>`` element for the inside of a page.
 
     Text stays text in the page's own font, and nothing refers to anything outside: no metadata, no
-    namespaces, and only those ids that the drawing itself refers to.
+    namespaces, and only those ids that the drawing itself refers to. What has a gid that starts with ``TIP`` shows the
+    rest of it where the mouse points at it.
     """
     import matplotlib
 
@@ -75,6 +83,7 @@ def svg(figure: Figure, label: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(rf'<g id="{TIP}([^"]*)">', r"<g><title>\1</title>", text)
     text = re.sub(r'<g id="[^"]*"', "<g", text).replace("<metadata/>", "")
     for colour, role in ROLES.items():
         text = text.replace(colour, role)
@@ -133,7 +142,7 @@ def panels_figure(labels: Sequence[str], panels: Sequence[tuple[str, Sequence[fl
     places = range(len(labels))
     for axes, (title, values) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0],
                                      panels, strict=True):  # fmt: skip
-        _plain(axes)
+        plain(axes)
         axes.barh(places, values, height=0.68, color=colours)
         for place, value in enumerate(values):
             axes.annotate(f"{value:.1f}", (value, place), (4, 0), textcoords="offset points",
@@ -146,7 +155,7 @@ def panels_figure(labels: Sequence[str], panels: Sequence[tuple[str, Sequence[fl
 
 def _rows(figure: Figure, labels: Sequence[str]) -> Axes:
     axes = figure.subplots()
-    _plain(axes)
+    plain(axes)
     _label_rows(axes, labels)
     return axes
 
@@ -157,7 +166,7 @@ def _label_rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_ylim(len(labels) - 0.4, -0.6)
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
     """Thin vertical grid, no frame."""
     axes.set_facecolor("none")
     axes.spines[:].set_visible(False)

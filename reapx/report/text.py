@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..budget import Budget
 from ..groups import Frozen
 
 
@@ -34,6 +35,27 @@ def short(number: float) -> str:
 def share(value: float) -> str:
     """An error as a percentage; empty where it is not known."""
     return "" if math.isnan(value) else f"{100 * value:.2f} %"
+
+
+def output_text(value: float, measure: str) -> str:
+    """An error at the network's outputs: a percentage, or nats if ``measure`` is ``"kl"``; empty where not known."""
+    if measure != "kl":
+        return share(value)
+    return "" if math.isnan(value) else f"{value:.4f} nats"
+
+
+def latency_text(budget: Budget, milliseconds: tuple[float, ...] | None) -> list[str]:
+    """A line on the milliseconds of a batch, (before, predicted) or (before, predicted, measured after).
+
+    Returns:
+        One line; none where ``milliseconds`` is None.
+    """
+    if milliseconds is None:
+        return []
+    before, predicted, *after = milliseconds
+    times = [f"{before:.2f} ms before", f"{predicted:.2f} ms predicted (x{predicted / max(before, 1e-300):.3f})"]
+    times += [f"{value:.2f} ms measured after (x{value / max(before, 1e-300):.3f})" for value in after]
+    return [f"a batch of {getattr(budget, 'batch', 1)} on this machine: {', '.join(times)}"]
 
 
 def saving(name: str, costs: tuple[int, int]) -> str:
