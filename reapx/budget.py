@@ -57,7 +57,12 @@ def _product(factor: int, sizes: Sizes) -> Any:
 
 
 class Costs:
-    """What a network costs as a function of the groups' kept widths."""
+    """What a network costs as a function of the groups' kept widths.
+
+    At width 0 a layer without inputs or outputs costs no MACs and has no weights. The constant that it leaves counts
+    as the bias and the norm that were there: the parameters are overstated where it takes in both, and understated, by
+    one for each of its outputs, only where there was neither.
+    """
 
     def __init__(self, graph: Graph, channels: Channels) -> None:
         self._shapes = {name: tuple(tensor.shape) for name, tensor in graph.tensors.items()}

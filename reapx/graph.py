@@ -22,17 +22,12 @@ from .errors import CaptureError
 
 Inputs = Mapping[str, Tensor] | tuple[Tensor, ...]
 
-# Operators whose result shares memory with their input; an in-place operator behind one of them
-# changes another kept value.
-_VIEWS = frozenset(
-    (
-        "view reshape flatten unflatten slice select narrow chunk split split_with_sizes unbind "
-        "permute transpose t squeeze unsqueeze expand movedim alias detach getitem "
-        "dropout feature_dropout contiguous to _to_copy"
-    ).split()
+VIEWS = frozenset(
+    "view reshape flatten unflatten slice select narrow chunk split split_with_sizes unbind permute transpose t "
+    "squeeze unsqueeze expand movedim alias detach getitem dropout feature_dropout contiguous to _to_copy".split()
 )
-_VIEW = torch.ops.aten.view.default
-_RESHAPE = torch.ops.aten.reshape.default
+"""Operators whose result shares memory with their input, so that writing into one changes the other."""
+_VIEW, _RESHAPE = torch.ops.aten.view.default, torch.ops.aten.reshape.default
 
 
 def operator_name(node: Node) -> str:
@@ -139,7 +134,8 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
         CaptureError: torch.export refuses the model, or the model fixes its batch size.
     """
     program = _export(model, inputs)
-    if _mutates_views(program.graph.nodes):
+    rewritten = _mutates_views(program.graph.nodes)
+    if rewritten:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = program.run_decompositions({})
@@ -158,6 +154,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
                 graph.tensors[name] = state[name].detach()
         elif node.op == "call_function":
             _make_functional(node)
+            node.meta["in_place"] |= rewritten  # which does not show what was in place
             node.meta["order"] = len(graph.nodes)
             graph.nodes.append(node)
             for argument in dict.fromkeys(node.all_input_nodes):
@@ -217,16 +214,17 @@ def _mutates_views(nodes: Iterable[Node]) -> bool:
             if not isinstance(changed, Node) or changed.op == "placeholder":
                 return True
             readers = [user for user in changed.users if user is not node]
-            if operator_name(changed) in _VIEWS or any(operator_name(r) in _VIEWS for r in readers):
+            if operator_name(changed) in VIEWS or any(operator_name(r) in VIEWS for r in readers):
                 return True
     return False
 
 
 def _make_functional(node: Node) -> None:
-    """``relu_`` becomes ``relu``; ``view`` becomes ``reshape``, which takes any memory format."""
+    """``relu_`` becomes ``relu``, and is marked; ``view`` becomes ``reshape``, which takes any memory format."""
+    node.meta["in_place"] = _is_in_place(node)
     if node.target is _VIEW:
         node.target = _RESHAPE
-    elif _is_in_place(node):
+    elif node.meta["in_place"]:
         packet = getattr(torch.ops.aten, operator_name(node), None)
         overload = getattr(node.target, "_overloadname", "default")
         if packet is None or overload not in packet.overloads():

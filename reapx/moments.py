@@ -68,6 +68,16 @@ class Moments:
             result.target_square = self.target_square - self.target_total**2 / self.rows
         return result
 
+    def of_columns(self, columns: Tensor) -> Moments:
+        """Moments of some of the features, by their rising (count,) int64 indices; these themselves for all."""
+        if len(columns) == len(self.gram):
+            return self
+        gram, cross = self.gram[columns][:, columns], None if self.cross is None else self.cross[:, columns]
+        totals = self.target_total, self.target_square
+        result = Moments(gram, self.total[columns], self.rows, cross, *totals, noise=self.noise)
+        result.largest_ridge = self.largest_ridge
+        return result
+
     def ridge(self, damping: float) -> float:
         """Damping as an absolute value: a fraction of the mean diagonal of the Gram matrix.
 

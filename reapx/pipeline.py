@@ -16,7 +16,8 @@ from .checks import bounds_of, check_arguments, check_measuring, check_refinemen
 from .errors import BudgetError
 from .inspection import MEMORY, Inspection, inspect
 from .latency import Latency, latency_terms
-from .plan import RECTIFY, Plan, Result, plan_groups, show_bars
+from .plan import RECTIFY, Plan, Result, plan_groups
+from .report.text import show_bars
 from .resume import Checkpoint, fingerprint
 from .selection import find_paths
 

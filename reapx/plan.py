@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,17 +14,17 @@ from .allocation import ErrorCurve, Tradeoff, TradeoffPoint
 from .budget import Budget
 from .checks import check_damping, check_model
 from .errors import InputError
-from .graph import Graph, capture
+from .graph import Graph
 from .groups import Frozen, Group
 from .images import Images
 from .inspection import Inspection
 from .latency import Latency, measure_milliseconds
-from .proof import masked_tensors, output_change, prove
+from .proof import output_change
 from .reconstruction import Refit
-from .reconstruction import reconstruct as reconstruct_network
-from .report.text import frozen_text, latency_text, output_text, saving, share, table
+from .removal import remove
+from .report.text import frozen_text, latency_text, output_text, saving, share, show_bars, table
 from .selection import Path
-from .surgery import Kept, assign, cut, kept_positions
+from .surgery import Kept, kept_positions
 
 RECTIFY = 2
 """Default passes after each fit that leave out what a ReLU drops."""
@@ -225,6 +223,9 @@ class Plan:
     ) -> Result:
         """Remove the channels, refit by least squares, and prove the result.
 
+        Where a group leaves as a whole, layers without outputs become ``Empty``, norms without channels
+        ``nn.Identity``, and layers without inputs a trainable ``Constant``, which takes in the batch norm behind it.
+
         Args:
             reconstruct: Whether to refit at all; without it channels are only removed.
             refit: ``"all"`` refits every layer behind the first removal, ``"consumers"`` only
@@ -254,35 +255,24 @@ class Plan:
         if changed is not None:
             raise InputError(f"{changed} has changed since the plan was made: plan again")
         start = time.perf_counter()
-        kept = self.kept()
-        pruned = copy.deepcopy(self._model)
-        cut(pruned, kept)
-        updates: dict[str, Tensor] = {}
-        fits: list[Refit] = []
-        if reconstruct and kept:
-            updates, fits = reconstruct_network(
-                self._graph,
-                capture(pruned, self._images.as_inputs(2)),
-                kept,
-                self._images,
-                damping=damping,
-                refit=refit,
-                rectify=rectify,
-                progress=show_bars(progress),
-            )
-            for name, value in updates.items():
-                assign(pruned, name, value)
-        groups = [entry.group for entry in self.groups]
-        masked = masked_tensors(self._graph, groups, kept, updates)
-        gap = prove(pruned, self._graph, masked, self._images)
+        found = remove(
+            self._model,
+            self._graph,
+            [entry.group for entry in self.groups],
+            {entry.group.name: entry.removed for entry in self.groups},
+            self._images,
+            refit=refit if reconstruct else None,
+            damping=damping,
+            rectify=rectify,
+            progress=show_bars(progress),
+        )
+        pruned = found.model
         if inplace:
-            cut(self._model, kept)
-            for name, value in updates.items():
-                assign(self._model, name, value)
+            found.repeat(self._model)
             pruned = self._model
         change = output_change(pruned, self._graph, self._images)
         latency = self._latency_after(pruned)
-        return Result(pruned, self, fits, gap, change, time.perf_counter() - start, kept, latency)
+        return Result(pruned, self, found.fits, found.gap, change, time.perf_counter() - start, found.kept, latency)
 
     def _latency_after(self, pruned: nn.Module) -> tuple[float, float, float] | None:
         if self.latency is None or not isinstance(self.budget, Latency):
@@ -331,8 +321,3 @@ class Result:
     def save(self, folder: str | FilePath) -> None:
         """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``."""
         storage.save(folder, self.model, self.kept, str(self.plan))
-
-
-def show_bars(progress: bool | None) -> bool:
-    """Whether to show progress bars: as asked, or when the terminal is one."""
-    return sys.stderr.isatty() if progress is None else progress

@@ -129,17 +129,23 @@ def tensors_in(value: object) -> list[Tensor]:
     return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def prove(module: nn.Module, graph: Graph, tensors: Mapping[str, Tensor], images: Images) -> float:
+def prove(
+    module: nn.Module, graph: Graph, tensors: Mapping[str, Tensor], images: Images, *, rounded: bool = False
+) -> float:
     """Raise unless the module equals the masked original to rounding; returns the difference.
+
+    Args:
+        rounded: Whether some of the module's parameters were computed from the original's and then rounded.
 
     Raises:
         ProofError: it does not.
     """
     gap, dtype = difference(module, graph, tensors, images)
-    if not gap <= TOLERANCE[dtype]:
+    limit = TOLERANCE[torch.float32 if rounded else dtype]
+    if not gap <= limit:
         raise ProofError(
             f"the pruned module differs from the masked original by {gap:.1e} of its largest output "
-            f"(at most {TOLERANCE[dtype]:.0e} is rounding). Your model is unchanged. Exclude the last layers that "
+            f"(at most {limit:.0e} is rounding). Your model is unchanged. Exclude the last layers that "
             "were pruned with exclude=[...], and please report the model"
         )
     return gap

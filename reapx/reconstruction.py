@@ -22,6 +22,7 @@ from .images import Images
 from .layers import MAX_FEATURES, Layer, Tail, can_refit, describe, norm_affine, tail_of
 from .moments import Accumulator, Moments, damp
 from .rectify import Batch, Fit, feeds_relu, rectify
+from .schedule import schedule
 from .streams import Stream
 from .surgery import Kept
 
@@ -30,7 +31,8 @@ from .surgery import Kept
 class Step:
     """One layer to refit: it and its tail in the pruned graph, and the node of the original that it should follow.
 
-    ``rectify`` counts passes after the fit that leave out what a ReLU drops.
+    ``rectify`` counts passes after the fit that leave out what a ReLU drops; ``columns`` (int64) are the features that
+    the layer reads, whose weights alone are not zero.
     """
 
     layer: Layer
@@ -38,6 +40,7 @@ class Step:
     target: Node
     residual: bool
     rectify: int
+    columns: Tensor
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def reconstruct(
     refit: str,
     rectify: int,
     progress: bool,
+    lasting: Kept | None = None,
 ) -> tuple[dict[str, Tensor], list[Refit]]:
     """Refit the pruned network's layers so that it follows the original.
 
@@ -71,11 +75,13 @@ def reconstruct(
         refit: ``"all"`` layers behind the first removal, or only the ``"consumers"`` of pruned groups.
         rectify: Passes after each fit that leave out what a ReLU drops.
         progress: Whether to show a progress bar.
+        lasting: Which positions of the pruned network's parameters will last, on the axes where not all do: layers
+            are refitted without those that will leave.
 
     Returns:
         Qualified name -> new parameter of the pruned network, and each layer's error.
     """
-    steps = _steps(original, pruned, kept, refit, rectify)
+    steps = _steps(original, pruned, kept, refit, rectify, lasting or {})
     new = dict(pruned.tensors)
     streams = (
         Stream(original, original.tensors, images),
@@ -107,7 +113,7 @@ def _sources(step: Step) -> list[Node]:
     return sources
 
 
-def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str, rectify: int) -> list[Step]:
+def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str, rectify: int, lasting: Kept) -> list[Step]:
     ours, theirs = [[operator_name(n) for n in g.nodes] for g in (pruned, original)]
     if ours != theirs:
         raise CaptureError(
@@ -122,13 +128,23 @@ def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str, rectify: int)
     pruned_here = [x for x in layers if x.in_axis in kept.get(x.weight, {})]
     chosen = _behind(pruned, layers, pruned_here) if refit == "all" else pruned_here
     steps = []
-    for layer, residual in _schedule(pruned, chosen):
+    for layer, residual in schedule(pruned, chosen):
+        axes = lasting.get(layer.weight, {})
+        if layer.out_axis in axes and len(axes[layer.out_axis]) == 0:
+            continue
         tail = tail_of(pruned, layer)
         total = tail.total if residual else None
         target = twin[layer.node if total is None else total]
         passes = rectify if feeds_relu(pruned, layer, tail, residual) else 0
-        steps.append(Step(layer, tail, target, residual, passes))
+        columns = _columns(layer, axes.get(layer.in_axis))
+        steps.append(Step(layer, tail, target, residual, passes, columns))
     return steps
+
+
+def _columns(layer: Layer, channels: Tensor | None) -> Tensor:
+    if channels is None:
+        return torch.arange(layer.features)
+    return (channels[:, None] * layer.taps + torch.arange(layer.taps)).flatten()
 
 
 def _behind(graph: Graph, layers: list[Layer], first: list[Layer]) -> list[Layer]:
@@ -141,50 +157,10 @@ def _behind(graph: Graph, layers: list[Layer], first: list[Layer]) -> list[Layer
     return [layer for layer in layers if layer.node in chosen or (layer.input in reached and not layer.depthwise)]
 
 
-def _ancestors(node: Node) -> set[Node]:
-    found: set[Node] = set()
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        if current not in found:
-            found.add(current)
-            stack.extend(current.all_input_nodes)
-    return found
-
-
-def _schedule(graph: Graph, layers: list[Layer]) -> list[tuple[Layer, bool]]:
-    """Order of refitting; True where the layer's target is the residual one.
-
-    Where two layers end in one add, the one with more features comes last and takes the residual target.
-    """
-    order: list[tuple[Layer, bool]] = []
-    started: set[Node] = set()
-    finished: set[Node] = set()
-
-    def process(layer: Layer) -> None:
-        if layer.node in started:
-            return
-        started.add(layer.node)
-        tail, residual = tail_of(graph, layer), False
-        if tail.total is not None and tail.other is not None:
-            above = _ancestors(tail.other)
-            first = [x for x in layers if x.node in above and x.node not in finished]
-            rivals = [x for x in first if tail_of(graph, x).total is tail.total]
-            if not any(rival.features > layer.features for rival in rivals):
-                for other in first:
-                    process(other)
-                residual = all(x.node in finished for x in first)
-        finished.add(layer.node)
-        order.append((layer, residual))
-
-    for layer in layers:
-        process(layer)
-    return order
-
-
 def _refit(step: Step, streams: tuple[Stream, Stream], kept: Kept, damping: float) -> tuple[dict[str, Tensor], Refit]:
-    layer, tensors = step.layer, streams[1].tensors
+    layer, tensors, columns = step.layer, streams[1].tensors, step.columns
     old = layer.matrix(tensors[layer.weight])
+    old = torch.zeros_like(old).index_copy_(2, columns, old[:, :, columns])
     outs = kept.get(layer.weight, {}).get(layer.out_axis)
     norm = None
     if step.tail.norm is not None:
@@ -199,13 +175,23 @@ def _refit(step: Step, streams: tuple[Stream, Stream], kept: Kept, damping: floa
     usable = (
         _usable(norm[0]) if step.residual and norm is not None else torch.ones(old.shape[:2].numel(), dtype=torch.bool)
     )
-    weight = torch.where(usable.reshape(*old.shape[:2], 1), _fit(layer, centred, old.contiguous(), damping), old)
+    weight = torch.where(usable.reshape(*old.shape[:2], 1), _fit(layer, centred, old, columns, damping), old)
     shift = torch.cat([_shift(part, own, intercept) for part, own in zip(moments, weight, strict=True)])
     fit = Fit(weight, torch.where(usable, shift, 0.0))
     for _ in range(step.rectify):
         batches = _batches(step, streams, outs, norm)
         fit = rectify(
-            layer, tensors[layer.weight], fit, old, centred, batches, norm, usable, intercept=intercept, damping=damping
+            layer,
+            tensors[layer.weight],
+            fit,
+            old,
+            centred,
+            batches,
+            norm,
+            usable,
+            columns,
+            intercept=intercept,
+            damping=damping,
         )
     changed = {layer.weight: layer.weight_from(fit.weight, tensors[layer.weight])}
     if intercept:
@@ -261,8 +247,9 @@ def _usable(scale: Tensor) -> Tensor:
     return scale.abs() > 1e-4 * scale.abs().max()
 
 
-def _fit(layer: Layer, moments: list[Moments], old: Tensor, damping: float) -> Tensor:
-    """Least-squares weights (groups, outputs, features) of all conv groups, damped towards ``old``."""
+def _fit(layer: Layer, moments: list[Moments], old: Tensor, columns: Tensor, damping: float) -> Tensor:
+    """Least-squares weights (groups, outputs, features) of all conv groups, damped towards ``old``; zero but there."""
+    moments, old, full = [part.of_columns(columns) for part in moments], old[:, :, columns], torch.zeros_like(old)
     weight, kept = torch.empty_like(old), torch.arange(old.shape[2])
 
     def solve(indices: list[int], ridges: list[float]) -> list[int]:
@@ -278,7 +265,7 @@ def _fit(layer: Layer, moments: list[Moments], old: Tensor, damping: float) -> T
             f"{layer.name}: the least-squares system is singular at feature {pivot} at damping={damping}: "
             "raise it (default 1e-2), or give more images"
         )
-    return weight
+    return full.index_copy_(2, columns, weight)
 
 
 def _some(value: Tensor | None) -> Tensor:

@@ -61,6 +61,7 @@ def rectify(
     batches: Iterable[Batch],
     norm: tuple[Tensor, Tensor] | None,
     usable: Tensor,
+    columns: Tensor,
     *,
     intercept: bool,
     damping: float,
@@ -76,6 +77,7 @@ def rectify(
         batches: All images.
         norm: Scale and shift of the batch norm behind the layer, (outputs,) each, or None.
         usable: (groups * outputs,) bool: outputs that may change.
+        columns: (count,) int64: features whose weights may change.
         intercept: Whether an intercept is fitted.
         damping: As in the fit.
 
@@ -83,19 +85,21 @@ def rectify(
         The refined fit; the given one where the system is singular.
     """
     gradient, total = _residuals(layer, like, fit, batches, norm)
+    gradient, gone = gradient[:, :, columns], (fit.weight - old)[:, :, columns]
+    moments = [own.of_columns(columns) for own in moments]
     ridges = [own.ridge(damping) for own in moments]
-    change, kept = torch.empty_like(fit.weight), torch.arange(old.shape[2])
+    change, kept = torch.empty_like(gradient), torch.arange(len(columns))
     sums = total.reshape(old.shape[:2])
     tasks = []
     for part, (own, ridge) in enumerate(zip(moments, ridges, strict=True)):
-        cross = gradient[part] - ridge * (fit.weight[part] - old[part])
+        cross = gradient[part] - ridge * gone[part]
         if intercept:
             cross = cross - torch.outer(sums[part], own.total / own.rows)
         tasks.append(_native.SolveTask(own.gram.contiguous(), cross, kept, ridge, None, change[part]))
     if max(_native.batch_solve(tasks), default=-1) >= 0:
         return fit
     change = torch.where(usable.reshape(*old.shape[:2], 1), change, 0.0)
-    weight = fit.weight + _STEP * change
+    weight = fit.weight.index_add(2, columns, change, alpha=_STEP)
     if not intercept:
         return Fit(weight, fit.intercept)
     shifts = [(sum_ - part @ own.total) / own.rows for sum_, part, own in zip(sums, change, moments, strict=True)]

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
+from .branches import Constant, Ending, after_replacing, shrink
 from .errors import CheckpointError, InputError
 from .graph import tensors_of
-from .surgery import Kept, assign, cut
+from .surgery import Kept, assign
 
 FORMAT = 1
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
@@ -22,7 +23,8 @@ PLAN, WEIGHTS = "plan.json", "weights.safetensors"
 def save(folder: str | Path, model: nn.Module, kept: Kept, text: str) -> None:
     """Write a pruned model's cuts and weights into a folder, which is made if need be.
 
-    ``plan.json`` holds for every cut parameter its original size and the positions that stay on each axis.
+    ``plan.json`` holds for every cut parameter the positions that stay on each axis, and for every layer that a
+    constant took the place of the norm that went into it.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
@@ -34,7 +36,12 @@ def save(folder: str | Path, model: nn.Module, kept: Kept, text: str) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in found.items()}
     (target / WEIGHTS).write_bytes(serialise(_unshared(tensors)))
     shapes = {name: list(value.shape) for name, value in tensors.items()}
-    page = {"format": FORMAT, "cuts": cuts, "shapes": shapes, "plan": text}
+    constants = {
+        path: {"norm": module.norm, "writable": module.writable}
+        for path, module in model.named_modules()
+        if isinstance(module, Constant) and f"{path}.weight" in kept
+    }
+    page = {"format": FORMAT, "cuts": cuts, "constants": constants, "shapes": shapes, "plan": text}
     (target / PLAN).write_text(json.dumps(page, indent=1) + "\n")
 
 
@@ -61,30 +68,31 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
     Raises:
         CheckpointError: a file is missing, truncated or of another model; the model is as it was.
     """
-    page, tensors = _read(Path(folder))
-    state = tensors_of(model)
-    kept: Kept = {
-        name: {int(axis): torch.tensor(where, dtype=torch.int64) for axis, where in axes.items()}
-        for name, axes in page["cuts"].items()
-    }
-    _check(state, set(model.state_dict()), kept, tensors, str(folder))
-    cut(model, kept)
+    kept, endings, tensors = _read(Path(folder))
+    _check(model, kept, endings, tensors, str(folder))
+    shrink(model, kept, {}, endings)
     model.load_state_dict(tensors, strict=False)
     for name in set(tensors) - set(model.state_dict()):
         assign(model, name, tensors[name])
     return model
 
 
-def _read(folder: Path) -> tuple[dict[str, dict[str, dict[str, list[int]]]], dict[str, Tensor]]:
+def _read(folder: Path) -> tuple[Kept, dict[str, Ending], dict[str, Tensor]]:
     for name in (PLAN, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}: give the folder that Result.save wrote")
     try:
         page = json.loads((folder / PLAN).read_text())
         found = page["format"]
-        cuts = {
-            str(name): {str(int(axis)): [int(k) for k in where] for axis, where in axes.items()}
+        kept = {
+            str(name): {
+                int(axis): torch.tensor([int(k) for k in where], dtype=torch.int64) for axis, where in axes.items()
+            }
             for name, axes in page["cuts"].items()
+        }
+        endings = {
+            str(path): Ending(None if given["norm"] is None else str(given["norm"]), bool(given["writable"]))
+            for path, given in page.get("constants", {}).items()
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder / PLAN} is damaged or truncated ({error}): save it again") from error
@@ -94,30 +102,42 @@ def _read(folder: Path) -> tuple[dict[str, dict[str, dict[str, list[int]]]], dic
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged or truncated ({error}): save it again") from error
-    return {"cuts": cuts}, tensors
+    return kept, endings, tensors
 
 
-def _check(state: dict[str, Tensor], needed: set[str], kept: Kept, tensors: dict[str, Tensor], where: str) -> None:
-    strange = sorted(set(kept) - set(state)) + sorted(set(tensors) - set(state))
-    missing = sorted((needed & set(state)) - set(tensors))
+def _check(model: nn.Module, kept: Kept, endings: dict[str, Ending], tensors: dict[str, Tensor], where: str) -> None:
+    shapes = {name: list(value.shape) for name, value in tensors_of(model).items()}
+    _refuse(sorted(set(kept) - set(shapes)), [], where)
+    for name, axes in kept.items():
+        for axis, positions in axes.items():
+            rising = bool((positions[1:] > positions[:-1]).all())
+            if not (0 <= axis < len(shapes[name]) and rising and _inside(positions, shapes[name][axis])):
+                raise CheckpointError(
+                    f"{where} does not fit the model: {name} has shape {shapes[name]}, too small for the positions "
+                    f"that stay on axis {axis}. Build the model at its original widths"
+                )
+            shapes[name][axis] = len(positions)
+    needed = set(model.state_dict())
+    gone, added, strange = after_replacing(model, kept, endings, shapes)
+    shapes = {**{name: shape for name, shape in shapes.items() if name not in gone}, **added}
+    needed = (needed - gone) | set(added)
+    _refuse([*strange, *sorted(set(tensors) - set(shapes))], sorted((needed & set(shapes)) - set(tensors)), where)
+    for name, value in tensors.items():
+        if shapes[name] != list(value.shape):
+            raise CheckpointError(
+                f"{where} does not fit the model: {name} would have shape {shapes[name]} after pruning, the file has "
+                f"{list(value.shape)}. Build the model at its original widths"
+            )
+
+
+def _inside(positions: Tensor, size: int) -> bool:
+    """Whether rising positions lie on an axis; none do where a layer has nothing left, which the file then says."""
+    return len(positions) == 0 or (int(positions[0]) >= 0 and int(positions[-1]) < size)
+
+
+def _refuse(strange: list[str], missing: list[str], where: str) -> None:
     if strange or missing:
         raise CheckpointError(
             f"{where} does not fit the model: it has {strange[:3] or 'nothing'} that the model lacks, and lacks "
             f"{missing[:3] or 'nothing'}. Build the same architecture that was pruned"
         )
-    for name, value in tensors.items():
-        shape = list(state[name].shape)
-        for axis, positions in kept.get(name, {}).items():
-            inside = axis < len(shape) and len(positions) and int(positions.min()) >= 0
-            rising = bool((positions[1:] > positions[:-1]).all())
-            if not inside or not rising or int(positions.max()) >= shape[axis]:
-                raise CheckpointError(
-                    f"{where} does not fit the model: {name} has shape {shape}, too small for the positions that "
-                    f"stay on axis {axis}. Build the model at its original widths"
-                )
-            shape[axis] = len(positions)
-        if shape != list(value.shape):
-            raise CheckpointError(
-                f"{where} does not fit the model: {name} would have shape {shape} after pruning, the file has "
-                f"{list(value.shape)}. Build the model at its original widths"
-            )

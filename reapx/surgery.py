@@ -30,6 +30,17 @@ def kept_positions(groups: list[Group], removed: Mapping[str, Tensor], tensors: 
     return kept
 
 
+def within(kept: Kept, larger: Kept) -> Kept:
+    """Where what stays lies in what stays of a larger network, for the axes on which the two differ."""
+    found: Kept = {}
+    for name, axes in larger.items():
+        for axis, positions in axes.items():
+            inside = torch.isin(positions, kept[name][axis])
+            if not bool(inside.all()):
+                found.setdefault(name, {})[axis] = inside.nonzero().flatten()
+    return found
+
+
 def narrow(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
     """The part of a tensor that stays."""
     for axis, positions in axes.items():

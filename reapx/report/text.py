@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 from ..budget import Budget
@@ -76,3 +77,8 @@ def frozen_text(frozen: Sequence[Frozen]) -> list[str]:
         shown = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
         lines.append(f"  {reason}: {shown}")
     return lines
+
+
+def show_bars(progress: bool | None) -> bool:
+    """Whether to show progress bars: as asked, or when the terminal is one."""
+    return sys.stderr.isatty() if progress is None else progress
