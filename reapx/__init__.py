@@ -13,6 +13,7 @@ from .errors import (
     ReapxError,
 )
 from .inspection import Inspection, inspect
+from .latency import Latency
 from .pipeline import plan, prune
 from .plan import Plan, Result
 from .report.html import write_report
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointError",
     "InputError",
     "Inspection",
+    "Latency",
     "MACs",
     "NumericalError",
     "Params",
