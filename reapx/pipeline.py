@@ -23,7 +23,7 @@ from .selection import find_paths
 DAMPING = 1e-2
 """Default pull towards the old weights, a fraction of the mean diagonal of each Gram matrix."""
 
-MEASURED_IMAGES = 1000
+MEASURED_IMAGES = 300
 """Errors at the outputs are means, which so many images, spread evenly over all, tell well enough."""
 
 

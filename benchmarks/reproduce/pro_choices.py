@@ -1,0 +1,121 @@
+"""How PRO's settings were chosen: ResNet-56 on CIFAR-10, on training images that calibration has not seen.
+
+    python benchmarks/reproduce/pro_choices.py [--quick] [--json FILE]
+
+Each row changes one setting and reports, for two budgets, how far the pruned network is from the original on 5000
+images of the second half of the training set: squared difference of the outputs (a share of their variance),
+Kullback-Leibler divergence, and accuracy. The pretrained network has been trained on these images, so the accuracies
+are too high as such; they only compare settings. Test images are not looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import models
+import torch
+from timing import write
+from torch import Tensor
+
+import reapx
+from reapx import pipeline
+from reapx.report.text import table
+
+BUDGETS = (0.5, 0.35)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "points=2": {"points": 2},
+    "points=4": {"points": 4},
+    "points=8": {"points": 8},
+    "rounds=2": {"rounds": 2},
+    "output_error='kl'": {"output_error": "kl"},
+    "outputs of 100 images": {"measured": 100},
+    "outputs of 1000 images": {"measured": 1000},
+    "500 calibration images": {"count": 500},
+    "streams=False": {"streams": False},
+    "damping=1e-3": {"damping": 1e-3},
+    "damping=3e-2": {"damping": 3e-2},
+    "rectify=0": {"rectify": 0},
+    "rectify=1": {"rectify": 1},
+    "rectify=4": {"rectify": 4},
+    "allocation='uniform'": {"allocation": "uniform"},
+}
+
+
+@torch.no_grad()
+def outputs_of(model: torch.nn.Module, images: Tensor) -> Tensor:
+    """(images, classes) outputs."""
+    return torch.cat([model(batch) for batch in images.split(250)])
+
+
+def measure(name: str, images: Tensor, held: Tensor, labels: Tensor) -> list[dict[str, object]]:
+    """A row for each budget."""
+    options = dict(SETTINGS[name])
+    images = images[: options.pop("count", len(images))]
+    rectify = {"rectify": options.pop("rectify")} if "rectify" in options else {}
+    model = models.cifar_resnet(56)
+    wanted = outputs_of(model, held)
+    rows: list[dict[str, object]] = []
+    with mock.patch.object(pipeline, "MEASURED_IMAGES", options.pop("measured", pipeline.MEASURED_IMAGES)):
+        for budget in BUDGETS:
+            plan = reapx.plan(model, images, budget=reapx.MACs(budget), **options)
+            result = plan.apply(**rectify)
+            outputs = outputs_of(result.model, held)
+            divergence = torch.nn.functional.kl_div(
+                outputs.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True
+            )
+            rows.append(
+                {
+                    "setting": name,
+                    "budget": budget,
+                    "squared": float((outputs - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()),
+                    "kl": float(divergence),
+                    "accuracy": float((outputs.argmax(1) == labels).float().mean()),
+                    "plan_seconds": round(plan.seconds, 1),
+                    "apply_seconds": round(result.seconds, 1),
+                    "widths": [entry.kept for entry in plan.groups],
+                }
+            )
+            print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    """All settings."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one setting, few images; nothing is written")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
+    options = parser.parse_args()
+    if not models.has_data():
+        return
+    images, _ = models.cifar10("train_1", 100 if options.quick else 1000)
+    held, labels = models.cifar10("train_2", 200 if options.quick else 5000)
+    rows = [
+        row
+        for name in (options.only[:1] if options.quick else options.only)
+        for row in measure(name, images, held, labels)
+    ]
+    lines = [
+        [
+            str(row["setting"]),
+            f"x{row['budget']}",
+            f"{100 * row['squared']:.2f} %",  # type: ignore[operator]
+            f"{row['kl']:.4f}",
+            f"{100 * row['accuracy']:.2f} %",  # type: ignore[operator]
+            f"{row['plan_seconds']} + {row['apply_seconds']}",
+        ]
+        for row in rows
+    ]
+    print(table(lines, ["setting", "MACs", "squared", "KL", "accuracy", "seconds"]))
+    if not options.quick or options.json:
+        write("pro_choices", rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
