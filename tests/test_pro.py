@@ -292,7 +292,7 @@ def test_the_curve_says_what_the_outputs_lose() -> None:
     """A measured point is the error of a network in which that group alone was pruned and its reader refitted."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 5)).eval()
-    images = torch.randn(500, 6)
+    images = torch.randn(200, 6)
     plan = reapx.plan(model, images, budget=reapx.MACs(0.5), damping=1e-8)
     for count, error in plan.curves()["0"].measured:
         smaller = reapx.plan(model, images, budget=reapx.MACs(0.5), damping=1e-8, bounds={"0": (1, 12 - count)})
