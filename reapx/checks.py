@@ -151,11 +151,15 @@ def bounds_of(channels: Channels, bounds: Mapping[str, tuple[float, float]]) -> 
     for pattern, given in bounds.items():
         if not any(_matches(name, pattern) for name in names):
             raise InputError(f"bounds={pattern!r} matches no layer; there are {', '.join(names[:20])}")
-        for group in channels.groups:
-            if any(_matches(name, pattern) for name in _makers(channels, group)):
-                fewest, most = _units(pattern, given, group)
-                low, high = found.get(group.name, (0, group.size))
-                found[group.name] = (max(fewest, low), min(most, high))
+        met = [g for g in channels.groups if any(_matches(name, pattern) for name in _makers(channels, g))]
+        full = isinstance(given, list | tuple) and isinstance(given[-1], float) and given[-1] == 1.0
+        if not met and not full:  # all may stay, and do
+            reasons = [f"{x.layer}: {x.reason}" for x in channels.frozen if _matches(x.layer, pattern)]
+            raise InputError(f"bounds={pattern!r} bounds nothing, its channels all stay ({'; '.join(reasons[:3])})")
+        for group in met:
+            fewest, most = _units(pattern, given, group)
+            low, high = found.get(group.name, (0, group.size))
+            found[group.name] = (max(fewest, low), min(most, high))
     for name, (low, high) in found.items():
         if low > high:
             raise InputError(f"bounds of {name} contradict each other: at least {low}, at most {high} stay")
@@ -173,9 +177,10 @@ def _units(pattern: str, given: tuple[float, float], group: Group) -> tuple[int,
     valid = [isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in ends]
     if len(valid) == 2 and all(valid):
         low, high = (channels(x) for x in ends)
-        if 0 <= low <= high <= full + 1e-9 and high >= 1:
-            return math.ceil(low / group.per_unit - 1e-9), max(math.floor(high / group.per_unit + 1e-9), 1)
+        if 0 <= low <= high <= full + 1e-9 and high >= group.per_unit - 1e-9:
+            return math.ceil(low / group.per_unit - 1e-9), math.floor(high / group.per_unit + 1e-9)
+    coupled = "" if group.per_unit == 1 else f" that leave by {group.per_unit}"
     raise InputError(
-        f"bounds={{{pattern!r}: {given!r}}} for {group.name}, which has {full} channels: give (fewest, most), as "
-        "shares such as (0.25, 1.0) or whole numbers of channels"
+        f"bounds={{{pattern!r}: {given!r}}} for {group.name}, which has {full} channels{coupled}: give (fewest, most), "
+        "as shares such as (0.25, 1.0) or whole numbers of channels"
     )

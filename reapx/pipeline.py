@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from .allocation import Measurement, Rules, measure_tradeoff, refusal, smallest, uniform
+from .allocation import Measurement, Rules, measure_tradeoff, refusal, scored_outputs, smallest, uniform
 from .budget import Budget
 from .checks import bounds_of, check_arguments, check_measuring, check_refinements
 from .errors import BudgetError
@@ -94,6 +94,8 @@ def plan(
     found = inspect(model, images, exclude=exclude, memory=memory)
     graph, groups, costs = found._graph, found.groups, found.costs
     pro = allocation == "pro"
+    if pro:
+        scored_outputs(graph, output_error)  # refuses outputs that cannot be compared
     limits = bounds_of(found._channels, bounds or {})
     rules = Rules(round_to, pro if streams is None else streams, limits, found.droppable if pro else frozenset())
     if isinstance(budget, Latency):

@@ -110,7 +110,7 @@ def test_terms_add_up_to_the_network_and_fall_with_the_widths(
     """Whether the layers alone take less than the network or, by noise, more."""
     hand_made(monkeypatch, total)
     model, found, layers = found_in(name)
-    found.costs.use(budget, latency_terms(model, found._graph, layers, found._images, 4))
+    found.costs.use(Latency(0.5, batch=4), latency_terms(model, found._graph, layers, found._images, 4))
     full = found.costs.full
     assert found.costs.of(Latency) == pytest.approx(total, rel=1e-12)
     for group, size in full.items():
@@ -212,7 +212,7 @@ def test_a_measured_network_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reapx.latency.measure_milliseconds", note)
     model, found, layers = found_in("residual")
     state = torch.get_rng_state()
-    found.costs.use(budget, latency_terms(model, found._graph, layers, found._images, 2))
+    found.costs.use(Latency(0.5, batch=2), latency_terms(model, found._graph, layers, found._images, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert found.costs.of(Latency) == pytest.approx(totals[0]) and totals[0] > 0
     halves = {name: size // 2 for name, size in found.costs.full.items()}

@@ -44,5 +44,7 @@ def test_pruned_equals_masked(name: str) -> None:
     model = getattr(models, name)()
     shape = {"squeezenet": (3, 67, 67), "mnist_cnn": (1, 28, 28), "cifar_vgg16bn": (3, 32, 32)}[name]
     images = torch.randn(20, *shape, generator=torch.Generator().manual_seed(0))
-    result = reapx.prune(model, images, budget=reapx.MACs(0.6), selection="magnitude", reconstruct=False)
+    result = reapx.prune(
+        model, images, budget=reapx.MACs(0.6), allocation="uniform", selection="magnitude", reconstruct=False
+    )
     assert result.gap < 1e-8

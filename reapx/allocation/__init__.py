@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .choices import Rules, refusal, smallest
 from .curves import ErrorCurve
-from .outputs import OUTPUT_ERRORS
+from .outputs import OUTPUT_ERRORS, scored_outputs
 from .pro import Measurement, Tradeoff, measure_tradeoff
 from .tradeoff import TradeoffPoint
 from .uniform import uniform
@@ -21,6 +21,7 @@ __all__ = [
     "TradeoffPoint",
     "measure_tradeoff",
     "refusal",
+    "scored_outputs",
     "smallest",
     "uniform",
 ]

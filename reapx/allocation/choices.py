@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..budget import Budget, Costs
+from ..errors import InputError
 from ..groups import Group
 
 Choices = dict[str, npt.NDArray[np.int64]]
@@ -33,19 +34,31 @@ class Rules:
     droppable: frozenset[str] = frozenset()
 
     def choices(self, groups: Sequence[Group]) -> Choices:
-        """The widths that each group may have."""
+        """The widths that each group may have.
+
+        Raises:
+            InputError: bounds leave a group none.
+        """
         return {group.name: np.array(self._widths(group), dtype=np.int64) for group in groups}
 
     def _widths(self, group: Group) -> list[int]:
-        if group.stream and not self.streams:
-            return [group.size]
         fewest, most = self.bounds.get(group.name, (0, group.size))
+        if group.stream and not self.streams:
+            if most < group.size:
+                raise InputError(f"bounds of {group.name}, a residual stream: streams=False leaves it whole")
+            return [group.size]
         step = self.round_to // math.gcd(self.round_to, group.per_unit)
         widths = {width for width in range(step, group.size + 1, step) if fewest <= width <= most}
         if fewest == 0 and group.name in self.droppable:
             widths.add(0)
-        if most == group.size or not widths:
+        if most == group.size:
             widths.add(group.size)
+        if not widths:
+            fewest, most = fewest * group.per_unit, most * group.per_unit
+            raise InputError(
+                f"bounds of {group.name}: no multiple of round_to={self.round_to} lies within {fewest} to {most} "
+                "channels: widen them, or lower round_to"
+            )
         return sorted(widths)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx import Node
 from tqdm import tqdm
 
+from ..errors import InputError
 from ..graph import Graph, evaluate, operator_name, run
 from ..images import Images, TensorStore
 from ..resume import Checkpoint, digest_of
@@ -22,17 +23,47 @@ OUTPUT_ERRORS = ("squared", "kl")
 _SOFTMAX = ("softmax", "_softmax", "log_softmax", "_log_softmax")
 
 
-def scored_outputs(graph: Graph) -> list[Node]:
-    """The nodes whose values are compared: floating-point outputs, before a softmax."""
+def scored_outputs(graph: Graph, measure: str = "squared") -> list[Node]:
+    """The nodes whose values are compared: floating-point outputs with values for each image, before a softmax.
+
+    Raises:
+        InputError: there are none, or ``measure`` says nothing about one of them.
+    """
     found = []
     for node in graph.outputs:
         while operator_name(node) in _SOFTMAX:
             source = node.args[0]
             assert isinstance(source, Node)
             node = source
-        if node.op == "call_function" and node.meta["val"].is_floating_point():
+        if node.op == "call_function" and node.meta["val"].is_floating_point() and _image_axis(node) is not None:
             found.append(node)
+    if not found:
+        raise InputError(
+            "the model has no floating-point output with values for each image, so that pruning cannot be measured "
+            "there: plan with allocation='uniform', or let forward() return its scores"
+        )
+    for shape in (graph.shape(node) for node in found):
+        if measure == "kl" and (len(shape) < 2 or shape[1] < 2):
+            raise InputError(
+                f"output_error='kl' compares classes along axis 1, the model puts out shape (images, "
+                f"{', '.join(map(str, shape[1:]))}): use 'squared'"
+            )
     return list(dict.fromkeys(found))
+
+
+def _image_axis(node: Node) -> int | None:
+    """The one axis of a value whose size depends on the number of images, or None."""
+    sizes = node.meta["val"].shape
+    axes = [
+        axis for axis, size in enumerate(sizes) if isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+    ]
+    return axes[0] if len(axes) == 1 else None
+
+
+def _image_shape(graph: Graph, node: Node) -> tuple[int, ...]:
+    """Shape of a value without its axis of images."""
+    axis = _image_axis(node)
+    return tuple(size for other, size in enumerate(graph.shape(node)) if other != axis)
 
 
 class _Suffix:
@@ -95,20 +126,21 @@ def output_errors(
         images: What is run.
         edits: Each: qualified name -> tensor, in place of the base's.
         base: Qualified name -> tensor, in place of the network's in every edit.
-        measure: ``"squared"``: squared difference, as a share of the variance of the original's outputs; ``"kl"``:
-            Kullback-Leibler divergence from the original's softmax over axis 1, in nats. Outputs are taken
-            before a softmax; several are averaged.
+        measure: ``"squared"``: squared difference, as a share of the variance of the original's outputs (of their
+            squares where they do not vary); ``"kl"``: Kullback-Leibler divergence from the original's softmax over
+            axis 1, in nats. Outputs are taken before a softmax; several are averaged.
         count: Run about so many images, in batches evenly over all; None for all.
         checkpoint: Where sums are stored as they come, and found again after a kill.
 
     Returns:
         The error of each edit.
     """
-    outputs = scored_outputs(graph)
+    outputs = scored_outputs(graph, measure)
+    axes = [_image_axis(node) or 0 for node in outputs]
     tensors = {**graph.tensors, **(base or {})}
     suffixes = [_Suffix(graph, set(edit), outputs) for edit in edits]
     wanted = set(outputs).union(*(suffix.frontier for suffix in suffixes))
-    sums = _Sums([graph.shape(node)[1:] for node in outputs], len(edits), measure)
+    sums = _Sums([_image_shape(graph, node) for node in outputs], len(edits), measure)
     batches = _spread(images, count)
     name = "" if checkpoint is None else f"outputs-{_digest(base or {}, edits, measure, batches)}"
     done = 0 if checkpoint is None else checkpoint.restore(name, sums.tensors)
@@ -117,7 +149,7 @@ def output_errors(
         inputs = images[batch]
         kept = _Kept(graph, inputs, tensors, wanted, images.memory // 2)
         original = kept if base is None else _Kept(graph, inputs, graph.tensors, set(outputs), math.inf)
-        references = [original.tensor(node) for node in outputs]
+        references = [original.tensor(node).movedim(axis, 0) for node, axis in zip(outputs, axes, strict=True)]
         for edit, suffix in enumerate(suffixes):
             values = _placeholders(graph, inputs, {**tensors, **edits[edit]})
             values.update({node: kept.value(node) for node in suffix.frontier})
@@ -125,7 +157,7 @@ def output_errors(
                 changed = suffix.run(values)
             for output, node in enumerate(outputs):
                 value = changed[node] if node in changed else kept.tensor(node)
-                sums.add(output, edit, value, references[output])
+                sums.add(output, edit, value.movedim(axes[output], 0), references[output])
         sums.end_batch(references)
         kept.close()
         if checkpoint is not None:
@@ -200,10 +232,10 @@ class _Sums:
         self._measure = measure
         self._errors = torch.zeros(len(shapes), edits, dtype=torch.float64)
         self._squares = torch.zeros(len(shapes), dtype=torch.float64)
-        self._images = torch.zeros(1, dtype=torch.float64)
+        self._rows = torch.zeros(len(shapes), dtype=torch.float64)
         self._totals = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
         totals = {f"total{index}": total for index, total in enumerate(self._totals)}
-        self.tensors = {"errors": self._errors, "squares": self._squares, "images": self._images, **totals}
+        self.tensors = {"errors": self._errors, "squares": self._squares, "rows": self._rows, **totals}
 
     def add(self, output: int, edit: int, value: Tensor, reference: Tensor) -> None:
         """Add one edit's output of one batch."""
@@ -217,17 +249,18 @@ class _Sums:
 
     def end_batch(self, references: Sequence[Tensor]) -> None:
         """Add the original's outputs of one batch."""
-        self._images += len(references[0])
         for output, reference in enumerate(references):
+            self._rows[output] += len(reference)
             self._totals[output] += reference.double().sum(0)
             self._squares[output] += float(reference.double().square().sum())
 
     def shares(self) -> list[float]:
         """The error of each edit, averaged over outputs."""
-        images = float(self._images)
         if self._measure == "kl":
-            found = self._errors / images
+            found = self._errors / self._rows[:, None]
         else:
-            means = torch.stack([total.square().sum() / images for total in self._totals])
-            found = self._errors / (self._squares - means).clamp(min=1e-300)[:, None]
+            means = torch.stack([total.square().sum() for total in self._totals]) / self._rows
+            variances = self._squares - means
+            varies = variances > 1e-10 * self._squares
+            found = self._errors / torch.where(varies, variances, self._squares).clamp(min=1e-300)[:, None]
         return [float(value) for value in found.mean(0)]

@@ -98,9 +98,10 @@ class Tradeoff:
         ends = [float(self._costs.of(kind, stage.widths)) for stage in stages[1:]]
         for stage, end in zip(stages, [*ends, 0.0], strict=True):
             descent = self._descent(kind, stage)
-            found.append(self._point(kind, stage, descent))
-            while descent.cost > end and descent.step(end):
+            while descent.cost > end:  # where it ends, the next stage starts
                 found.append(self._point(kind, stage, descent))
+                if not descent.step(end):
+                    break
         return found
 
     def _of(self, kind: type[Budget]) -> list[_Stage]:
@@ -182,7 +183,8 @@ def measure_tradeoff(
         edits = [*(run.edit for run in runs), {}]
         *errors, already = errors_of(edits, base=present.tensors or None)
         measured = _curves(groups, paths, present, runs, [error - already for error in errors])
-        curves = {name: _positive(curve, curves.get(name)) for name, curve in measured.items()}
+        removals = dict(zip(widths, present.removals, strict=True))
+        curves = {name: _positive(curve, curves.get(name), removals[name]) for name, curve in measured.items()}
         tradeoff.add(widths, already, curves)
         if checkpoint is not None:
             page = {name: {"width": widths[name], "errors": curve.measured} for name, curve in measured.items()}
@@ -190,11 +192,10 @@ def measure_tradeoff(
     return tradeoff
 
 
-def _positive(curve: ErrorCurve, before: ErrorCurve | None) -> ErrorCurve:
-    """The curve, or what the one before says where this one was lost in the noise of the others' errors."""
+def _positive(curve: ErrorCurve, before: ErrorCurve | None, start: int) -> ErrorCurve:
+    """The curve from ``start`` removals on, or what the one before says where it was lost in the others' errors."""
     if before is None or curve.errors[-1] > 0 or before.errors[-1] == 0:
         return curve
-    start = max((count for count, _ in curve.measured), default=0)
     return ErrorCurve(np.maximum(before.errors - before.errors[start], 0.0), curve.measured)
 
 

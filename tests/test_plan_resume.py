@@ -1,0 +1,142 @@
+"""reapx.plan after a kill: the same call with the same folder gives the same plan, and measures only what is left."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_pro import count_runs, same
+from torch import Tensor, nn
+
+import reapx
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+BATCHES = 5
+
+CHILD = """
+import functools, os, signal, sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+import reapx, reapx.pipeline
+import test_plan_resume
+
+reapx.pipeline.Checkpoint = functools.partial(reapx.pipeline.Checkpoint, interval=0)
+place, count = os.replace, 0
+
+def replace(source, target):
+    global count
+    place(source, target)
+    count += os.path.basename(target).startswith({kind!r})
+    if count == {count}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.replace = replace
+test_plan_resume.planned({folder!r}, **{options!r})
+"""
+
+
+def network(scale: float = 1.0) -> nn.Module:
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(54, 4)
+    )
+    with torch.no_grad():
+        model[3].bias.mul_(scale)
+    return model.eval()
+
+
+def batches(shift: float = 0.0) -> list[Tensor]:
+    torch.manual_seed(4)
+    return [torch.randn(20, 3, 7, 7) + shift for _ in range(BATCHES)]
+
+
+def planned(folder: str | Path | None, **options: Any) -> reapx.Plan:
+    given = {"budget": reapx.MACs(0.5), **options}
+    return reapx.plan(network(), batches(), resume=folder, **given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "options", "left"),
+    [
+        ("moments", 2, {}, {"moments": BATCHES - 2, "outputs": BATCHES}),
+        ("outputs", 3, {}, {"moments": 0, "outputs": BATCHES - 3}),
+        # Of the second round each batch is run twice: as the original, and as the network it starts from.
+        ("outputs", BATCHES + 1, {"rounds": 2, "points": 2}, {"moments": 0, "outputs": 2 * (BATCHES - 1)}),
+    ],
+)
+def test_a_killed_plan_goes_on_and_is_the_same(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    count: int,
+    options: dict[str, Any],
+    left: dict[str, int],
+) -> None:
+    folder = tmp_path / "stored"
+    script = CHILD.format(tests=str(Path(__file__).parent), folder=str(folder), kind=kind, count=count, options=options)
+    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert child.returncode == -signal.SIGKILL, child.stderr
+
+    whole = planned(None, **options)
+    runs = count_runs(monkeypatch)
+    resumed = planned(folder, **options)
+    assert {name: runs.count(name) for name in left} == left
+    assert same(resumed, whole)
+    runs.clear()
+    assert same(planned(folder, **options), whole) and not runs
+    assert not list(folder.glob("*.part"))
+
+
+def test_another_model_other_images_or_positions_are_refused(tmp_path: Path) -> None:
+    planned(tmp_path)
+    budget = reapx.MACs(0.5)
+    for call, words in (
+        (lambda: reapx.plan(network(1.01), batches(), budget=budget, resume=tmp_path), "the model's tensors differ"),
+        (lambda: reapx.plan(network(), batches(0.01), budget=budget, resume=tmp_path), "the images differ"),
+        (lambda: reapx.plan(network(), batches()[:-1], budget=budget, resume=tmp_path), "the images differ"),
+        (lambda: planned(tmp_path, positions=5), "positions is 5, it was measured with None"),
+    ):
+        with pytest.raises(reapx.InputError, match=f"cannot be resumed: {words}.*Give another folder, or delete"):
+            call()
+    other = network()
+    other[4] = nn.Tanh().eval()
+    with pytest.raises(reapx.InputError, match="cannot be resumed: operators is"):
+        reapx.plan(other, batches(), budget=budget, resume=tmp_path)
+    assert same(planned(tmp_path), planned(None))
+
+
+@pytest.mark.parametrize(
+    ("options", "outputs"),
+    [
+        ({"damping": 0.1}, BATCHES),
+        ({"budget": reapx.MACs(0.4)}, 0),  # of the first round nothing depends on it
+        ({"budget": reapx.MACs(0.4), "rounds": 2}, 2 * BATCHES),
+        ({"selection": "magnitude"}, BATCHES),
+        ({"allocation": "uniform"}, 0),
+    ],
+)
+def test_other_settings_measure_outputs_anew_but_not_moments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], outputs: int
+) -> None:
+    planned(tmp_path)
+    whole = planned(None, **options)
+    runs = count_runs(monkeypatch)
+    resumed = planned(tmp_path, **options)
+    assert runs == ["outputs"] * outputs
+    if options.get("allocation") == "uniform":
+        assert [entry.removed.tolist() for entry in resumed.groups] == [
+            entry.removed.tolist() for entry in whole.groups
+        ]
+    else:
+        assert same(resumed, whole)
+    # What was measured for the first settings is still there.
+    runs.clear()
+    planned(tmp_path)
+    assert not runs
