@@ -58,14 +58,18 @@ def check_arguments(budget: object, allocation: str, selection: str, round_to: i
     check_damping(damping)
 
 
-def check_refinements(selection: str, swaps: int, positions: int | None) -> None:
+def check_refinements(selection: str, allocation: str, swaps: int, positions: int | None) -> None:
     """Refuse swaps and positions that selection cannot use."""
     if not _is_whole(swaps) or swaps < 0:
         raise InputError(f"swaps={swaps!r}: give a whole number from 0")
     if positions is not None and (not _is_whole(positions) or positions < 1):
         raise InputError(f"positions={positions!r}: give a whole number from 1, or None for all")
-    if selection != "reap" and (swaps or positions):
-        raise InputError(f"selection={selection!r} measures nothing: swaps and positions need selection='reap'")
+    if selection != "reap" and swaps:
+        raise InputError(f"selection={selection!r} knows no errors: swaps need selection='reap'")
+    if selection != "reap" and allocation != "pro" and positions:
+        raise InputError(
+            f"selection={selection!r} measures nothing: positions need selection='reap' or allocation='pro'"
+        )
 
 
 def check_measuring(allocation: str, points: int, rounds: int, output_error: str) -> None:

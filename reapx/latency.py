@@ -56,27 +56,28 @@ class Latency(Budget):
         return float(self.amount * full if self.amount <= 1 else self.amount)
 
 
-def measure_milliseconds(model: nn.Module, images: Images, batch: int) -> float:
-    """Time the whole network on this machine, without gradients, with ``torch.get_num_threads()`` threads.
+def measure_milliseconds(models: Sequence[nn.Module], images: Images, batch: int) -> list[float]:
+    """Time whole networks on this machine, without gradients, with ``torch.get_num_threads()`` threads.
 
     Args:
-        model: Module in eval mode; a copy of it is run.
+        models: Modules in eval mode, run in turn so that a drift of the machine hits all alike; copies are run.
         images: The calibration set, whose first images are repeated or cut to one batch.
         batch: Images in a batch.
 
     Returns:
-        Median milliseconds a batch.
+        Median milliseconds a batch of each.
     """
-    copied = copy.deepcopy(model)  # forward() may change buffers
+    copies = [copy.deepcopy(model) for model in models]  # forward() may change buffers
     example = images.example(batch)
     tensors = tuple(value[torch.arange(batch) % len(value)] for value in example)
-    taken: list[float] = []
+    taken: list[list[float]] = [[] for _ in models]
     settle_allocator()
     with torch.no_grad():
-        while len(taken) < 1 + NETWORK_REPEATS and sum(taken) < 1e3 * NETWORK_SECONDS:
-            given = tuple(value.clone() for value in tensors)  # forward() may write to its input
-            taken.append(milliseconds(partial(images.call, copied, given)))
-    return median(taken)
+        while len(taken[0]) < 1 + NETWORK_REPEATS and sum(map(sum, taken)) < 1e3 * NETWORK_SECONDS * len(models):
+            for own, copied in zip(taken, copies, strict=True):
+                given = tuple(value.clone() for value in tensors)  # forward() may write to its input
+                own.append(milliseconds(partial(images.call, copied, given)))
+    return [median(own) for own in taken]
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def latency_terms(
     Returns:
         Name of each layer's weight and its cost; at full widths they add up to the measured time of the network.
     """
-    total = measure_milliseconds(model, images, batch)
+    (total,) = measure_milliseconds([model], images, batch)
     configurations = [Configuration.of(graph, layer, batch) for layer in layers]
     tables = {configuration: measure_layer(configuration) for configuration in dict.fromkeys(configurations)}
     alone = sum(float(tables[configuration](configuration.weight)) for configuration in configurations)

@@ -16,8 +16,9 @@ from .checks import bounds_of, check_arguments, check_measuring, check_refinemen
 from .errors import BudgetError
 from .inspection import MEMORY, Inspection, inspect
 from .latency import Latency, latency_terms
-from .plan import RECTIFY, Plan, Result, plan_groups
+from .plan import RECTIFY, Plan, plan_groups
 from .report.text import show_bars
+from .result import Result
 from .resume import Checkpoint, fingerprint
 from .selection import find_paths
 
@@ -90,7 +91,7 @@ def plan(
     start = time.perf_counter()
     check_arguments(budget, allocation, selection, round_to, damping)
     check_measuring(allocation, points, rounds, output_error)
-    check_refinements(selection, swaps, positions)
+    check_refinements(selection, allocation, swaps, positions)
     found = inspect(model, images, exclude=exclude, memory=memory)
     graph, groups, costs = found._graph, found.groups, found.costs
     pro = allocation == "pro"

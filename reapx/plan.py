@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path as FilePath
 
 from torch import Tensor, nn
 
-from . import storage
 from .allocation import ErrorCurve, Tradeoff, TradeoffPoint
 from .budget import Budget
 from .checks import check_damping, check_model
@@ -20,9 +18,9 @@ from .images import Images
 from .inspection import Inspection
 from .latency import Latency, measure_milliseconds
 from .proof import output_change
-from .reconstruction import Refit
 from .removal import remove
 from .report.text import frozen_text, latency_text, output_text, saving, share, show_bars, table
+from .result import Result
 from .selection import Path
 from .surgery import Kept, kept_positions
 
@@ -266,58 +264,17 @@ class Plan:
             rectify=rectify,
             progress=show_bars(progress),
         )
+        latency = self._latencies(found.model)
         pruned = found.model
         if inplace:
             found.repeat(self._model)
             pruned = self._model
         change = output_change(pruned, self._graph, self._images)
-        latency = self._latency_after(pruned)
         return Result(pruned, self, found.fits, found.gap, change, time.perf_counter() - start, found.kept, latency)
 
-    def _latency_after(self, pruned: nn.Module) -> tuple[float, float, float] | None:
+    def _latencies(self, pruned: nn.Module) -> tuple[float, float, float] | None:
+        """Measured in turn, since a machine's speed drifts: before, predicted at that speed, after."""
         if self.latency is None or not isinstance(self.budget, Latency):
             return None
-        return (*self.latency, measure_milliseconds(pruned, self._images, self.budget.batch))
-
-
-@dataclass
-class Result:
-    """A pruned network.
-
-    Attributes:
-        model: The smaller module.
-        plan: What was planned.
-        fits: Each refitted layer's error before and after, as shares of its target's variance.
-        gap: Largest difference between the module and the masked original with the same refitted weights, a share
-            of the largest output: the proof that surgery was exact.
-        change: How far the outputs are from the original network's on the first images: mean squared difference over
-            the variance of the original's outputs.
-        seconds: Time that apply took.
-        kept: Qualified parameter name -> axis -> positions that stayed.
-        latency: Milliseconds of a batch: (before, predicted, measured after); None unless the budget is a latency.
-    """
-
-    model: nn.Module
-    plan: Plan
-    fits: list[Refit]
-    gap: float
-    change: float
-    seconds: float
-    kept: Kept
-    latency: tuple[float, float, float] | None = None
-
-    def __str__(self) -> str:
-        lines = [
-            f"Pruned: {self.plan.savings}",
-            f"outputs differ from the original's by {share(self.change)} of their variance; "
-            f"pruned equals masked to {self.gap:.0e}; {self.seconds:.1f} s",
-            *latency_text(self.plan.budget, self.latency),
-        ]
-        if self.fits:
-            rows = [[fit.layer, share(fit.before), share(fit.error)] for fit in self.fits]
-            lines += ["", table(rows, ["refitted layer", "error before its refit", "after"])]
-        return "\n".join(lines)
-
-    def save(self, folder: str | FilePath) -> None:
-        """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``."""
-        storage.save(folder, self.model, self.kept, str(self.plan))
+        before, after = measure_milliseconds([self._model, pruned], self._images, self.budget.batch)
+        return before, self.latency[1] * before / self.latency[0], after

@@ -45,7 +45,7 @@ def hand_made(monkeypatch: pytest.MonkeyPatch, total: float) -> list[Configurati
         return by_weights(configuration)
 
     monkeypatch.setattr("reapx.latency.measure_layer", note)
-    monkeypatch.setattr("reapx.latency.measure_milliseconds", lambda model, images, batch: total)
+    monkeypatch.setattr("reapx.latency.measure_milliseconds", lambda models, images, batch: [total])
     return measured
 
 
@@ -205,9 +205,9 @@ def test_a_measured_network_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """With real times: whatever they are, the sum is the network's and no width costs more than a larger one."""
     totals: list[float] = []
 
-    def note(*arguments: object) -> float:
-        totals.append(measure_milliseconds(*arguments))  # type: ignore[arg-type]
-        return totals[-1]
+    def note(*arguments: object) -> list[float]:
+        totals[:] = measure_milliseconds(*arguments)  # type: ignore[arg-type]
+        return totals
 
     monkeypatch.setattr("reapx.latency.measure_milliseconds", note)
     model, found, layers = found_in("residual")
@@ -258,7 +258,7 @@ def test_the_network_runs_on_copies_of_one_batch(given: int, batch: int) -> None
     model, values = Counting().eval(), torch.randn(given, 6)
     images = reapx.images.Images([values], torch.device("cpu"), 2**20)
     before = values.clone()
-    assert measure_milliseconds(model, images, batch) > 0
+    assert measure_milliseconds([model, model], images, batch) > [0.0, 0.0]
     expected = float(values[torch.arange(batch) % given].sum())
     assert {size for size, _ in Counting.seen} == {batch}
     assert all(total == pytest.approx(expected, rel=1e-5, abs=1e-6) for _, total in Counting.seen)

@@ -84,7 +84,7 @@ def test_what_hardly_counts_at_the_outputs_is_pruned_first(kind: type[reapx.budg
     assert curves["two"].errors[-2] < 1e-3 * curves["one"].errors[-2]
     assert plan.output_error == pytest.approx(sum(entry.output_error for entry in plan.groups))
     gone = plan.at(kind(0.4))
-    assert widths(gone)["two"] == 1 and widths(gone)["one"] < 10
+    assert widths(gone)["two"] == 0 and widths(gone)["one"] < 10
 
 
 def test_a_plan_at_another_budget_is_the_plan_of_that_budget() -> None:

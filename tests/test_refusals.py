@@ -175,7 +175,7 @@ def test_budget_values(amount: object) -> None:
         {"swaps": True},
         {"positions": 0},
         {"selection": "magnitude", "swaps": 3},
-        {"selection": "magnitude", "positions": 3},
+        {"selection": "magnitude", "allocation": "uniform", "positions": 3},
         {"damping": -1.0},
         {"refit": "some"},
     ],

@@ -272,12 +272,14 @@ def test_latency_is_told() -> None:
     plan = reapx.plan(model, images, budget=reapx.Latency(0.9, batch=2))
     assert plan.latency is not None and plan.latency[1] <= 0.9 * plan.latency[0]
     result = plan.apply()
-    assert result.latency is not None and result.latency[:2] == plan.latency and result.latency[2] > 0
+    assert result.latency is not None and min(result.latency) > 0
+    ratio = plan.latency[1] / plan.latency[0]
+    assert result.latency[1] == pytest.approx(ratio * result.latency[0])  # at the speed of the later moment
     for text in (str(plan), str(result)):
         assert "a batch of 2 on this machine" in text
     assert f"{result.latency[2]:.2f} ms measured" in str(result)
     page = "".join(html.result_sections(result))
-    assert "ms for a batch of 2" in page and f"measured, {plan.latency[1]:.2f} predicted" in page
+    assert "ms for a batch of 2" in page and f"measured, {result.latency[1]:.2f} predicted" in page
     other = plan.at(reapx.MACs(0.7))
     assert other.latency is None and other.apply().latency is None
 

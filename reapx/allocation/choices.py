@@ -13,7 +13,8 @@ from ..budget import Budget, Costs
 from ..errors import InputError
 from ..groups import Group
 
-Choices = dict[str, npt.NDArray[np.int64]]
+Widths = npt.NDArray[np.int64]
+Choices = dict[str, Widths]
 """Group name -> widths that it may have, rising."""
 
 

@@ -263,4 +263,5 @@ class _Sums:
             variances = self._squares - means
             varies = variances > 1e-10 * self._squares
             found = self._errors / torch.where(varies, variances, self._squares).clamp(min=1e-300)[:, None]
-        return [float(value) for value in found.mean(0)]
+        lost = 1e30  # what is not finite is no bargain
+        return [float(value) for value in found.mean(0).nan_to_num(lost, lost)]

@@ -24,8 +24,8 @@ from ..images import Images
 from ..resume import Checkpoint
 from ..selection import Path
 from ..selection.refits import combined
-from .choices import Choices, Rules, largest, refusal
-from .curves import ErrorCurve, fit_curve
+from .choices import Choices, Rules, Widths, largest, refusal
+from .curves import Curve, ErrorCurve, fit_curve
 from .outputs import output_errors
 from .tradeoff import Descent, TradeoffPoint
 
@@ -226,7 +226,18 @@ class _Run:
 def _present(graph: Graph, groups: Sequence[Group], paths: Sequence[Path], widths: Mapping[str, int]) -> _Present:
     removals = [group.size - widths[group.name] for group in groups]
     changes = [_changes(path, [count])[0] if count else {} for path, count in zip(paths, removals, strict=True)]
-    return _Present(removals, changes, combined(graph.tensors, changes))
+    return _Present(removals, changes, _combined(graph, paths, removals, changes))
+
+
+def _combined(
+    graph: Graph, paths: Sequence[Path], removals: Sequence[int], changes: Sequence[Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The tensors that several groups' changes make together; none reads units that have left."""
+    tensors = combined(graph.tensors, changes)
+    for path, count in zip(paths, removals, strict=True):
+        if path.refits is not None:
+            path.refits.clear(tensors, count)
+    return tensors
 
 
 def _changes(path: Path, counts: Sequence[int]) -> list[dict[str, Tensor]]:
@@ -245,11 +256,12 @@ def _runs(
     points: int,
 ) -> Iterator[_Run]:
     for index, (group, path) in enumerate(zip(groups, paths, strict=True)):
-        counts = _counts(group.size - choices[group.name], present.removals[index], points, path.errors.numpy())
-        others = present.changes[:index] + present.changes[index + 1 :]
+        counts = _counts(group, choices[group.name], present.removals[index], points, path.errors.numpy())
         for count, change in zip(counts, _changes(path, counts), strict=True):
+            removals = [*present.removals[:index], count, *present.removals[index + 1 :]]
+            others = present.changes[:index] + present.changes[index + 1 :]
             touching = [{name: value for name, value in other.items() if name in change} for other in others]
-            yield _Run(index, count, combined(graph.tensors, [change, *touching]))
+            yield _Run(index, count, _combined(graph, paths, removals, [change, *touching]))
 
 
 def _curves(
@@ -269,19 +281,15 @@ def _curves(
     return curves
 
 
-def _counts(removals: np.ndarray, start: int, points: int, steps: np.ndarray) -> list[int]:
+def _counts(group: Group, choices: Widths, start: int, points: int, steps: Curve) -> list[int]:
     """Numbers of removals to measure: evenly between the present one and the most allowed, and all where allowed."""
-    allowed = np.sort(removals[removals > start])
-    if len(allowed) == 0:
+    allowed = np.sort(group.size - choices)
+    total = np.concatenate([[0.0], np.cumsum(steps)])
+    costly = [int(count) for count in allowed if count > start and total[count] > total[start]]
+    if not costly:
         return []
     last = int(allowed[-1])
-    total = np.concatenate([[0.0], np.cumsum(steps)])
-    costly = [int(count) for count in allowed if total[count] > total[start]]
-    inner = [count for count in costly if count < len(total) - 1] or costly
-    if not inner:
-        return []
+    inner = [count for count in costly if count < group.size] or costly
     wanted = [start + (last - start) * (k + 1) / (points + 1) for k in range(points)]
     found = {min(inner, key=lambda count: abs(count - want)) for want in wanted}
-    if last == len(total) - 1 and last in costly:
-        found.add(last)
-    return sorted(found)
+    return sorted(found | {count for count in costly if count == group.size})

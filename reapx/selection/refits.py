@@ -68,6 +68,15 @@ class Refits:
                 self._add(changed, part.consumer, now - part.weight, gone, part.mean)
         return found
 
+    def clear(self, tensors: dict[str, Tensor], count: int) -> None:
+        """Put zeros into the first ``count`` units' columns of those consumers' weights that are there."""
+        for part in self._parts:
+            layer = part.consumer.layer
+            if count and layer.weight in tensors:
+                matrix = layer.matrix(tensors[layer.weight]).clone()
+                matrix[part.consumer.part][:, part.columns[self._order[:count]].flatten()] = 0.0
+                tensors[layer.weight] = layer.weight_from(matrix, tensors[layer.weight])
+
     def penalty(self, count: int) -> float:
         """What damping adds to the path's error after ``count`` removals: λ ‖W - W₀‖², averaged over consumers."""
         total = 0.0
