@@ -65,14 +65,16 @@ $(VENV)/benchmark: $(VENV)/installed
 	$(BIN)/pip install -q --no-build-isolation -e ".[benchmark]"
 	touch $@
 
-# Every figure of the README, about an hour alone on two cores; with QUICK=--quick, only that all of it runs.
+# Every figure of the README, about two hours alone on two cores; with QUICK=--quick, only that all of it runs.
 # Torch waits in its own way where times are taken.
 WORKS := gram path selection solve pairs zeros growth
+REPRODUCE := pro_resnet56 pro_choices retrain_resnet56
 benchmark: BENCH = $(if $(QUICK),,env -u OMP_WAIT_POLICY )$(BIN)/python benchmarks
 benchmark: $(VENV)/benchmark
 	for work in $(WORKS); do $(BENCH)/run.py $$work $(QUICK) || exit 1; done
 	$(BENCH)/halve.py $(QUICK)
 	$(BENCH)/swaps.py $(QUICK)
+	for script in $(REPRODUCE); do $(BENCH)/reproduce/$$script.py $(QUICK) || exit 1; done
 
 clean:
 	rm -rf $(VENV) build

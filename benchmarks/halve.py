@@ -71,19 +71,20 @@ JOBS = {
 JOBS["squeezenet"] = Job(models.squeezenet, _imagenet_calibration, _imagenet_test, 0.7, batch=8)
 
 
-def measure(name: str, count: int, test_count: int | None, rounds: int) -> dict[str, object]:
+def measure(name: str, allocation: str, count: int, test_count: int | None, rounds: int) -> dict[str, object]:
     """One row."""
     job = JOBS[name]
     model, images = job.build(), job.calibration(count)
     with PeakMemory() as memory:
         start = time.perf_counter()
-        plan = reapx.plan(model, images, budget=reapx.MACs(job.budget), allocation="uniform")
+        plan = reapx.plan(model, images, budget=reapx.MACs(job.budget), allocation=allocation)
         planned = time.perf_counter()
         result = plan.apply()
         applied = time.perf_counter()
     row: dict[str, object] = {
         "work": "halve",
         "case": f"{name} x{job.budget}",
+        "allocation": allocation,
         "images": len(images),
         "plan_seconds": round(planned - start, 2),
         "apply_seconds": round(applied - planned, 2),
@@ -108,6 +109,7 @@ def measure(name: str, count: int, test_count: int | None, rounds: int) -> dict[
 VARIANTS: dict[str, dict[str, object]] = {
     "only removed": {"reconstruct": False},
     "consumers refitted": {"refit": "consumers"},
+    "plain least squares": {"rectify": 0},
     "magnitude, refitted": {"selection": "magnitude"},
     "magnitude, only removed": {"selection": "magnitude", "reconstruct": False},
 }
@@ -183,11 +185,12 @@ def show(rows: list[dict[str, object]]) -> str:
             before, after = value  # type: ignore[misc]
             macs, milliseconds = row["macs"], row["batch_ms"]
             lines.append([
-                str(row["case"]), key.removeprefix("accuracy "), f"{100 * before:.2f}", f"{100 * after:.2f}",
+                str(row["case"]), str(row["allocation"]), key.removeprefix("accuracy "),
+                f"{100 * before:.2f}", f"{100 * after:.2f}",
                 f"{macs[1] / macs[0]:.3f}", f"{row['seconds']}", f"{row['peak_mb']}",  # type: ignore[index]
                 f"{milliseconds[0]} -> {milliseconds[1]}",  # type: ignore[index]
             ])  # fmt: skip
-    header = ["network", "images", "top-1 before", "after", "MACs", "seconds", "peak MB", "ms/batch"]
+    header = ["network", "allocation", "images", "top-1 before", "after", "MACs", "seconds", "peak MB", "ms/batch"]
     return table(lines, header)
 
 
@@ -204,7 +207,10 @@ def main() -> None:
     rows = []
     for name in names:
         count = 100 if options.quick else 500 if name == "squeezenet" else 1000
-        rows.append(alone(measure, name, count, 200 if options.quick else None, 2 if options.quick else 9))
+        for allocation in ("pro",) if options.quick else ("pro", "uniform"):
+            rows.append(
+                alone(measure, name, allocation, count, 200 if options.quick else None, 2 if options.quick else 9)
+            )
     if not options.quick:
         rows += [alone(growth, number) for number in (1000, 2000, 4000, 8000)]
         rows += [alone(variants, name) for name in ("resnet20", "resnet56") if name in names]

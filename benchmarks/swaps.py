@@ -19,7 +19,9 @@ def compare(depth: int, count: int, test_count: int | None) -> dict[str, object]
     images, _ = models.cifar10("train_1", count)
     test, labels = models.cifar10("test", test_count)
     model = models.cifar_resnet(depth)
-    plans = [reapx.plan(model, images, budget=reapx.MACs(0.5), swaps=swaps) for swaps in (0, SWAPS)]
+    plans = [
+        reapx.plan(model, images, budget=reapx.MACs(0.5), allocation="uniform", swaps=swaps) for swaps in (0, SWAPS)
+    ]
     pairs = [
         (greedy.error, refined.error)
         for greedy, refined in zip(plans[0].groups, plans[1].groups, strict=True)
