@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -257,43 +257,13 @@ def _use_live_tensors(graph: Graph, model: nn.Module) -> None:
             graph.shared[name] = " and ".join(names if len(names) > 1 else readers)
 
 
-def evaluate(node: Node, value_of: Callable[[Node], Any]) -> object:
-    """The value of one operator node, its arguments looked up by ``value_of``."""
-    args = torch.fx.map_arg(node.args, value_of)
-    kwargs = torch.fx.map_arg(node.kwargs, value_of)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def run(
-    graph: Graph,
-    inputs: Iterable[Tensor],
-    tensors: Mapping[str, Tensor],
-    visit: Callable[[Node, Mapping[Node, object], object], None] | None = None,
-    last: int | None = None,
-) -> list[Tensor]:
-    """Run one batch with the given parameters; values are freed after their last reader.
-
-    Args:
-        inputs: The batch, in the order of ``graph.inputs``.
-        tensors: Qualified name -> parameter.
-        visit: Called after each node with the node, all values that still live, and its own value.
-        last: Stop after the node of this order; then nothing is returned.
-
-    Returns:
-        The model's outputs.
-    """
-    values: dict[Node, object] = dict(zip(graph.inputs, inputs, strict=True))
-    values.update({node: tensors[name] for node, name in graph.parameters.items()})
-    left = {node: len(readers) for node, readers in graph.users.items()}
-    keep = set(graph.outputs)
-    with torch.no_grad():
-        for node in graph.nodes if last is None else graph.nodes[: last + 1]:
-            value = evaluate(node, values.__getitem__)
-            if visit is not None:
-                visit(node, values, value)
-            values[node] = value
-            for argument in dict.fromkeys(node.all_input_nodes):
-                left[argument] -= 1
-                if left[argument] == 0 and argument not in keep:
-                    del values[argument]
-    return [values[node] for node in graph.outputs] if last is None else []  # type: ignore[misc]
+def ancestors(nodes: Iterable[Node]) -> set[Node]:
+    """The nodes and all that they depend on."""
+    found: set[Node] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(node.all_input_nodes)
+    return found

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from . import _native
 from .errors import NumericalError
-from .graph import Graph, run
+from .execution import run
+from .graph import Graph
 from .images import Images
 from .layers import Layer
 from .resume import Checkpoint

@@ -14,11 +14,11 @@ from .allocation import Measurement, Rules, measure_tradeoff, refusal, scored_ou
 from .budget import Budget
 from .checks import bounds_of, check_arguments, check_measuring, check_refinements
 from .errors import BudgetError
+from .group_plan import plan_groups
 from .inspection import MEMORY, Inspection, inspect
 from .latency import Latency, latency_terms
-from .plan import RECTIFY, Plan, plan_groups
+from .plan import RECTIFY, Plan, Result
 from .report.text import show_bars
-from .result import Result
 from .resume import Checkpoint, fingerprint
 from .selection import find_paths
 

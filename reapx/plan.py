@@ -3,68 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
 
-from torch import Tensor, nn
+from torch import nn
 
+from . import storage
 from .allocation import ErrorCurve, Tradeoff, TradeoffPoint
 from .budget import Budget
 from .checks import check_damping, check_model
 from .errors import InputError
 from .graph import Graph
-from .groups import Frozen, Group
+from .group_plan import GroupPlan, plan_groups
+from .groups import Frozen
 from .images import Images
 from .inspection import Inspection
 from .latency import Latency, measure_milliseconds
 from .proof import output_change
+from .reconstruction import Refit
 from .removal import remove
 from .report.text import frozen_text, latency_text, output_text, saving, share, show_bars, table
-from .result import Result
 from .selection import Path
 from .surgery import Kept, kept_positions
 
 RECTIFY = 2
 """Default passes after each fit that leave out what a ReLU drops."""
-
-
-@dataclass(frozen=True)
-class GroupPlan:
-    """What happens to one group.
-
-    Attributes:
-        group: The coupled channels.
-        kept: Units that stay.
-        error: Predicted reconstruction error at the consumers, a share of their outputs'
-            variance; NaN for methods that do not know it.
-        removed: (size - kept,) int64 units that leave.
-        output_error: Predicted error at the network's outputs; NaN for allocations that do not measure it.
-    """
-
-    group: Group
-    kept: int
-    error: float
-    removed: Tensor
-    output_error: float = float("nan")
-
-    @property
-    def channels(self) -> tuple[int, int]:
-        """Channels of the first producer, before and after; a unit may own several."""
-        return self.group.size * self.group.per_unit, self.kept * self.group.per_unit
-
-
-def plan_groups(
-    groups: Sequence[Group], paths: Sequence[Path], widths: Mapping[str, int], tradeoff: Tradeoff | None
-) -> list[GroupPlan]:
-    """What happens to each group at given widths, by its path."""
-    entries = []
-    for group, path in zip(groups, paths, strict=True):
-        width = widths[group.name]
-        count = group.size - width
-        curve = None if tradeoff is None else tradeoff.curves[group.name]
-        output_error = float("nan") if curve is None else float(curve.errors[count])
-        entries.append(GroupPlan(group, width, path.error(count), path.removed(count), output_error))
-    return entries
 
 
 @dataclass
@@ -278,3 +242,46 @@ class Plan:
             return None
         before, after = measure_milliseconds([self._model, pruned], self._images, self.budget.batch)
         return before, self.latency[1] * before / self.latency[0], after
+
+
+@dataclass
+class Result:
+    """A pruned network.
+
+    Attributes:
+        model: The smaller module.
+        plan: What was planned.
+        fits: Each refitted layer's error before and after, as shares of its target's variance.
+        gap: Largest difference between the module and the masked original with the same refitted weights, a share
+            of the largest output: the proof that surgery was exact.
+        change: How far the outputs are from the original network's on the first images: mean squared difference over
+            the variance of the original's outputs.
+        seconds: Time that apply took.
+        kept: Qualified parameter name -> axis -> positions that stayed.
+        latency: Milliseconds of a batch: (before, predicted, measured after); None unless the budget is a latency.
+    """
+
+    model: nn.Module
+    plan: Plan
+    fits: list[Refit]
+    gap: float
+    change: float
+    seconds: float
+    kept: Kept
+    latency: tuple[float, float, float] | None = None
+
+    def __str__(self) -> str:
+        lines = [
+            f"Pruned: {self.plan.savings}",
+            f"outputs differ from the original's by {share(self.change)} of their variance; "
+            f"pruned equals masked to {self.gap:.0e}; {self.seconds:.1f} s",
+            *latency_text(self.plan.budget, self.latency),
+        ]
+        if self.fits:
+            rows = [[fit.layer, share(fit.before), share(fit.error)] for fit in self.fits]
+            lines += ["", table(rows, ["refitted layer", "error before its refit", "after"])]
+        return "\n".join(lines)
+
+    def save(self, folder: str | FilePath) -> None:
+        """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``."""
+        storage.save(folder, self.model, self.kept, str(self.plan))

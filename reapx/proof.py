@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ProofError
-from .graph import Graph, run
+from .execution import run
+from .graph import Graph
 from .groups import Group
 from .images import Images
 from .surgery import Kept

@@ -4,19 +4,8 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from .graph import Graph
+from .graph import Graph, ancestors
 from .layers import Layer, tail_of
-
-
-def _ancestors(node: Node) -> set[Node]:
-    found: set[Node] = set()
-    stack = [node]
-    while stack:
-        current = stack.pop()
-        if current not in found:
-            found.add(current)
-            stack.extend(current.all_input_nodes)
-    return found
 
 
 def schedule(graph: Graph, layers: list[Layer]) -> list[tuple[Layer, bool]]:
@@ -34,7 +23,7 @@ def schedule(graph: Graph, layers: list[Layer]) -> list[tuple[Layer, bool]]:
         started.add(layer.node)
         tail, residual = tail_of(graph, layer), False
         if tail.total is not None and tail.other is not None:
-            above = _ancestors(tail.other)
+            above = ancestors([tail.other])
             first = [x for x in layers if x.node in above and x.node not in finished]
             rivals = [x for x in first if tail_of(graph, x).total is tail.total]
             if not any(rival.features > layer.features for rival in rivals):

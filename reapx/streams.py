@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from .graph import Graph, evaluate
+from .execution import evaluate
+from .graph import Graph
 from .images import Images, TensorStore
 
 

@@ -13,7 +13,7 @@ from graphs import coupled, lively, plain
 from torch import Tensor, nn
 
 import reapx
-from reapx.graph import run
+from reapx.execution import run
 from reapx.groups import Consumer, Group
 from reapx.inspection import Inspection
 from reapx.selection import Path, find_paths

@@ -15,7 +15,8 @@ from torch.fx import Node
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..graph import Graph, evaluate, operator_name, run
+from ..execution import evaluate, run
+from ..graph import Graph, ancestors, operator_name
 from ..images import Images, TensorStore
 from ..resume import Checkpoint, digest_of
 
@@ -76,7 +77,7 @@ class _Suffix:
             if not changed.isdisjoint(node.all_input_nodes):
                 changed.add(node)
                 below.append(node)
-        above = _ancestors(outputs)
+        above = ancestors(outputs)
         self.nodes = [node for node in below if node in above]
         self.outputs = [node for node in outputs if node in changed]
         inside = set(self.nodes)
@@ -95,17 +96,6 @@ class _Suffix:
             for argument in self._spent[node]:
                 del values[argument]
         return {node: values[node] for node in self.outputs}  # type: ignore[misc]
-
-
-def _ancestors(nodes: Sequence[Node]) -> set[Node]:
-    found: set[Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
-    return found
 
 
 def output_errors(

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..plan import GroupPlan, Plan
+    from ..group_plan import GroupPlan
+    from ..plan import Plan
 
 Values = npt.NDArray[np.float64]
 

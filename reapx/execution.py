@@ -1,0 +1,54 @@
+"""Execution: running a captured graph, whole or in part, with any parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from .graph import Graph
+
+
+def evaluate(node: Node, value_of: Callable[[Node], Any]) -> object:
+    """The value of one operator node, its arguments looked up by ``value_of``."""
+    args = torch.fx.map_arg(node.args, value_of)
+    kwargs = torch.fx.map_arg(node.kwargs, value_of)
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def run(
+    graph: Graph,
+    inputs: Iterable[Tensor],
+    tensors: Mapping[str, Tensor],
+    visit: Callable[[Node, Mapping[Node, object], object], None] | None = None,
+    last: int | None = None,
+) -> list[Tensor]:
+    """Run one batch with the given parameters; values are freed after their last reader.
+
+    Args:
+        inputs: The batch, in the order of ``graph.inputs``.
+        tensors: Qualified name -> parameter.
+        visit: Called after each node with the node, all values that still live, and its own value.
+        last: Stop after the node of this order; then nothing is returned.
+
+    Returns:
+        The model's outputs.
+    """
+    values: dict[Node, object] = dict(zip(graph.inputs, inputs, strict=True))
+    values.update({node: tensors[name] for node, name in graph.parameters.items()})
+    left = {node: len(readers) for node, readers in graph.users.items()}
+    keep = set(graph.outputs)
+    with torch.no_grad():
+        for node in graph.nodes if last is None else graph.nodes[: last + 1]:
+            value = evaluate(node, values.__getitem__)
+            if visit is not None:
+                visit(node, values, value)
+            values[node] = value
+            for argument in dict.fromkeys(node.all_input_nodes):
+                left[argument] -= 1
+                if left[argument] == 0 and argument not in keep:
+                    del values[argument]
+    return [values[node] for node in graph.outputs] if last is None else []  # type: ignore[misc]
