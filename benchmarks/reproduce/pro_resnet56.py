@@ -13,8 +13,11 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models
@@ -23,7 +26,8 @@ from timing import PeakMemory, write
 from torch import Tensor, nn
 
 import reapx
-from reapx import _native
+from reapx import _native, execution, rectify, streams
+from reapx.allocation import outputs
 from reapx.report.text import table
 
 SEEDS = [
@@ -41,25 +45,27 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 BUDGETS = (0.5, 0.35, 0.25)
 CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25)
-WORKS = {
-    "gram": ("gram_accumulate", "gram_mirror"),
-    "paths": ("basis_compute", "path_eliminate", "path_weights"),
-    "solves": ("batch_solve",),
+WORKS: dict[str, list[tuple[ModuleType, str]]] = {
+    "forward passes": [(execution, "evaluate"), (streams, "evaluate"), (outputs, "evaluate")],
+    "gram": [(_native, "gram_accumulate"), (_native, "gram_mirror")],
+    "paths": [(_native, "basis_compute"), (_native, "path_eliminate"), (_native, "path_weights")],
+    "solves": [(_native, "batch_solve")],
+    "rectification": [(rectify, "_residuals")],
 }
 
 
 class Clock:
-    """Context that adds up the seconds spent in the kernels; the rest is forward passes and bookkeeping."""
+    """Context that adds up the seconds spent in each kind of work."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(WORKS, 0.0)
-        self._original: dict[str, Callable[..., Any]] = {}
+        self._patches = ExitStack()
 
     def __enter__(self) -> Clock:
-        for work, names in WORKS.items():
-            for name in names:
-                self._original[name] = getattr(_native, name)
-                setattr(_native, name, self._timed(work, self._original[name]))
+        for work, places in WORKS.items():
+            for module, name in places:
+                timed = self._timed(work, getattr(module, name))
+                self._patches.enter_context(mock.patch.object(module, name, timed))
         return self
 
     def _timed(self, work: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,8 +79,7 @@ class Clock:
         return timed
 
     def __exit__(self, *_: object) -> None:
-        for name, call in self._original.items():
-            setattr(_native, name, call)
+        self._patches.close()
 
 
 @torch.no_grad()
