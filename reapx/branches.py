@@ -109,7 +109,8 @@ class Constant(nn.Module):
         """(batch, outputs, ...) or (..., outputs); one bias that is only seen at every position, unless writable."""
         shape = self.extent.shape(x, len(self.bias))
         value = self.bias.reshape(-1, *[1] * len(self.extent.kernel)).expand(shape)
-        return value.clone(memory_format=torch.contiguous_format) if self.writable else value
+        own = self.writable or self.training  # what runs only in training may write, too
+        return value.clone(memory_format=torch.contiguous_format) if own else value
 
     def extra_repr(self) -> str:
         """How many outputs, and which norm is in them."""

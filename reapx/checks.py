@@ -151,12 +151,14 @@ def bounds_of(channels: Channels, bounds: Mapping[str, tuple[float, float]]) -> 
     Where several patterns meet a group, all of them hold.
     """
     found: dict[str, tuple[int, int]] = {}
+    if not isinstance(bounds, Mapping):
+        raise InputError(f"bounds={bounds!r}: give a dict, such as {{'layer3.*': (0.25, 1.0)}}")
     names = [layer.name for layer in channels.layers]
     for pattern, given in bounds.items():
         if not any(_matches(name, pattern) for name in names):
             raise InputError(f"bounds={pattern!r} matches no layer; there are {', '.join(names[:20])}")
         met = [g for g in channels.groups if any(_matches(name, pattern) for name in _makers(channels, g))]
-        full = isinstance(given, list | tuple) and isinstance(given[-1], float) and given[-1] == 1.0
+        full = isinstance(given, list | tuple) and len(given) == 2 and isinstance(given[-1], float) and given[-1] == 1.0
         if not met and not full:  # all may stay, and do
             reasons = [f"{x.layer}: {x.reason}" for x in channels.frozen if _matches(x.layer, pattern)]
             raise InputError(f"bounds={pattern!r} bounds nothing, its channels all stay ({'; '.join(reasons[:3])})")
@@ -186,5 +188,5 @@ def _units(pattern: str, given: tuple[float, float], group: Group) -> tuple[int,
     coupled = "" if group.per_unit == 1 else f" that leave by {group.per_unit}"
     raise InputError(
         f"bounds={{{pattern!r}: {given!r}}} for {group.name}, which has {full} channels{coupled}: give (fewest, most), "
-        "as shares such as (0.25, 1.0) or whole numbers of channels"
+        "as shares such as (0.25, 1.0) or whole numbers of channels (1 is one channel, 1.0 is all)"
     )

@@ -117,14 +117,15 @@ def plan(
         progress=bars,
         checkpoint=checkpoint,
     )
-    tradeoff = None
+    tradeoff = point = None
     if pro:
         paths = choose(smallest(choices), refits=True)
         measure = Measurement(points, rounds, output_error, MEASURED_IMAGES)
         tradeoff = measure_tradeoff(
             graph, found._images, groups, paths, costs, budget, rules, measure, progress=bars, checkpoint=checkpoint
         )
-        widths = tradeoff.at(budget).widths
+        point = tradeoff.at(budget)
+        widths = point.widths
     else:
         widths = uniform(groups, costs, budget, rules)
     if not pro or swaps:
@@ -146,6 +147,7 @@ def plan(
         _found=found,
         _paths=paths,
         _tradeoff=tradeoff,
+        _point=point,
     )
 
 

@@ -58,6 +58,7 @@ class Plan:
     _found: Inspection = field(repr=False)
     _paths: Sequence[Path] = field(repr=False)
     _tradeoff: Tradeoff | None = field(default=None, repr=False)
+    _point: TradeoffPoint | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         rows = []
@@ -123,8 +124,11 @@ class Plan:
 
     @property
     def output_error(self) -> float:
-        """Predicted error at the network's outputs before the sweep repairs it; NaN if it was not measured."""
-        return float("nan") if self._tradeoff is None else self._tradeoff.at(self.budget).error
+        """Sum of the groups' errors at the network's outputs, each pruned alone; NaN if they were not measured.
+
+        It ranks plans. ``apply`` repairs much of it, so that the pruned network's own error is smaller.
+        """
+        return float("nan") if self._point is None else self._point.error
 
     def curves(self) -> dict[str, ErrorCurve]:
         """Group name -> error at the network's outputs as this group alone is pruned.
@@ -158,7 +162,8 @@ class Plan:
         if not self._found.costs.knows(budget):
             raise InputError(f"{budget!r} was not measured: call reapx.plan with it")
         start = time.perf_counter()
-        widths, costs = measured.at(budget).widths, self._found.costs
+        point, costs = measured.at(budget), self._found.costs
+        widths = point.widths
         return replace(
             self,
             groups=plan_groups(self._found.groups, self._paths, widths, measured),
@@ -166,6 +171,7 @@ class Plan:
             params=(costs.params(), costs.params(widths)),
             budget=budget,
             seconds=time.perf_counter() - start,
+            _point=point,
         )
 
     def _measured(self) -> Tradeoff:
@@ -229,11 +235,11 @@ class Plan:
             progress=show_bars(progress),
         )
         latency = self._latencies(found.model)
+        change = output_change(found.model, self._graph, self._images)
         pruned = found.model
         if inplace:
             found.repeat(self._model)
             pruned = self._model
-        change = output_change(pruned, self._graph, self._images)
         return Result(pruned, self, found.fits, found.gap, change, time.perf_counter() - start, found.kept, latency)
 
     def _latencies(self, pruned: nn.Module) -> tuple[float, float, float] | None:

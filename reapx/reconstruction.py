@@ -45,7 +45,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Refit:
-    """How well a layer was refitted: squared error over the target's variance, after and before."""
+    """How well a layer was refitted: squared error over the target's variance, after and before.
+
+    Rectification fits what a ReLU passes on, at the expense of this error over all values.
+    """
 
     layer: str
     error: float
@@ -177,7 +180,8 @@ def _refit(step: Step, streams: tuple[Stream, Stream], kept: Kept, damping: floa
     )
     weight = torch.where(usable.reshape(*old.shape[:2], 1), _fit(layer, centred, old, columns, damping), old)
     shift = torch.cat([_shift(part, own, intercept) for part, own in zip(moments, weight, strict=True)])
-    fit = Fit(weight, torch.where(usable, shift, 0.0))
+    bias = torch.zeros_like(shift) if layer.bias is None else tensors[layer.bias].double()
+    fit = Fit(weight, torch.where(usable, shift, bias))
     for _ in range(step.rectify):
         batches = _batches(step, streams, outs, norm)
         fit = rectify(

@@ -19,7 +19,7 @@ from torch.fx import Node
 from . import _native
 from .graph import Graph, operator_name
 from .layers import Layer, Tail
-from .moments import Moments
+from .moments import Moments, damp
 
 _STEP = 1.8
 """Share of each step that is taken: targets move with the fit, so plain steps (1) fall short of the fixed point."""
@@ -87,16 +87,20 @@ def rectify(
     gradient, total = _residuals(layer, like, fit, batches, norm)
     gradient, gone = gradient[:, :, columns], (fit.weight - old)[:, :, columns]
     moments = [own.of_columns(columns) for own in moments]
-    ridges = [own.ridge(damping) for own in moments]
     change, kept = torch.empty_like(gradient), torch.arange(len(columns))
     sums = total.reshape(old.shape[:2])
-    tasks = []
-    for part, (own, ridge) in enumerate(zip(moments, ridges, strict=True)):
-        cross = gradient[part] - ridge * gone[part]
-        if intercept:
-            cross = cross - torch.outer(sums[part], own.total / own.rows)
-        tasks.append(_native.SolveTask(own.gram.contiguous(), cross, kept, ridge, None, change[part]))
-    if max(_native.batch_solve(tasks), default=-1) >= 0:
+
+    def solve(indices: list[int], ridges: list[float]) -> list[int]:
+        tasks = []
+        for part, ridge in zip(indices, ridges, strict=True):
+            own = moments[part]
+            cross = gradient[part] - ridge * gone[part]
+            if intercept:
+                cross = cross - torch.outer(sums[part], own.total / own.rows)
+            tasks.append(_native.SolveTask(own.gram.contiguous(), cross, kept, ridge, None, change[part]))
+        return _native.batch_solve(tasks)
+
+    if max(damp(moments, damping, solve), default=-1) >= 0:
         return fit
     change = torch.where(usable.reshape(*old.shape[:2], 1), change, 0.0)
     weight = fit.weight.index_add(2, columns, change, alpha=_STEP)

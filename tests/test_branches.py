@@ -223,3 +223,18 @@ def test_bounds_keep_a_branch() -> None:
     plan = reapx.plan(model, images, budget=reapx.MACs(0.99), bounds={"a1.0": (1, 6)})
     assert plan.tradeoff()[-1].widths["a1.0"] == 1
     assert plan.tradeoff()[-1].widths["b1.0"] == 0
+
+
+def test_pro_leaves_no_layer_that_computes_for_nothing() -> None:
+    """Once one layer of a bottleneck is empty, the layers before and behind it go as well, at every budget."""
+    model, images = built("bottleneck")
+    plan = reapx.plan(model, images, budget=reapx.MACs(0.9))
+    empty = 0
+    for share in torch.linspace(0.9, 0.1, 41).tolist():
+        try:
+            kept = {entry.group.name: entry.kept for entry in plan.at(reapx.MACs(share)).groups}
+        except reapx.BudgetError:
+            break
+        assert (kept["one.0"] == 0) == (kept["two.0"] == 0)
+        empty += kept["one.0"] == 0
+    assert empty > 0

@@ -78,6 +78,7 @@ def refusal(budget: Budget, costs: Costs, groups: Sequence[Group], rules: Rules)
     kind = type(budget)
     name, full = kind.__name__, costs.of(kind)
     limit, least = budget.limit(full), _least(kind, costs, groups, rules)
+    unit = f" {budget.unit}" if budget.unit else ""
     cures = ["raise it"]
     if any(group.stream for group in groups) and not rules.streams:
         then = _least(kind, costs, groups, replace(rules, streams=True))
@@ -91,8 +92,8 @@ def refusal(budget: Budget, costs: Costs, groups: Sequence[Group], rules: Rules)
     if budget.amount > 1 and limit < least / 10:
         cures.append("give a fraction such as 0.5 if that is what you meant: amounts above 1 are absolute")
     return (
-        f"{name}({budget.amount}) allows {limit:,}, but the smallest that can be reached is {least:,} "
-        f"({name}({least / full:.4f})): {', or '.join(cures)}"
+        f"{name}({budget.amount}) allows {round(limit, 3):,}{unit}, but the smallest that can be reached is "
+        f"{least:,}{unit} ({name}({least / full:.4f})): {', or '.join(cures)}"
     )
 
 

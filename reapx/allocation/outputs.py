@@ -44,12 +44,17 @@ def scored_outputs(graph: Graph, measure: str = "squared") -> list[Node]:
             "there: plan with allocation='uniform', or let forward() return its scores"
         )
     for shape in (graph.shape(node) for node in found):
-        if measure == "kl" and (len(shape) < 2 or shape[1] < 2):
+        if measure == "kl" and (len(shape) < 2 or shape[_class_axis(len(shape))] < 2):
             raise InputError(
-                f"output_error='kl' compares classes along axis 1, the model puts out shape (images, "
+                f"output_error='kl' compares classes, the model puts out shape (images, "
                 f"{', '.join(map(str, shape[1:]))}): use 'squared'"
             )
     return list(dict.fromkeys(found))
+
+
+def _class_axis(dimensions: int) -> int:
+    """The axis that classes run along: the last one of tokens (images, tokens, classes), else the second."""
+    return 2 if dimensions == 3 else 1
 
 
 def _image_axis(node: Node) -> int | None:
@@ -119,7 +124,7 @@ def output_errors(
         measure: ``"squared"``: squared difference, as a share of the variance of the original's outputs (of their
             squares where they do not vary); ``"kl"``: Kullback-Leibler divergence from the original's softmax over
             axis 1, in nats. Outputs are taken before a softmax; several are averaged.
-        count: Run about so many images, in batches evenly over all; None for all.
+        count: Run about so many images, the first of every batch; None for all.
         checkpoint: Where sums are stored as they come, and found again after a kill.
 
     Returns:
@@ -131,12 +136,12 @@ def output_errors(
     suffixes = [_Suffix(graph, set(edit), outputs) for edit in edits]
     wanted = set(outputs).union(*(suffix.frontier for suffix in suffixes))
     sums = _Sums([_image_shape(graph, node) for node in outputs], len(edits), measure)
-    batches = _spread(images, count)
-    name = "" if checkpoint is None else f"outputs-{_digest(base or {}, edits, measure, batches)}"
+    share = 1.0 if count is None else min(count / images.count, 1.0)
+    name = "" if checkpoint is None else f"outputs-{_digest(base or {}, edits, measure, share)}"
     done = 0 if checkpoint is None else checkpoint.restore(name, sums.tensors)
-    bar = tqdm(batches[done:], "measuring outputs", unit="batch", leave=False, disable=not progress)
-    for step, batch in enumerate(bar, done + 1):
-        inputs = images[batch]
+    batches = range(done, len(images))
+    for batch in tqdm(batches, "measuring outputs", unit="batch", leave=False, disable=not progress):
+        inputs = tuple(value[: math.ceil(share * len(value))] for value in images[batch])
         kept = _Kept(graph, inputs, tensors, wanted, images.memory // 2)
         original = kept if base is None else _Kept(graph, inputs, graph.tensors, set(outputs), math.inf)
         references = [original.tensor(node).movedim(axis, 0) for node, axis in zip(outputs, axes, strict=True)]
@@ -151,24 +156,16 @@ def output_errors(
         sums.end_batch(references)
         kept.close()
         if checkpoint is not None:
-            checkpoint.keep_tensors(name, step, sums.tensors, last=step == len(batches))
+            checkpoint.keep_tensors(name, batch + 1, sums.tensors, last=batch + 1 == len(images))
     return sums.shares()
 
 
-def _digest(
-    base: Mapping[str, Tensor], edits: Sequence[Mapping[str, Tensor]], measure: str, batches: Sequence[int]
-) -> str:
+def _digest(base: Mapping[str, Tensor], edits: Sequence[Mapping[str, Tensor]], measure: str, share: float) -> str:
     """Of everything that the sums depend on, besides the network and the images."""
-    digest = hashlib.sha256(f"{measure} {batches}".encode())
+    digest = hashlib.sha256(f"{measure} {share}".encode())
     for tensors in (base, *edits):
         digest.update(digest_of(tensors).encode())
     return digest.hexdigest()[:16]
-
-
-def _spread(images: Images, count: int | None) -> list[int]:
-    """Batches, evenly over all, that hold about ``count`` images."""
-    wanted = len(images) if count is None else min(max(round(count * len(images) / images.count), 1), len(images))
-    return [index * len(images) // wanted for index in range(wanted)]
 
 
 def _placeholders(graph: Graph, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> dict[Node, object]:
@@ -231,8 +228,11 @@ class _Sums:
         """Add one edit's output of one batch."""
         value, reference = value.double(), reference.double()
         if self._measure == "kl":
-            expected, found = reference.log_softmax(1), value.log_softmax(1)
-            error = (expected.exp() * (expected - found)).sum() * (reference.shape[1] / max(reference[0].numel(), 1))
+            classes = _class_axis(reference.dim())
+            expected, found = reference.log_softmax(classes), value.log_softmax(classes)
+            error = (expected.exp() * (expected - found)).sum() * (
+                reference.shape[classes] / max(reference[0].numel(), 1)
+            )
         else:
             error = (value - reference).square().sum()
         self._errors[output, edit] += float(error)

@@ -27,7 +27,7 @@ from ..selection.refits import combined
 from .choices import Choices, Rules, Widths, largest, refusal
 from .curves import Curve, ErrorCurve, fit_curve
 from .outputs import output_errors
-from .tradeoff import Descent, TradeoffPoint
+from .tradeoff import Descent, TradeoffPoint, idle_without
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Tradeoff:
     ) -> None:
         self._costs, self._kind, self._groups, self._rules = costs, kind, groups, rules
         self.choices, self.measure = rules.choices(groups), measure
+        self._idle = idle_without(groups, costs)
         self._stages: list[_Stage] = []
 
     @property
@@ -92,16 +93,20 @@ class Tradeoff:
         return self._point(kind, stage, descent)
 
     def points(self, kind: type[Budget]) -> list[TradeoffPoint]:
-        """All corners of the trade-off from the full network down to the smallest one."""
-        found = []
+        """Corners of the trade-off from the full network down to the smallest one, at least 1/400 of the cost apart."""
+        found: list[TradeoffPoint] = []
+        apart = float(self._costs.of(kind)) / 400
         stages = self._of(kind)
         ends = [float(self._costs.of(kind, stage.widths)) for stage in stages[1:]]
         for stage, end in zip(stages, [*ends, 0.0], strict=True):
             descent = self._descent(kind, stage)
             while descent.cost > end:  # where it ends, the next stage starts
-                found.append(self._point(kind, stage, descent))
+                if not found or found[-1].cost - descent.cost >= apart:
+                    found.append(self._point(kind, stage, descent))
                 if not descent.step(end):
                     break
+            if stage is stages[-1] and (not found or descent.cost < found[-1].cost):
+                found.append(self._point(kind, stage, descent))
         return found
 
     def _of(self, kind: type[Budget]) -> list[_Stage]:
@@ -109,12 +114,11 @@ class Tradeoff:
         return self._stages if kind is self._kind else self._stages[:1]
 
     def _descent(self, kind: type[Budget], stage: _Stage) -> Descent:
-        return Descent(self._costs, kind, stage.curves, self.choices, stage.widths)
+        return Descent(self._costs, kind, stage.curves, self.choices, stage.widths, self._idle)
 
     def _point(self, kind: type[Budget], stage: _Stage, descent: Descent) -> TradeoffPoint:
         full = float(self._costs.of(kind))
-        errors = (stage.curves[name].by_width[descent.widths[name]] for name in stage.curves)
-        error = stage.error + float(sum(errors))
+        error = stage.error + descent.error
         return TradeoffPoint(descent.cost, descent.cost / max(full, 1e-300), error, dict(descent.widths))
 
 

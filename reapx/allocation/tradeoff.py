@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..budget import Budget, Costs
+from ..groups import Group
 from .choices import Choices
 from .curves import ErrorCurve
 
@@ -20,7 +21,8 @@ class TradeoffPoint:
     Attributes:
         cost: In the budget's unit.
         share: ``cost`` as a share of the original's.
-        error: Predicted error at the network's outputs: the sum of the groups' own.
+        error: Sum of the errors at the outputs that the groups cause one at a time. It ranks budgets; the sweep of
+            ``Plan.apply`` repairs much of it, so that the pruned network's own error is smaller.
         widths: Group name -> kept units.
     """
 
@@ -28,6 +30,24 @@ class TradeoffPoint:
     share: float
     error: float
     widths: dict[str, int]
+
+
+def idle_without(groups: Sequence[Group], costs: Costs) -> dict[str, set[str]]:
+    """Group name -> groups that do nothing once it is gone: those that only feed it, and constants without it."""
+    makers = {layer.weight: group for group in groups for layer in group.producers}
+    found: dict[str, set[str]] = {}
+    for group in groups:
+        layers = [consumer.layer for consumer in group.consumers]
+        fed = {makers[layer.weight].name: makers[layer.weight] for layer in layers if layer.weight in makers}
+        if len(fed) != 1 or any(layer.weight not in makers for layer in layers):
+            continue
+        (behind,) = fed.values()
+        found.setdefault(behind.name, set()).add(group.name)
+        gone = {**costs.full, group.name: 0}
+        axes = {layer.weight: layer.in_axis for layer in layers}
+        if all(x.weight in axes and costs.shape(x.weight, gone)[axes[x.weight]] == 0 for x in behind.producers):
+            found.setdefault(group.name, set()).add(behind.name)
+    return found
 
 
 class Descent:
@@ -48,13 +68,21 @@ class Descent:
         curves: Mapping[str, ErrorCurve],
         choices: Choices,
         widths: Mapping[str, int],
+        idle: Mapping[str, set[str]] | None = None,
     ) -> None:
-        self._costs, self._kind, self._choices = costs, kind, choices
+        self._costs, self._kind, self._choices, self._idle = costs, kind, choices, idle or {}
         self._errors = {name: curve.by_width for name, curve in curves.items()}
         self._partners = costs.partners()
         self.widths = dict(widths)
         self.cost = float(costs.of(kind, widths))
+        for name, width in self.widths.items():
+            self._end(name, width)
         self._next = {name: self._best(name) for name in choices}
+
+    @property
+    def error(self) -> float:
+        """Sum of the groups' errors at the present widths."""
+        return float(sum(errors[self.widths[name]] for name, errors in self._errors.items()))
 
     def _best(self, name: str) -> tuple[float, int, float] | None:
         """(error per saving, width, saving) of a group's next step; None where it has none that saves."""
@@ -91,18 +119,37 @@ class Descent:
         return [int(width) for width in self._choices[name] if lowest <= width < highest]
 
     def _move(self, name: str, width: int) -> None:
+        cost = self._costs.along(self._kind, name, self.widths)
+        self.cost += float(cost[width] - cost[self.widths[name]])
         self.widths[name] = width
-        self.cost = float(self._costs.of(self._kind, self.widths))
-        for other in self._partners[name]:
+        idle = self._end(name, width)
+        for other in self._partners[name] | idle:
             if other in self._next:
                 self._next[other] = self._best(other)
+        for other in idle & set(self._choices):
+            if self._choices[other][0] < self.widths[other]:
+                self._move(other, int(self._choices[other][0]))
+
+    def _end(self, name: str, width: int) -> set[str]:
+        """Groups that do nothing more once this one is gone: taking more from them adds no error from now on."""
+        idle = self._idle.get(name, set()) if width == 0 else set()
+        for other in idle:
+            if other in self._errors:
+                self._errors[other] = np.full_like(self._errors[other], self._errors[other][self.widths[other]])
+        return idle
 
     def give_back(self, limit: float) -> None:
-        """Grow groups, the one that gains most error for its cost first, until not one more width fits."""
+        """Grow groups, the one that gains most error for its cost first, until not one more width fits.
+
+        Groups that do nothing any more stay as they are.
+        """
         while True:
             gains = []
+            done = set().union(*(others for name, others in self._idle.items() if self.widths[name] == 0))
             for name, allowed in self._choices.items():
                 width = self.widths[name]
+                if name in done:
+                    continue
                 wider = allowed[np.searchsorted(allowed, width, side="right") :]
                 if len(wider) == 0:
                     continue

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def find_paths(
     busy = [group for group in groups if steps[group.name] > 0]
     found: dict[str, Path] = {}
     store = TensorStore(images.memory // 2)
-    for index, part in enumerate(_chunks(busy, images.memory)):
+    for part in _chunks(busy, images.memory):
         layers = {c.layer.weight: c.layer for group in part for c in group.consumers}
         moments = measure(
             graph,
@@ -70,7 +71,7 @@ def find_paths(
             positions=positions,
             progress=progress,
             checkpoint=checkpoint,
-            name=f"moments-{index}",
+            name=f"moments-{_digest(layers)}",
         )
         _warn_few_rows(moments, images)
         requests = [
@@ -94,17 +95,24 @@ def _order(graph: Graph, group: Group, steps: int, selection: str) -> Tensor | N
 
 
 def _chunks(groups: list[Group], memory: int) -> list[list[Group]]:
-    """Groups in runs whose consumers' Gram matrices fit into ``memory`` bytes; each run is one pass over the images."""
+    """Groups in runs whose consumers' Gram matrices, bases and factors fit into ``memory`` bytes.
+
+    Each run is one pass over the images.
+    """
     chunks: list[list[Group]] = []
     used = 0
     for group in groups:
-        size = sum(8 * consumer.layer.features**2 for consumer in group.consumers)
+        size = sum(24 * consumer.layer.features**2 for consumer in group.consumers)
         if not chunks or used + size > memory:
             chunks.append([])
             used = 0
         chunks[-1].append(group)
         used += size
     return chunks
+
+
+def _digest(names: Iterable[str]) -> str:
+    return hashlib.sha256(" ".join(sorted(names)).encode()).hexdigest()[:16]
 
 
 def _norms(graph: Graph, group: Group) -> list[Tensor]:
