@@ -61,11 +61,14 @@ def measure(name: str, images: Tensor, held: Tensor, labels: Tensor) -> list[dic
     model = models.cifar_resnet(56)
     wanted = outputs_of(model, held)
     rows: list[dict[str, object]] = []
+    plan: reapx.Plan | None = None
     with mock.patch.object(pipeline, "MEASURED_IMAGES", options.pop("measured", pipeline.MEASURED_IMAGES)):
         for budget in BUDGETS:
-            again = rows and options.get("rounds", 1) == 1 and options.get("allocation") != "uniform"
-            wanted_budget = reapx.MACs(budget)
-            plan = plan.at(wanted_budget) if again else reapx.plan(model, images, budget=wanted_budget, **options)
+            own = reapx.MACs(budget)
+            if plan is not None and options.get("rounds", 1) == 1 and options.get("allocation") != "uniform":
+                plan = plan.at(own)
+            else:
+                plan = reapx.plan(model, images, budget=own, **options)
             result = plan.apply(**rectify)
             outputs = outputs_of(result.model, held)
             divergence = torch.nn.functional.kl_div(
