@@ -198,6 +198,7 @@ def main() -> None:
     """Run the jobs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one small job, few images; nothing is written")
+    parser.add_argument("--jobs", action="store_true", help="no variants, no growth")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", nargs="*", default=list(JOBS), choices=list(JOBS))
     options = parser.parse_args()
@@ -211,7 +212,7 @@ def main() -> None:
             rows.append(
                 alone(measure, name, allocation, count, 200 if options.quick else None, 2 if options.quick else 9)
             )
-    if not options.quick:
+    if not options.quick and not options.jobs:
         rows += [alone(growth, number) for number in (1000, 2000, 4000, 8000)]
         rows += [alone(variants, name) for name in ("resnet20", "resnet56") if name in names]
         rows.append(alone(naive_check, "layer2.1.conv1", 1000))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from . import _native
-from .allocation import ALLOCATIONS, OUTPUT_ERRORS
+from .allocation import ALLOCATIONS, OUTPUT_ERRORS, POINTS
 from .budget import Budget
 from .errors import InputError
 from .groups import Channels, Frozen, Group
@@ -79,7 +79,7 @@ def check_measuring(allocation: str, points: int, rounds: int, output_error: str
             raise InputError(f"{name}={value!r}: give a whole number from 1")
     if output_error not in OUTPUT_ERRORS:
         raise InputError(f"output_error={output_error!r}: choose one of {', '.join(OUTPUT_ERRORS)}")
-    if allocation != "pro" and (points, rounds, output_error) != (1, 1, OUTPUT_ERRORS[0]):
+    if allocation != "pro" and (points, rounds, output_error) != (POINTS, 1, OUTPUT_ERRORS[0]):
         raise InputError(
             f"allocation={allocation!r} measures nothing at the outputs: points, rounds and output_error need "
             "allocation='pro'"

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from .allocation import ALLOCATIONS, OUTPUT_ERRORS
+from .allocation import ALLOCATIONS, OUTPUT_ERRORS, POINTS
 from .budget import Budget, MACs, Params
 from .errors import InputError, ReapxError
 from .inspection import inspect
@@ -99,7 +99,7 @@ def _add_allocation(parser: argparse.ArgumentParser) -> None:
         metavar="LAYER=FEWEST:MOST",
         help="output channels of a layer or pattern that stay: shares with a dot, else whole channels; repeatable",
     )
-    parser.add_argument("--points", type=_count, default=1, help="widths of each group that are measured (pro)")
+    parser.add_argument("--points", type=_count, default=POINTS, help="widths of each group that are measured (pro)")
     parser.add_argument("--rounds", type=_count, default=1, help="measure so often on the way to the budget (pro)")
     parser.add_argument("--output-error", default="squared", choices=OUTPUT_ERRORS, help="what is measured (pro)")
 

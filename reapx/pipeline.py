@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from .allocation import Measurement, Rules, measure_tradeoff, refusal, scored_outputs, smallest, uniform
+from .allocation import POINTS, Measurement, Rules, measure_tradeoff, refusal, scored_outputs, smallest, uniform
 from .budget import Budget
 from .checks import bounds_of, check_arguments, check_measuring, check_refinements
 from .errors import BudgetError
@@ -40,7 +40,7 @@ def plan(
     round_to: int = 1,
     exclude: Sequence[str] = (),
     bounds: Mapping[str, tuple[float, float]] | None = None,
-    points: int = 1,
+    points: int = POINTS,
     rounds: int = 1,
     output_error: str = "squared",
     damping: float = DAMPING,
@@ -65,8 +65,8 @@ def plan(
         exclude: Layer names or patterns (``"layer3.*"``) whose output channels stay.
         bounds: Layer name or pattern -> (fewest, most) of its output channels that stay: shares such as
             ``(0.25, 1.0)``, or whole numbers of channels. A branch that must keep something does not leave as a whole.
-        points: Widths of each group at which the error at the outputs is measured (``"pro"`` only); between them, it
-            follows the group's own path.
+        points: Widths of each group at which the error at the outputs is measured, besides width 0 (``"pro"`` only);
+            between them, it follows the group's own path.
         rounds: Measure again on the way to the budget, this often in all (``"pro"`` only).
         output_error: ``"squared"``: mean squared difference of the outputs before a softmax; ``"kl"``:
             Kullback-Leibler divergence of their softmax (``"pro"`` only).

@@ -29,7 +29,7 @@ from reapx.report.text import table
 BUDGETS = (0.5, 0.35)
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
-    "points=2": {"points": 2},
+    "points=1": {"points": 1},
     "points=4": {"points": 4},
     "points=8": {"points": 8},
     "rounds=2": {"rounds": 2},

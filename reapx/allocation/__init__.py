@@ -5,7 +5,7 @@ from __future__ import annotations
 from .choices import Rules, refusal, smallest
 from .curves import ErrorCurve
 from .outputs import OUTPUT_ERRORS, scored_outputs
-from .pro import Measurement, Tradeoff, measure_tradeoff
+from .pro import POINTS, Measurement, Tradeoff, measure_tradeoff
 from .tradeoff import TradeoffPoint
 from .uniform import uniform
 
@@ -14,6 +14,7 @@ ALLOCATIONS = ("pro", "uniform")
 __all__ = [
     "ALLOCATIONS",
     "OUTPUT_ERRORS",
+    "POINTS",
     "ErrorCurve",
     "Measurement",
     "Rules",

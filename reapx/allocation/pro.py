@@ -122,6 +122,10 @@ class Tradeoff:
         return TradeoffPoint(descent.cost, descent.cost / max(full, 1e-300), error, dict(descent.widths))
 
 
+POINTS = 2
+"""Default number of measured widths per group; more choose no better widths."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """How errors at the outputs are measured.
@@ -133,7 +137,7 @@ class Measurement:
         images: About so many are run; None for all.
     """
 
-    points: int = 1
+    points: int = POINTS
     rounds: int = 1
     error: str = "squared"
     images: int | None = None
