@@ -269,7 +269,7 @@ def test_a_plan_without_measured_errors_says_what_to_do_instead() -> None:
 @pytest.mark.parametrize(
     "options",
     [{"points": 0}, {"points": 1.5}, {"rounds": 0}, {"rounds": True}, {"output_error": "l1"},
-     {"allocation": "uniform", "points": 2}, {"allocation": "uniform", "output_error": "kl"}],
+     {"allocation": "uniform", "points": 3}, {"allocation": "uniform", "output_error": "kl"}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(options: dict[str, Any]) -> None:
     model, images = residual()
