@@ -115,7 +115,7 @@ def test_inspect_shows_groups_and_frozen(folder: Path, capsys: pytest.CaptureFix
             "only --allocation pro",
         ),
         (
-            ["prune", *COMMON, "--budget", "macs=0.5", "--out", "x", "--allocation", "uniform", "--points", "2"],
+            ["prune", *COMMON, "--budget", "macs=0.5", "--out", "x", "--allocation", "uniform", "--points", "3"],
             "need allocation='pro'",
         ),
         (["inspect", "usermodel.py:nothing", "--images", "images.npz:images"], "cannot be loaded"),
