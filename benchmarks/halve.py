@@ -10,7 +10,6 @@ hand, they are the first half of those and accuracy is counted on the other half
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import sys
 import time
@@ -24,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import reference
-from timing import PeakMemory, interleaved, write
+from timing import PeakMemory, interleaved, parser, write
 from torch import Tensor, nn
 
 import reapx
@@ -196,12 +195,10 @@ def show(rows: list[dict[str, object]]) -> str:
 
 def main() -> None:
     """Run the jobs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one small job, few images; nothing is written")
-    parser.add_argument("--jobs", action="store_true", help="no variants, no growth")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", nargs="*", default=list(JOBS), choices=list(JOBS))
-    options = parser.parse_args()
+    arguments = parser(__doc__, "one small job, few images")
+    arguments.add_argument("--jobs", action="store_true", help="no variants, no growth")
+    arguments.add_argument("--only", nargs="*", default=list(JOBS), choices=list(JOBS))
+    options = arguments.parse_args()
     if not models.has_data():
         return
     names = ["resnet20"] if options.quick else options.only

@@ -213,6 +213,17 @@ def mnist(split: str, count: int | None = None) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
+def outputs_of(model: nn.Module, images: Tensor, batch: int = 250) -> Tensor:
+    """(images, classes) outputs."""
+    return torch.cat([model(part) for part in images.split(batch)])
+
+
+def output_error(outputs: Tensor, wanted: Tensor) -> float:
+    """Squared difference over the variance of what is wanted, the error that PRO predicts."""
+    return float((outputs - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum())
+
+
+@torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch: int = 250) -> float:
     """Share of images whose largest output is the label."""
     hits = 0

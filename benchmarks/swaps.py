@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import models
-from timing import write
+from timing import parser, write
 
 import reapx
 from reapx.report.text import table
@@ -43,10 +40,8 @@ def compare(depth: int, count: int, test_count: int | None) -> dict[str, object]
 
 def main() -> None:
     """Both networks."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few images of one network; nothing is written")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    arguments = parser(__doc__, "few images of one network")
+    options = arguments.parse_args()
     if not models.has_data():
         return
     jobs = [(20, 100, 200)] if options.quick else [(20, 1000, None), (56, 1000, None)]

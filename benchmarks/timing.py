@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import subprocess
@@ -38,6 +39,14 @@ def machine() -> dict[str, object]:
 def _git(*words: str) -> str:
     done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     return done.stdout.strip()
+
+
+def parser(text: str, quick: str) -> argparse.ArgumentParser:
+    """The options of a benchmark on real networks: ``--quick``, whose help is ``quick``, and ``--json``."""
+    found = argparse.ArgumentParser(description=text.splitlines()[0])
+    found.add_argument("--quick", action="store_true", help=f"{quick}; nothing is written")
+    found.add_argument("--json", type=Path)
+    return found
 
 
 class PeakMemory:

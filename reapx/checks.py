@@ -86,6 +86,14 @@ def check_measuring(allocation: str, points: int, rounds: int, output_error: str
         )
 
 
+def check_refits(refit: str, rectify: int) -> None:
+    """Refuse refits and rectification outside their choices."""
+    if refit not in ("all", "consumers"):
+        raise InputError(f"refit={refit!r}: choose 'all' or 'consumers'")
+    if not _is_whole(rectify) or rectify < 0:
+        raise InputError(f"rectify={rectify!r}: give a whole number from 0")
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 

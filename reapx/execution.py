@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,21 @@ def evaluate(node: Node, value_of: Callable[[Node], Any]) -> object:
     args = torch.fx.map_arg(node.args, value_of)
     kwargs = torch.fx.map_arg(node.kwargs, value_of)
     return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def last_reads(nodes: Sequence[Node], keep: Container[Node]) -> dict[Node, list[Node]]:
+    """Each of some nodes, to be run in this order -> the values, but parameters and inputs, that none reads after it.
+
+    Args:
+        nodes: In execution order.
+        keep: Values that are needed afterwards.
+    """
+    last = {argument: node for node in nodes for argument in (node, *node.all_input_nodes)}
+    spent: dict[Node, list[Node]] = {node: [] for node in nodes}
+    for argument, node in last.items():
+        if argument.op != "placeholder" and argument not in keep:
+            spent[node].append(argument)
+    return spent
 
 
 def run(

@@ -108,7 +108,8 @@ class Graph:
         return self.parameters.get(argument) if isinstance(argument, Node) else None
 
 
-def _is_dynamic(size: int | torch.SymInt) -> bool:
+def is_dynamic(size: int | torch.SymInt) -> bool:
+    """Whether a size depends on the number of images."""
     return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
@@ -167,7 +168,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
     _use_live_tensors(graph, model)
     for node in graph.inputs:
         value = node.meta.get("val")
-        if isinstance(value, Tensor) and not _is_dynamic(value.shape[0]):
+        if isinstance(value, Tensor) and not is_dynamic(value.shape[0]):
             raise CaptureError(
                 f"forward() fixes the batch size at {value.shape[0]} (input {node.name!r}): write "
                 "it for any batch size, for instance x.view(x.shape[0], ...) or x.flatten(1)"

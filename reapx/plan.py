@@ -12,7 +12,7 @@ from torch import nn
 from . import storage
 from .allocation import ErrorCurve, Tradeoff, TradeoffPoint
 from .budget import Budget
-from .checks import check_damping, check_model
+from .checks import check_damping, check_model, check_refits
 from .errors import InputError
 from .graph import Graph
 from .group_plan import GroupPlan, plan_groups
@@ -212,10 +212,7 @@ class Plan:
         Raises:
             NumericalError, CaptureError, ProofError: the model is as it was.
         """
-        if refit not in ("all", "consumers"):
-            raise InputError(f"refit={refit!r}: choose 'all' or 'consumers'")
-        if not isinstance(rectify, int) or isinstance(rectify, bool) or rectify < 0:
-            raise InputError(f"rectify={rectify!r}: give a whole number from 0")
+        check_refits(refit, rectify)
         damping = self.damping if damping is None else damping
         check_damping(damping)
         check_model(self._model)

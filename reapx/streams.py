@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from .execution import evaluate
+from .execution import evaluate, last_reads
 from .graph import Graph
 from .images import Images, TensorStore
 
@@ -35,7 +35,7 @@ class Stream:
         reached = self._held | set(todo) | set(self.graph.inputs)
         keep = {node for node in reached if self._is_needed(node)} - set(self.graph.inputs)
         keep = {n for n in keep if not isinstance(n.meta.get("val"), list | tuple)}
-        last_read = self._last_reads(todo, keep.union(targets))
+        last_read = last_reads(todo, keep.union(targets))
         fixed = {node: self.tensors[name] for node, name in self.graph.parameters.items()}
         for batch in range(len(self._images)):
             values: dict[Node, object] = dict(fixed)
@@ -67,16 +67,6 @@ class Stream:
 
     def _is_needed(self, node: Node) -> bool:
         return self.wanted[node] > 0 or any(user not in self._done for user in self.graph.users.get(node, ()))
-
-    @staticmethod
-    def _last_reads(todo: list[Node], keep: set[Node]) -> dict[Node, list[Node]]:
-        """Node -> the values of this step that nothing reads after it."""
-        last = {argument: node for node in todo for argument in (node, *node.all_input_nodes)}
-        spent: dict[Node, list[Node]] = {node: [] for node in todo}
-        for argument, node in last.items():
-            if argument.op != "placeholder" and argument not in keep:
-                spent[node].append(argument)
-        return spent
 
     def _missing(self, targets: list[Node]) -> list[Node]:
         """Nodes to evaluate for the targets, in order."""

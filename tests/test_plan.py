@@ -12,9 +12,9 @@ from graphs import coupled, lively, plain
 from torch import Tensor, nn
 
 import reapx
+from reapx.execution import last_reads
 from reapx.images import TensorStore
 from reapx.proof import difference, prove
-from reapx.streams import Stream
 
 
 def residual() -> tuple[nn.Module, Tensor]:
@@ -306,7 +306,7 @@ def test_activations_are_freed_after_their_last_reader() -> None:
         layers += [nn.Conv2d(4, 4, 1), nn.Tanh()]
     model = nn.Sequential(nn.Conv2d(3, 4, 1), *layers, nn.Conv2d(4, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
     graph = reapx.inspect(model, torch.randn(4, 3, 5, 5))._graph
-    spent = Stream._last_reads(graph.nodes, {graph.nodes[-1]})
+    spent = last_reads(graph.nodes, {graph.nodes[-1]})
     assert sum(len(values) for values in spent.values()) == len(graph.nodes) - 1
     assert all(len(values) == 1 for node, values in spent.items() if node is not graph.nodes[0])
 

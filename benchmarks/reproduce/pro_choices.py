@@ -10,7 +10,6 @@ are too high as such; they only compare settings. Test images are not looked at.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models
 import torch
-from timing import write
+from timing import parser, write
 from torch import Tensor
 
 import reapx
@@ -47,19 +46,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@torch.no_grad()
-def outputs_of(model: torch.nn.Module, images: Tensor) -> Tensor:
-    """(images, classes) outputs."""
-    return torch.cat([model(batch) for batch in images.split(250)])
-
-
 def measure(name: str, images: Tensor, held: Tensor, labels: Tensor) -> list[dict[str, object]]:
     """A row for each budget."""
     options = dict(SETTINGS[name])
     images = images[: options.pop("count", len(images))]
     rectify = {"rectify": options.pop("rectify")} if "rectify" in options else {}
     model = models.cifar_resnet(56)
-    wanted = outputs_of(model, held)
+    wanted = models.outputs_of(model, held)
     rows: list[dict[str, object]] = []
     plan: reapx.Plan | None = None
     with mock.patch.object(pipeline, "MEASURED_IMAGES", options.pop("measured", pipeline.MEASURED_IMAGES)):
@@ -70,7 +63,7 @@ def measure(name: str, images: Tensor, held: Tensor, labels: Tensor) -> list[dic
             else:
                 plan = reapx.plan(model, images, budget=own, **options)
             result = plan.apply(**rectify)
-            outputs = outputs_of(result.model, held)
+            outputs = models.outputs_of(result.model, held)
             divergence = torch.nn.functional.kl_div(
                 outputs.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True
             )
@@ -78,7 +71,7 @@ def measure(name: str, images: Tensor, held: Tensor, labels: Tensor) -> list[dic
                 {
                     "setting": name,
                     "budget": budget,
-                    "squared": float((outputs - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()),
+                    "squared": models.output_error(outputs, wanted),
                     "kl": float(divergence),
                     "accuracy": float((outputs.argmax(1) == labels).float().mean()),
                     "plan_seconds": round(plan.seconds, 1),
@@ -92,11 +85,9 @@ def measure(name: str, images: Tensor, held: Tensor, labels: Tensor) -> list[dic
 
 def main() -> None:
     """All settings."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one setting, few images; nothing is written")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
-    options = parser.parse_args()
+    arguments = parser(__doc__, "one setting, few images")
+    arguments.add_argument("--only", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
+    options = arguments.parse_args()
     if not models.has_data():
         return
     images, _ = models.cifar10("train_1", 100 if options.quick else 1000)

@@ -9,7 +9,6 @@ with all refits and with those of the consumers only; and predicted against meas
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -21,9 +20,8 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models
-import torch
-from timing import PeakMemory, write
-from torch import Tensor, nn
+from timing import PeakMemory, parser, write
+from torch import Tensor
 
 import reapx
 from reapx import _native, execution, rectify, streams
@@ -83,17 +81,6 @@ class Clock:
         self._patches.close()
 
 
-@torch.no_grad()
-def outputs_of(model: nn.Module, images: Tensor) -> Tensor:
-    """(images, classes) outputs."""
-    return torch.cat([model(batch) for batch in images.split(250)])
-
-
-def error_of(outputs: Tensor, wanted: Tensor) -> float:
-    """Squared difference over the variance of what is wanted, as PRO predicts it."""
-    return float((outputs - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum())
-
-
 def measure(method: str, budget: float, images: Tensor, test: tuple[Tensor, Tensor]) -> dict[str, object]:
     """One row of the table."""
     options = dict(METHODS[method])
@@ -124,7 +111,7 @@ def measure(method: str, budget: float, images: Tensor, test: tuple[Tensor, Tens
 def curve(images: Tensor, test: tuple[Tensor, Tensor], budgets: tuple[float, ...]) -> list[dict[str, object]]:
     """Predicted against measured error, for many budgets of one plan."""
     model = models.cifar_resnet(56)
-    wanted = outputs_of(model, images)
+    wanted = models.outputs_of(model, images)
     plan = reapx.plan(model, images, budget=reapx.MACs(budgets[0]))
     rows: list[dict[str, object]] = []
     for budget in budgets:
@@ -132,7 +119,10 @@ def curve(images: Tensor, test: tuple[Tensor, Tensor], budgets: tuple[float, ...
         own = plan.at(reapx.MACs(budget))
         planned = time.perf_counter() - start
         results = {"swept": own.apply(), "consumers only": own.apply(refit="consumers", rectify=0)}
-        measured = {name: error_of(outputs_of(result.model, images), wanted) for name, result in results.items()}
+        measured = {
+            name: models.output_error(models.outputs_of(result.model, images), wanted)
+            for name, result in results.items()
+        }
         rows.append(
             {
                 "work": "predicted error",
@@ -189,10 +179,8 @@ def show(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """The table, then the curves."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one row, few images; nothing is written")
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    arguments = parser(__doc__, "one row, few images")
+    options = arguments.parse_args()
     if not models.has_data():
         return
     images, _ = models.cifar10("train_1", 100 if options.quick else 1000)

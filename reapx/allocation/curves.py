@@ -46,7 +46,7 @@ def fit_curve(steps: Curve, measured: Sequence[tuple[int, float]], start: int = 
     """
     path = np.concatenate([[0.0], np.cumsum(steps)])
     path = np.maximum(path - path[start], 0.0)
-    points = sorted((count, max(error, 0.0)) for count, error in measured if path[count] > 0 and error > 0)
+    points = sorted((count, error) for count, error in measured if path[count] > 0 and error > 0)
     if not points:
         return ErrorCurve(path * 0.0, tuple(measured))
     tiny = np.finfo(np.float64).tiny

@@ -15,8 +15,8 @@ from torch.fx import Node
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..execution import evaluate, run
-from ..graph import Graph, ancestors, operator_name
+from ..execution import evaluate, last_reads, run
+from ..graph import Graph, ancestors, is_dynamic, operator_name
 from ..images import Images, TensorStore
 from ..resume import Checkpoint, digest_of
 
@@ -59,10 +59,7 @@ def _class_axis(dimensions: int) -> int:
 
 def _image_axis(node: Node) -> int | None:
     """The one axis of a value whose size depends on the number of images, or None."""
-    sizes = node.meta["val"].shape
-    axes = [
-        axis for axis, size in enumerate(sizes) if isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
-    ]
+    axes = [axis for axis, size in enumerate(node.meta["val"].shape) if is_dynamic(size)]
     return axes[0] if len(axes) == 1 else None
 
 
@@ -85,14 +82,9 @@ class _Suffix:
         above = ancestors(outputs)
         self.nodes = [node for node in below if node in above]
         self.outputs = [node for node in outputs if node in changed]
-        inside = set(self.nodes)
         read = {argument for node in self.nodes for argument in node.all_input_nodes}
-        self.frontier = {node for node in read if node.op == "call_function"} - inside
-        last = {argument: node for node in self.nodes for argument in node.all_input_nodes}
-        self._spent: dict[Node, list[Node]] = {node: [] for node in self.nodes}
-        for argument, node in last.items():
-            if argument in inside and argument not in outputs:
-                self._spent[node].append(argument)
+        self.frontier = {node for node in read if node.op == "call_function"}.difference(self.nodes)
+        self._spent = last_reads(self.nodes, outputs)
 
     def run(self, values: dict[Node, object]) -> dict[Node, Tensor]:
         """The changed outputs; ``values`` holds parameters, inputs and frontier, and is used up."""
@@ -123,7 +115,8 @@ def output_errors(
         base: Qualified name -> tensor, in place of the network's in every edit.
         measure: ``"squared"``: squared difference, as a share of the variance of the original's outputs (of their
             squares where they do not vary); ``"kl"``: Kullback-Leibler divergence from the original's softmax over
-            axis 1, in nats. Outputs are taken before a softmax; several are averaged.
+            the classes (axis 1, of tokens the last one), in nats. Outputs are taken before a softmax; several are
+            averaged.
         count: Run about so many images, the first of every batch; None for all.
         checkpoint: Where sums are stored as they come, and found again after a kill.
 

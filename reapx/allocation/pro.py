@@ -176,18 +176,16 @@ def measure_tradeoff(
     )
     kind = type(budget)
     tradeoff = Tradeoff(costs, kind, groups, rules, measurement.error)
-    choices = rules.choices(groups)
-    widths = largest(choices)
+    widths = largest(tradeoff.choices)
     start = float(costs.of(kind, widths))
     limit = budget.limit(costs.of(kind))
     curves: dict[str, ErrorCurve] = {}
     for done in range(measurement.rounds):
         if done > 0:
-            tradeoff.at(budget)  # refuses what cannot be reached
             point = tradeoff.below(kind, start - max(start - limit, 0.0) * done / measurement.rounds)
             widths = widths if point is None else point.widths
         present = _present(graph, groups, paths, widths)
-        runs = list(_runs(graph, groups, paths, present, choices, measurement.points))
+        runs = list(_runs(graph, groups, paths, present, tradeoff.choices, measurement.points))
         edits = [*(run.edit for run in runs), {}]
         *errors, already = errors_of(edits, base=present.tensors or None)
         measured = _curves(groups, paths, present, runs, [error - already for error in errors])

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..budget import Budget, Costs
-from ..errors import BudgetError
 from ..groups import Group
-from .choices import Choices, Rules, largest, refusal, smallest
+from .choices import Choices, Rules, largest
 
 
 def uniform(groups: Sequence[Group], costs: Costs, budget: Budget, rules: Rules) -> dict[str, int]:
@@ -19,14 +18,11 @@ def uniform(groups: Sequence[Group], costs: Costs, budget: Budget, rules: Rules)
     Args:
         groups: All groups that can be pruned.
         costs: Cost of the network as a function of widths.
-        budget: Never exceeded.
+        budget: Never exceeded; the smallest allowed widths meet it.
         rules: Widths that groups may have.
 
     Returns:
         Group name -> kept units.
-
-    Raises:
-        BudgetError: even the smallest widths cost more; says how much.
     """
     kind = type(budget)
     limit = budget.limit(costs.of(kind))
@@ -37,8 +33,6 @@ def uniform(groups: Sequence[Group], costs: Costs, budget: Budget, rules: Rules)
 
     if costs.of(kind, largest(choices)) <= limit:
         return largest(choices)
-    if costs.of(kind, smallest(choices)) > limit:
-        raise BudgetError(refusal(budget, costs, groups, rules))
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
