@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import reapx
 from reapx.moments import measure as measure_moments
 from reapx.report.text import table
-from reapx.selection.paths import readers_of
+from reapx.selection.readers import readers_of
 from reapx.selection.reap import reap_path
 
 torch.manual_seed(0)

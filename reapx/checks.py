@@ -18,7 +18,8 @@ from .errors import InputError
 from .groups import Channels, Frozen, Group
 from .images import Images
 from .proof import tensors_in
-from .selection import SELECTIONS
+from .selection import BLIND, SELECTIONS
+from .selection.lasso import require_lasso
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -53,6 +54,8 @@ def check_arguments(budget: object, allocation: str, selection: str, round_to: i
         raise InputError(f"allocation={allocation!r}: choose one of {', '.join(ALLOCATIONS)}")
     if selection not in SELECTIONS:
         raise InputError(f"selection={selection!r}: choose one of {', '.join(SELECTIONS)}")
+    if selection == "lasso":
+        require_lasso()
     if not _is_whole(round_to) or round_to < 1:
         raise InputError(f"round_to={round_to!r}: give a whole number from 1")
     check_damping(damping)
@@ -65,10 +68,11 @@ def check_refinements(selection: str, allocation: str, swaps: int, positions: in
     if positions is not None and (not _is_whole(positions) or positions < 1):
         raise InputError(f"positions={positions!r}: give a whole number from 1, or None for all")
     if selection != "reap" and swaps:
-        raise InputError(f"selection={selection!r} knows no errors: swaps need selection='reap'")
-    if selection != "reap" and allocation != "pro" and positions:
+        raise InputError(f"selection={selection!r} is not refined: swaps need selection='reap'")
+    if selection in BLIND and allocation != "pro" and positions:
+        others = " or ".join(repr(name) for name in SELECTIONS if name not in BLIND)
         raise InputError(
-            f"selection={selection!r} measures nothing: positions need selection='reap' or allocation='pro'"
+            f"selection={selection!r} measures nothing: positions need selection={others}, or allocation='pro'"
         )
 
 

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,10 @@ def _warn(message: Warning | str, *_: object) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
+def _lines(named: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {line}" for name, line in named.items())
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "reapx", description="Channel pruning with least-squares reconstruction for PyTorch."
@@ -63,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--budget", required=True, help="macs=0.5, params=0.4, latency=0.6, or absolute numbers")
     prune.add_argument("--batch", type=_count, help="images in a batch, for latency; by default 1")
     prune.add_argument("--out", type=Path, help="folder to write")
-    prune.add_argument("--selection", default="reap", choices=SELECTIONS)
+    prune.add_argument(
+        "--selection", default="reap", choices=SELECTIONS, help="; ".join(map(": ".join, SELECTIONS.items()))
+    )
     _add_allocation(prune)
     prune.add_argument("--round-to", type=int, default=1, help="kept widths are multiples of this")
     prune.add_argument("--damping", type=float, default=DAMPING, help="default %(default)s")

@@ -25,6 +25,7 @@ from .reconstruction import Refit
 from .removal import remove
 from .report.text import frozen_text, latency_text, output_text, saving, share, show_bars, table
 from .selection import Path
+from .selection.changes import cut_tensors
 from .surgery import Kept, kept_positions
 
 RECTIFY = 2
@@ -195,7 +196,8 @@ class Plan:
         ``nn.Identity``, and layers without inputs a trainable ``Constant``, which takes in the batch norm behind it.
 
         Args:
-            reconstruct: Whether to refit at all; without it channels are only removed.
+            reconstruct: Whether to refit at all. Without it channels are only removed; selection ``"nu"`` still folds
+                each into the one that emulates it, and ``"thinet"`` scales those that stay.
             refit: ``"all"`` refits every layer behind the first removal, ``"consumers"`` only
                 those that read pruned channels.
             rectify: Passes over the images after each fit whose target leaves out what a ReLU drops anyway; 0 for
@@ -220,6 +222,8 @@ class Plan:
         if changed is not None:
             raise InputError(f"{changed} has changed since the plan was made: plan again")
         start = time.perf_counter()
+        pairs = zip(self._paths, self.groups, strict=True)
+        own = [(path.own, len(entry.removed)) for path, entry in pairs if path.own is not None]
         found = remove(
             self._model,
             self._graph,
@@ -230,6 +234,7 @@ class Plan:
             damping=damping,
             rectify=rectify,
             progress=show_bars(progress),
+            changed=cut_tensors(self._graph.tensors, own),
         )
         latency = self._latencies(found.model)
         change = output_change(found.model, self._graph, self._images)

@@ -53,6 +53,7 @@ def remove(
     damping: float,
     rectify: int,
     progress: bool,
+    changed: Mapping[str, Tensor],
 ) -> Removal:
     """Remove units from a copy of a network, refit it, and prove that it equals the masked original.
 
@@ -66,6 +67,8 @@ def remove(
         damping: Pull towards the old weights, a fraction of the mean diagonal of each Gram matrix.
         rectify: Passes after each fit that leave out what a ReLU drops.
         progress: Whether to show a progress bar.
+        changed: Qualified name -> full tensor of the network, zero where removed units are read, which takes the place
+            of the network's own where nothing is refitted.
 
     Raises:
         NumericalError, CaptureError, ProofError: as they say.
@@ -73,6 +76,8 @@ def remove(
     kept = kept_positions(groups, removed, graph.tensors)
     endings = find_endings(graph, groups, kept)
     updates: dict[str, Tensor] = {}
+    if refit is None:
+        updates = {name: narrow(value, kept.get(name, {})) for name, value in changed.items()}
     fits: list[Refit] = []
     if refit is not None and kept:
         wider = kept_positions(groups, _but_one(groups, removed), graph.tensors)

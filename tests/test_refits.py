@@ -17,7 +17,7 @@ from reapx.execution import run
 from reapx.groups import Consumer, Group
 from reapx.inspection import Inspection
 from reapx.selection import Path, find_paths
-from reapx.selection.refits import combined
+from reapx.selection.changes import combined
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

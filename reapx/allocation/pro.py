@@ -23,7 +23,7 @@ from ..groups import Group
 from ..images import Images
 from ..resume import Checkpoint
 from ..selection import Path
-from ..selection.refits import combined
+from ..selection.changes import combined
 from .choices import Choices, Rules, Widths, largest, refusal
 from .curves import Curve, ErrorCurve, fit_curve
 from .outputs import output_errors

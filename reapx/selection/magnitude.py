@@ -5,20 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .path import Path
+from ..graph import Graph
+from ..groups import Group
 
 
-def magnitude_path(norms: list[Tensor], steps: int) -> Path:
-    """Order by the L2 norm of the weights that produce each unit.
-
-    Args:
-        norms: Per producer, (units,) squared norms of the units' weights; summed.
-        steps: Number of units to remove.
-
-    Returns:
-        The order; its errors are NaN.
+def magnitude_order(graph: Graph, group: Group, steps: int) -> Tensor:
+    """(steps,) int64 units, by the L2 norm of the weights that produce each, over all producers.
 
     Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (there L1).
     """
-    order = torch.stack(norms).sum(0).argsort(stable=True)[:steps]
-    return Path(order, torch.full((steps,), float("nan"), dtype=torch.float64), float("nan"))
+    total = torch.zeros(group.size, dtype=torch.float64)
+    for layer in group.producers:
+        weight = graph.tensors[layer.weight].double().transpose(0, layer.out_axis).flatten(1)
+        rows = torch.from_numpy(group.cuts[layer.weight, layer.out_axis])
+        total += weight.square().sum(1)[rows].sum(1)
+    return total.argsort(stable=True)[:steps]

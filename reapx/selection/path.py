@@ -1,29 +1,14 @@
-"""What every selection method takes and gives."""
+"""What every selection method gives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from ..moments import Moments
+from .changes import Changes
 from .refits import Refits
-
-
-@dataclass(frozen=True)
-class Reader:
-    """One consumer of a group, as selection sees it.
-
-    Attributes:
-        weight: (outputs, features) float64, rows scaled by the norm that follows the layer.
-        columns: (units, count) int64, the features that each unit owns.
-        moments: Of the layer's input, about the mean where an intercept is fitted; None for
-            methods that do not look at data.
-    """
-
-    weight: Tensor
-    columns: Tensor
-    moments: Moments | None = None
 
 
 @dataclass(frozen=True)
@@ -33,15 +18,22 @@ class Path:
     Attributes:
         order: (steps,) int64, units in the order in which they leave.
         errors: (steps,) float64, what each removal adds to the damped reconstruction error, as a share of the
-            variance of the consumers' outputs, averaged over consumers; NaN where the method does not know.
+            variance of the consumers' outputs, averaged over consumers; NaN where nothing was measured.
         final: The undamped reconstruction error after the last step, in the same unit.
         refits: The consumers' weights at any cut; None where they were not asked for.
+        own: What the method itself does with the weights that stay, without least squares; None where it does nothing.
     """
 
     order: Tensor
     errors: Tensor
     final: float
     refits: Refits | None = field(default=None, repr=False)
+    own: Changes | None = field(default=None, repr=False)
+
+    @classmethod
+    def unmeasured(cls, order: Tensor) -> Path:
+        """An order whose errors nobody knows."""
+        return cls(order, torch.full((len(order),), torch.nan, dtype=torch.float64), torch.nan)
 
     def error(self, count: int) -> float:
         """The reconstruction error after ``count`` removals: undamped after all, or where there are refits."""

@@ -5,23 +5,21 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from ..errors import CalibrationWarning
 from ..graph import Graph
 from ..groups import Group
 from ..images import Images, TensorStore
-from ..layers import norm_affine, tail_of
 from ..moments import Moments, measure
 from ..resume import Checkpoint
-from .magnitude import magnitude_path
-from .path import Path, Reader
+from .methods import BLIND, choose
+from .path import Path
+from .readers import readers_of
 from .reap import Request, reap_paths, solve_paths
 from .refits import Refits
-
-SELECTIONS = ("reap", "magnitude")
 
 
 def find_paths(
@@ -47,8 +45,8 @@ def find_paths(
         damping: λ as a fraction of the mean diagonal of each Gram matrix.
         swaps: Exchanges per group after REAP's selection.
         positions: Random positions of each feature map to measure; None for all.
-        refits: Whether the paths know the consumers' weights at each cut (and their errors, whatever the method);
-            then nothing is swapped.
+        refits: Whether the paths know the consumers' weights at each cut, and their errors even where the method looks
+            at no data; then nothing is swapped.
         checkpoint: Where moments are stored as they are measured, and found again after a kill.
 
     Raises:
@@ -56,8 +54,8 @@ def find_paths(
         CheckpointError: what is stored is damaged, or cannot be written.
     """
     steps = {group.name: group.size - widths[group.name] for group in groups}
-    if selection == "magnitude" and not refits:
-        return [magnitude_path(_norms(graph, group), steps[group.name]) for group in groups]
+    if selection in BLIND and not refits:
+        return [_unmeasured(graph, group, steps[group.name], selection) for group in groups]
     busy = [group for group in groups if steps[group.name] > 0]
     found: dict[str, Path] = {}
     store = TensorStore(images.memory // 2)
@@ -74,24 +72,32 @@ def find_paths(
             name=f"moments-{_digest(layers)}",
         )
         _warn_few_rows(moments, images)
+        readers = [readers_of(graph, group, moments) for group in part]
+        choices = [
+            choose(selection, graph, group, own, steps[group.name]) for group, own in zip(part, readers, strict=True)
+        ]
         requests = [
-            Request(g.name, readers_of(graph, g, moments), steps[g.name], _order(graph, g, steps[g.name], selection))
-            for g in part
+            Request(group.name, own, steps[group.name], choice.order)
+            for group, own, choice in zip(part, readers, choices, strict=True)
         ]
         if refits:
-            for group, solved in zip(part, solve_paths(requests, damping), strict=True):
-                given = Refits(graph, group, moments, solved.task, solved.ridges, store)
-                errors = solved.errors
-                found[group.name] = Path(solved.task.order, errors, float(errors.sum()), given)
+            paths = []
+            for group, own, solved in zip(part, readers, solve_paths(requests, damping), strict=True):
+                given = Refits(graph, group, own, solved.task, solved.ridges, store)
+                paths.append(Path(solved.task.order, solved.errors, float(solved.errors.sum()), given))
         else:
-            found.update(zip((group.name for group in part), reap_paths(requests, damping, swaps), strict=True))
+            paths = reap_paths(requests, damping, swaps)
+        for group, path, choice in zip(part, paths, choices, strict=True):
+            found[group.name] = replace(path, own=choice.own)
     nothing = Path(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64), 0.0)
     return [found.get(group.name, nothing) for group in groups]
 
 
-def _order(graph: Graph, group: Group, steps: int, selection: str) -> Tensor | None:
-    """The order that a method sets without looking at errors; None for REAP, which finds it."""
-    return magnitude_path(_norms(graph, group), steps).order if selection == "magnitude" else None
+def _unmeasured(graph: Graph, group: Group, steps: int, selection: str) -> Path:
+    """A path by a method that looks at no data."""
+    order = choose(selection, graph, group, readers_of(graph, group, None), steps).order
+    assert order is not None
+    return Path.unmeasured(order)
 
 
 def _chunks(groups: list[Group], memory: int) -> list[list[Group]]:
@@ -113,31 +119,6 @@ def _chunks(groups: list[Group], memory: int) -> list[list[Group]]:
 
 def _digest(names: Iterable[str]) -> str:
     return hashlib.sha256(" ".join(sorted(names)).encode()).hexdigest()[:16]
-
-
-def _norms(graph: Graph, group: Group) -> list[Tensor]:
-    norms = []
-    for layer in group.producers:
-        weight = graph.tensors[layer.weight].double().transpose(0, layer.out_axis).flatten(1)
-        rows = torch.from_numpy(group.cuts[layer.weight, layer.out_axis])
-        norms.append(weight.square().sum(1)[rows].sum(1))
-    return norms
-
-
-def readers_of(graph: Graph, group: Group, moments: Mapping[str, list[Moments]]) -> list[Reader]:
-    """A group's consumers as selection sees them, from the moments of their layers by weight name."""
-    readers = []
-    for consumer in group.consumers:
-        layer = consumer.layer
-        weight = layer.matrix(graph.tensors[layer.weight])
-        norm = tail_of(graph, layer).norm
-        if norm is not None:
-            scale, _ = norm_affine(graph, norm, graph.tensors)
-            weight = weight * scale.reshape(weight.shape[0], weight.shape[1], 1)
-        intercept = layer.bias is not None or norm is not None
-        own = moments[layer.weight][consumer.part].centred(intercept)
-        readers.append(Reader(weight[consumer.part], consumer.columns(), own))
-    return readers
 
 
 def _warn_few_rows(moments: Mapping[str, list[Moments]], images: Images) -> None:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from .. import _native
 from ..errors import NumericalError
-from ..moments import Moments, damp
-from .path import Path, Reader
+from ..moments import damp
+from .path import Path
+from .readers import Reader
 from .swap import swap_units
 
 
@@ -46,7 +47,9 @@ def reap_path(name: str, readers: Sequence[Reader], steps: int, damping: float) 
 
 
 def reap_paths(requests: Sequence[Request], damping: float, swaps: int = 0) -> list[Path]:
-    """REAP paths of several groups in one native call; see ``solve_paths``. ``final`` is undamped.
+    """Paths of several groups in one native call, REAP's where no order is given; see ``solve_paths``.
+
+    ``final`` is undamped.
 
     Args:
         swaps: Up to this many exchanges after the last step; only the set of removed units then has a meaning, not
@@ -114,7 +117,7 @@ def _swapped(request: Request, task: _native.PathTask, path: Path, swaps: int) -
 
 def _tasks(requests: Sequence[Request], damping: float) -> list[Solved]:
     """The requests with the biorthogonal bases of all their consumers, found together."""
-    moments = [_moments_of(reader) for request in requests for reader in request.readers]
+    moments = [reader.measured for request in requests for reader in request.readers]
     bases = [torch.empty_like(own.gram) for own in moments]
     used = [0.0] * len(moments)
 
@@ -145,7 +148,7 @@ def _task(request: Request, damping: float, inverted: Sequence[tuple[Tensor, int
                 f"{request.name}: the Gram matrix of its consumer's input is singular at {which} (dead, or a "
                 f"combination of others) at damping={damping}: raise it (default 1e-2), or give more images"
             )
-        consumers.append(_consumer(reader, _moments_of(reader), basis, request.steps))
+        consumers.append(_consumer(reader, basis, request.steps))
     return _native.PathTask(
         consumers=consumers,
         forced=redundant_units(request.readers)[: request.steps] if request.order is None else request.order,
@@ -159,25 +162,18 @@ def _final_error(request: Request, task: _native.PathTask, changes: Sequence[Ten
     """Σ_j α_j ‖X Δ_jᵀ‖² of changes Δ_j of the weights."""
     total = 0.0
     for reader, consumer, change in zip(request.readers, task.consumers, changes, strict=True):
-        total += consumer.scale * float(((change @ _moments_of(reader).gram) * change).sum())
+        total += consumer.scale * float(((change @ reader.measured.gram) * change).sum())
     return max(total, 0.0)
 
 
-def _moments_of(reader: Reader) -> Moments:
-    if reader.moments is None:
-        raise ValueError("REAP needs the moments of every consumer")
-    return reader.moments
-
-
-def _consumer(reader: Reader, moment: Moments, basis: Tensor, steps: int) -> _native.PathConsumer:
-    features, outputs = len(moment.gram), len(reader.weight)
-    signal = float(((reader.weight @ moment.gram) * reader.weight).sum())
+def _consumer(reader: Reader, basis: Tensor, steps: int) -> _native.PathConsumer:
+    features, outputs = len(basis), len(reader.weight)
     rows = steps * reader.columns.shape[1]
     return _native.PathConsumer(
         basis=basis,
         weight=reader.weight.contiguous(),
         columns=reader.columns.contiguous(),
-        scale=1 / signal if signal > 0 else 1.0,
+        scale=reader.scale(),
         factor=torch.empty(rows, features, dtype=torch.float64),
         residual=torch.empty(rows, outputs, dtype=torch.float64),
     )
@@ -194,7 +190,7 @@ def redundant_units(readers: Sequence[Reader], tolerance: float = 1e-8) -> Tenso
     dead = torch.ones(units, dtype=torch.bool)
     alike = torch.ones(units, units, dtype=torch.bool)
     for reader in readers:
-        gram = _moments_of(reader).gram
+        gram = reader.measured.gram
         energy = gram.diagonal()[reader.columns].sum(1)
         own_dead = energy <= tolerance * energy.mean()
         inner = sum(gram[tap][:, tap] for tap in reader.columns.T)

@@ -1,0 +1,61 @@
+"""The methods of selection, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..graph import Graph
+from ..groups import Group
+from .changes import Changes
+from .dpp import dpp_order
+from .lasso import lasso_order
+from .magnitude import magnitude_order
+from .nu import Unification
+from .output_norm import output_norm_order
+from .readers import Reader
+from .thinet import Scales, thinet_order
+
+SELECTIONS = {
+    "reap": "least error after reconstruction, exact for any set; the one to take",
+    "nu": "what another channel emulates best is folded into it; the one to take without reconstruction",
+    "lasso": "CP: what a LASSO regression of the next layer drops; needs scikit-learn",
+    "thinet": "ThiNet: least contribution to the next layer; without reconstruction, the others are scaled",
+    "dpp": "DPP: a random sample of channels that behave differently stays",
+    "output_norm": "OP: smallest outgoing weights; looks at no data",
+    "magnitude": "smallest incoming weights; looks at no data, and is level with REAP where all layers are refitted",
+}
+"""Name -> what leaves, in a line."""
+
+BLIND = ("output_norm", "magnitude")
+"""Methods that look at no data."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a method says: the order (steps,) int64 in which units leave (None for REAP, which finds it by solving),
+    and what the method itself does with the weights that stay."""
+
+    order: Tensor | None = None
+    own: Changes | None = None
+
+
+def choose(selection: str, graph: Graph, group: Group, readers: Sequence[Reader], steps: int) -> Choice:
+    """One group's order by any of ``SELECTIONS``."""
+    if selection == "nu":
+        unified = Unification(graph, group, readers, steps)
+        return Choice(unified.order, unified)
+    if selection == "thinet":
+        order = thinet_order(readers, steps)
+        return Choice(order, Scales(graph, group, readers, order))
+    if selection == "lasso":
+        return Choice(lasso_order(readers, steps))
+    if selection == "dpp":
+        return Choice(dpp_order(readers, steps))
+    if selection == "output_norm":
+        return Choice(output_norm_order(readers, steps))
+    if selection == "magnitude":
+        return Choice(magnitude_order(graph, group, steps))
+    return Choice()

@@ -1,0 +1,96 @@
+"""NU, neuro-unification: a channel whose behaviour another can emulate is unified with it.
+
+Letting p emulate q with gain a, W_p ← W_p + a W_q, costs ‖X_q W_q - a X_p W_q‖²; the cheapest pair is unified, and so
+on. The gain may be negative and is each consumer's own; what is constant goes to the bias.
+
+Source: K. Kamma, Y. Isoda, S. Inoue and T. Wada, "Neural Behavior-Based Approach for Neural Network Pruning", IEICE
+Trans. Inf. & Syst. E103-D(5), 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from ..graph import Graph
+from ..groups import Group
+from .changes import Changes
+from .readers import Reader
+
+
+class Unification(Changes):
+    """Weights into which those of the units that have left were folded.
+
+    A unit that takes over others and leaves later hands all of them on, with its own gain.
+
+    Attributes:
+        partners: (steps,) int64, the unit that emulates each; a unit that nobody is left to emulate is its own.
+        errors: (steps,) float64, what each pair costs by itself, as a share of the variance of the consumers'
+            outputs, averaged over consumers.
+    """
+
+    def __init__(self, graph: Graph, group: Group, readers: Sequence[Reader], steps: int) -> None:
+        merges = min(steps, max(group.size - 1, 0))
+        task = unify(readers, merges)
+        order, partners, errors = task.removed, task.partner, task.errors
+        if steps > merges:
+            gone = torch.zeros(group.size, dtype=torch.bool).index_fill_(0, order, True)
+            last = (~gone).nonzero()[0]
+            order, partners = torch.cat([order, last]), torch.cat([partners, last])
+            alone = sum(c.scale * _energy(c, int(last)) for c in task.consumers)
+            errors = torch.cat([errors, torch.tensor([alone], dtype=torch.float64)])
+        super().__init__(graph, group, readers, order)
+        self.partners, self.errors = partners, errors
+        self._gains = [consumer.gains for consumer in task.consumers]
+
+    def weights(self, index: int, counts: Sequence[int]) -> Tensor:
+        """The folded weights of one consumer."""
+        part, gains = self._parts[index], self._gains[index]
+        weight, done, found = part.weight.clone(), 0, []
+        for count in counts:
+            for step in range(done, count):
+                own = part.columns[self.order[step]]
+                if step < len(gains):
+                    weight[:, part.columns[self.partners[step]]] += gains[step] * weight[:, own]
+                weight[:, own] = 0.0
+            done = count
+            found.append(weight.clone())
+        return torch.stack(found) if found else weight.new_empty(0, *weight.shape)
+
+
+def unify(readers: Sequence[Reader], steps: int, *, table: Tensor | None = None) -> _native.PairTask:
+    """Unify the cheapest pair, ``steps`` times.
+
+    Args:
+        readers: Consumers, with moments.
+        steps: Fewer than there are units.
+        table: (units, units) float64, overwritten by the errors of all pairs before the first step.
+    """
+    task = _native.PairTask(
+        consumers=[
+            _native.PairConsumer(
+                reader.measured.gram.contiguous(),
+                reader.weight.clone(memory_format=torch.contiguous_format),
+                reader.columns.contiguous(),
+                reader.scale() / len(readers),
+                torch.empty(steps, dtype=torch.float64),
+            )
+            for reader in readers
+        ],
+        table=table,
+        removed=torch.empty(steps, dtype=torch.int64),
+        partner=torch.empty(steps, dtype=torch.int64),
+        errors=torch.empty(steps, dtype=torch.float64),
+    )
+    _native.pair_scan([task])
+    return task
+
+
+def _energy(consumer: _native.PairConsumer, unit: int) -> float:
+    """‖X_u W_u‖² of one unit."""
+    own = consumer.columns[unit]
+    weight = consumer.weight[:, own]
+    return float(((weight @ consumer.gram[own][:, own]) * weight).sum())

@@ -1,0 +1,61 @@
+"""Readers: the consumers of a group as selection sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..graph import Graph
+from ..groups import Group
+from ..layers import norm_affine, tail_of
+from ..moments import Moments
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One consumer of a group, as selection sees it.
+
+    Attributes:
+        weight: (outputs, features) float64, rows scaled by the norm that follows the layer.
+        columns: (units, count) int64, the features that each unit owns.
+        moments: Of the layer's input, about the mean where an intercept is fitted; None for
+            methods that do not look at data.
+    """
+
+    weight: Tensor
+    columns: Tensor
+    moments: Moments | None = None
+
+    @property
+    def measured(self) -> Moments:
+        """Its moments.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.moments is None:
+            raise ValueError("this method of selection needs the moments of every consumer")
+        return self.moments
+
+    def scale(self) -> float:
+        """What makes squared errors shares of the variance of the consumer's outputs; 1 where they never change."""
+        signal = float(((self.weight @ self.measured.gram) * self.weight).sum())
+        return 1 / signal if signal > 0 else 1.0
+
+
+def readers_of(graph: Graph, group: Group, moments: Mapping[str, list[Moments]] | None) -> list[Reader]:
+    """A group's consumers, with the moments of their layers by weight name, or without any."""
+    readers = []
+    for consumer in group.consumers:
+        layer = consumer.layer
+        weight = layer.matrix(graph.tensors[layer.weight])
+        norm = tail_of(graph, layer).norm
+        if norm is not None:
+            scale, _ = norm_affine(graph, norm, graph.tensors)
+            weight = weight * scale.reshape(weight.shape[0], weight.shape[1], 1)
+        intercept = layer.bias is not None or norm is not None
+        own = None if moments is None else moments[layer.weight][consumer.part].centred(intercept)
+        readers.append(Reader(weight[consumer.part], consumer.columns(), own))
+    return readers

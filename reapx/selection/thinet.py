@@ -1,0 +1,65 @@
+"""ThiNet: the channels leave whose contributions to the next layer sum up to least; the others are scaled.
+
+Source: J.-H. Luo, J. Wu and W. Lin, "ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression", ICCV
+2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..graph import Graph
+from ..groups import Group
+from .changes import Changes
+from .contributions import contribution_gram, shared_gram
+from .readers import Reader
+
+_DAMPING = 1e-6
+"""Pull of the scales towards 1, a fraction of the mean squared contribution: only against singular systems."""
+
+
+def thinet_order(readers: Sequence[Reader], steps: int) -> Tensor:
+    """(steps,) int64 units, each the one that keeps ‖Σ_{c removed} X_c W_c‖² least, found greedily."""
+    gram = shared_gram(readers)
+    cost, left = gram.diagonal().clone(), torch.zeros(len(gram), dtype=torch.bool)
+    order = []
+    for _ in range(steps):
+        unit = int(torch.where(left, torch.inf, cost).argmin())
+        order.append(unit)
+        left[unit] = True
+        cost += 2 * gram[unit]
+    return torch.tensor(order, dtype=torch.int64)
+
+
+class Scales(Changes):
+    """One scale for each unit that stays and each consumer: what fits ‖Y - Σ_c s_c X_c W_c‖² best."""
+
+    def __init__(self, graph: Graph, group: Group, readers: Sequence[Reader], order: Tensor) -> None:
+        super().__init__(graph, group, readers, order)
+        self._grams = [contribution_gram(reader) for reader in readers]
+
+    def weights(self, index: int, counts: Sequence[int]) -> Tensor:
+        """The scaled weights of one consumer."""
+        part, gram = self._parts[index], self._grams[index]
+        found = part.weight.repeat(len(counts), 1, 1)
+        for weight, count in zip(found, counts, strict=True):
+            stays = torch.ones(len(gram), dtype=torch.bool)
+            stays[self.order[:count]] = False
+            weight[:, part.columns] *= _scales(gram, stays)[:, None]
+        return found
+
+
+def _scales(gram: Tensor, stays: Tensor) -> Tensor:
+    """(units,) best scales; 0 for units that have left."""
+    own = gram[stays][:, stays]
+    ridge = _DAMPING * float(own.diagonal().mean()) if len(own) else 0.0
+    eye = torch.eye(len(own), dtype=own.dtype)
+    scales = torch.zeros(len(gram), dtype=gram.dtype)
+    if ridge > 0:
+        scales[stays] = torch.linalg.solve(own + ridge * eye, gram[stays].sum(1) + ridge)
+    else:
+        scales[stays] = 1.0
+    return scales
