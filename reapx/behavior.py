@@ -135,13 +135,8 @@ class Behaviors:
         lines = [self.title, f"as read by {readers}"]
         lines += [f"not looked at: {other}" for other in self.others]
         rows = [
-            [
-                self.label(pair.removed),
-                self.label(pair.partner),
-                f"{100 * pair.error:.2g} %",
-                f"{pair.correlation:+.3f}",
-            ]
-            for pair in self.pairs()
+            [self.label(unit), self.label(partner), f"{100 * error:.2g} %", f"{correlation:+.3f}"]
+            for unit, partner, error, correlation in self.pairs()
         ]
         lines += ["", table(rows, ["channel", "emulated by", "error", "correlation"]), ""]
         text = f"{len(self.alike())} of {len(self.errors)} correlate with another by more than {ALIKE} in magnitude"
@@ -177,8 +172,8 @@ def behaviors(
 ) -> Behaviors:
     """Compare the output channels of one layer by what they do on images; nothing is touched.
 
-    They are compared as the layers that read them see them: after norm and activation, and at the borders of padded
-    convolutions with the zeros that those read.
+    They are compared as the layers that read them see them: after norm and activation, and with the zeros that padded
+    convolutions read beyond the borders. On maps of few pixels those zeros are many, and raise all correlations.
 
     Args:
         model: Module in eval mode.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +60,7 @@ def similarity_figure(behaviors: Behaviors) -> Figure:
     left, right = figure.subplots(1, 2)
     shown = left.imshow(behaviors.correlation[order][:, order].numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
     _panel(left, labels, "correlation of behaviours", "channel", "channel")
-    _bar(figure, left, shown, "", [-1, -0.5, 0, 0.5, 1], False)
+    _bar(figure, left, shown, {value: f"{value:+.1f}" for value in (-1, -0.5, 0, 0.5, 1)})
     _errors(figure, right, behaviors.errors[order][:, order].numpy())
     _panel(right, labels, "cost of letting one channel emulate another", "channel that stays", "channel that leaves")
     title = figure.suptitle(textwrap.fill(_title(behaviors), 100), fontsize=13, color=INK)
@@ -87,7 +87,8 @@ def _errors(figure: Figure, axes: Axes, errors: Values) -> None:
     # Colours that were averaged would mix with the grey of the diagonal.
     shown = axes.imshow(drawn, cmap=colours, norm=LogNorm(low, top), interpolation="nearest")
     below = len(known) > 0 and float(known.min()) < low
-    _bar(figure, axes, shown, "error, share of the readers' output variance", ticks(low, top), below)
+    marks = {value: f"{float(f'{100 * value:.2g}'):g} %" for value in ticks(low, top)}
+    _bar(figure, axes, shown, marks, "error, share of the readers' output variance", below)
 
 
 def ticks(low: float, top: float) -> list[float]:
@@ -100,10 +101,12 @@ def ticks(low: float, top: float) -> list[float]:
     return fine if len(fine) > 1 else [float(f"{value:.2g}") for value in (low, top)]
 
 
-def _bar(figure: Figure, axes: Axes, shown: AxesImage, text: str, marks: Sequence[float], below: bool) -> None:
-    """A colour bar with marks in per cent, which says whether there are values below its end."""
+def _bar(
+    figure: Figure, axes: Axes, shown: AxesImage, marks: Mapping[float, str], text: str = "", below: bool = False
+) -> None:
+    """A colour bar with marks, pointed where there are values below its end."""
     bar = figure.colorbar(shown, ax=axes, shrink=0.85, pad=0.02, extend="min" if below else "neither")
-    bar.set_ticks(marks, labels=[f"{float(f'{100 * value:.2g}'):g} %" for value in marks])
+    bar.set_ticks(list(marks), labels=list(marks.values()))
     bar.ax.minorticks_off()
     bar.set_label(text, color=INK)
     bar.ax.tick_params(length=0, labelsize=9, labelcolor=INK)
