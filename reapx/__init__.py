@@ -1,6 +1,7 @@
 """Channel pruning with least-squares reconstruction for trained PyTorch networks."""
 
 from .allocation import ErrorCurve, TradeoffPoint
+from .behavior import Behaviors, behaviors
 from .budget import MACs, Params
 from .errors import (
     BackendError,
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
+    "Behaviors",
     "BudgetError",
     "CalibrationWarning",
     "CaptureError",
@@ -40,6 +42,7 @@ __all__ = [
     "ReapxError",
     "Result",
     "TradeoffPoint",
+    "behaviors",
     "inspect",
     "load",
     "plan",

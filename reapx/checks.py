@@ -65,8 +65,7 @@ def check_refinements(selection: str, allocation: str, swaps: int, positions: in
     """Refuse swaps and positions that selection cannot use."""
     if not _is_whole(swaps) or swaps < 0:
         raise InputError(f"swaps={swaps!r}: give a whole number from 0")
-    if positions is not None and (not _is_whole(positions) or positions < 1):
-        raise InputError(f"positions={positions!r}: give a whole number from 1, or None for all")
+    check_positions(positions)
     if selection != "reap" and swaps:
         raise InputError(f"selection={selection!r} is not refined: swaps need selection='reap'")
     if selection in BLIND and allocation != "pro" and positions:
@@ -74,6 +73,12 @@ def check_refinements(selection: str, allocation: str, swaps: int, positions: in
         raise InputError(
             f"selection={selection!r} measures nothing: positions need selection={others}, or allocation='pro'"
         )
+
+
+def check_positions(positions: int | None) -> None:
+    """Refuse a number of positions that cannot be drawn."""
+    if positions is not None and (not _is_whole(positions) or positions < 1):
+        raise InputError(f"positions={positions!r}: give a whole number from 1, or None for all")
 
 
 def check_measuring(allocation: str, points: int, rounds: int, output_error: str) -> None:
@@ -130,18 +135,13 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, pattern + ".*")
 
 
-def _makers(channels: Channels, group: Group) -> list[str]:
-    """Names of the layers whose outputs are the group's channels, depthwise ones among them."""
-    return [layer.name for layer in channels.layers if (layer.weight, layer.out_axis) in group.cuts]
-
-
 def without_excluded(channels: Channels, patterns: Sequence[str]) -> Channels:
     """The channels without the groups that a layer named by the caller produces."""
     patterns = [patterns] if isinstance(patterns, str) else patterns
     taking, frozen = [], list(channels.frozen)
     used: set[str] = set()
     for group in channels.groups:
-        hits = {pattern for pattern in patterns if any(_matches(name, pattern) for name in _makers(channels, group))}
+        hits = {pattern for pattern in patterns if any(_matches(x.name, pattern) for x in channels.makers(group))}
         used |= hits
         if hits:
             frozen += [
@@ -169,7 +169,7 @@ def bounds_of(channels: Channels, bounds: Mapping[str, tuple[float, float]]) -> 
     for pattern, given in bounds.items():
         if not any(_matches(name, pattern) for name in names):
             raise InputError(f"bounds={pattern!r} matches no layer; there are {', '.join(names[:20])}")
-        met = [g for g in channels.groups if any(_matches(name, pattern) for name in _makers(channels, g))]
+        met = [g for g in channels.groups if any(_matches(x.name, pattern) for x in channels.makers(g))]
         full = isinstance(given, list | tuple) and len(given) == 2 and isinstance(given[-1], float) and given[-1] == 1.0
         if not met and not full:  # all may stay, and do
             reasons = [f"{x.layer}: {x.reason}" for x in channels.frozen if _matches(x.layer, pattern)]

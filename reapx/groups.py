@@ -95,6 +95,10 @@ class Channels:
     frozen: list[Frozen]
     layers: list[Layer]
 
+    def makers(self, group: Group) -> list[Layer]:
+        """The layers whose outputs are a group's channels, depthwise ones among them."""
+        return [layer for layer in self.layers if (layer.weight, layer.out_axis) in group.cuts]
+
 
 @dataclass(frozen=True)
 class _Unit:
