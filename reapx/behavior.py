@@ -29,7 +29,7 @@ from .layers import Layer
 from .moments import measure
 from .report import similarity
 from .report.text import show_bars, table
-from .selection.paths import readers_of
+from .selection.readers import readers_of
 
 ALIKE = 0.9
 """Magnitude of a correlation above which the text calls two channels alike."""
@@ -172,8 +172,8 @@ def behaviors(
 ) -> Behaviors:
     """Compare the output channels of one layer by what they do on images; nothing is touched.
 
-    They are compared as the layers that read them see them: after norm and activation, and with the zeros that padded
-    convolutions read beyond the borders. On maps of few pixels those zeros are many, and raise all correlations.
+    They are compared as the layers that read them see them: after norm and activation. Of padded convolutions, which
+    read zeros beyond the borders, only the kernel's middle tap is asked.
 
     Args:
         model: Module in eval mode.

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from . import _native
 from .groups import Consumer
 from .moments import Moments
-from .selection.path import Reader
+from .selection.nu import unify
+from .selection.readers import Reader
 
 _CONSTANT = 256 * torch.finfo(torch.float32).eps
 """Variance, as a share of the mean square, that float32 sums of 256 products cannot tell from none."""
@@ -38,26 +38,26 @@ def correlate(consumers: Sequence[Consumer], moments: Mapping[str, list[Moments]
     inner = torch.zeros(size, size, dtype=torch.float64)
     dead = torch.ones(size, dtype=torch.bool)
     for consumer in consumers:
-        own, columns = moments[consumer.layer.weight][consumer.part], consumer.columns()
+        own, columns = moments[consumer.layer.weight][consumer.part], _inside(consumer)
         for tap in columns.T:
             inner += own.gram[tap[:, None], tap] - torch.outer(own.total[tap], own.total[tap]) / own.rows
-        dead &= _constant(consumer, own, columns)
+        square = own.gram.diagonal()
+        variance = square - own.total**2 / own.rows
+        dead &= (variance <= _CONSTANT * square)[columns].all(1)
     scale = inner.diagonal().clamp(min=0).rsqrt().nan_to_num(posinf=0.0).masked_fill(dead, 0.0)
     correlation = (inner * torch.outer(scale, scale)).clamp(-1, 1)
     return dead, correlation.fill_diagonal_(1.0)
 
 
-def _constant(consumer: Consumer, moments: Moments, columns: Tensor) -> Tensor:
-    """(units,) bool: units that a consumer reads as constant. A padded one is asked at its kernel's middle tap only,
-    since at the others even a constant alternates with zeros.
+def _inside(consumer: Consumer) -> Tensor:
+    """(units, count) int64: columns that a consumer reads units with. Of a padded one, those of its kernel's middle
+    tap, since the others read zeros beyond the borders too, which would make all units alike.
     """
-    window = consumer.layer.window
-    if window.padding != (0, 0):
-        middle = window.kernel[0] // 2 * window.kernel[1] + window.kernel[1] // 2
-        columns = columns.reshape(len(columns), -1, consumer.layer.taps)[:, :, middle]
-    square = moments.gram.diagonal()
-    variance = square - moments.total**2 / moments.rows
-    return (variance <= _CONSTANT * square)[columns].all(1)
+    window, columns = consumer.layer.window, consumer.columns()
+    if window.padding == (0, 0):
+        return columns
+    middle = window.kernel[0] // 2 * window.kernel[1] + window.kernel[1] // 2
+    return columns.reshape(len(columns), -1, consumer.layer.taps)[:, :, middle]
 
 
 def emulation_errors(readers: Sequence[Reader]) -> Tensor:
@@ -69,20 +69,9 @@ def emulation_errors(readers: Sequence[Reader]) -> Tensor:
     Returns:
         (units, units) float64, shares of the readers' outputs, averaged over readers; row leaves, column stays.
     """
-    nothing = torch.empty(0, dtype=torch.int64)
-    consumers = []
-    for reader in readers:
-        assert reader.moments is not None
-        gram = reader.moments.gram
-        signal = float(((reader.weight @ gram) * reader.weight).sum())
-        scale = (1 / signal if signal > 0 else 1.0) / len(readers)
-        gains = torch.empty(0, dtype=torch.float64)
-        consumers.append(
-            _native.PairConsumer(gram, reader.weight.contiguous(), reader.columns.contiguous(), scale, gains)
-        )
     size = len(readers[0].columns)
     errors = torch.empty(size, size, dtype=torch.float64)
-    _native.pair_scan([_native.PairTask(consumers, errors, nothing, nothing, nothing.double())])
+    unify(readers, 0, table=errors)
     return errors
 
 
