@@ -210,7 +210,7 @@ def read_shortcut(graph: Graph, name: str, nodes: Sequence[Node], like: Tensor, 
     kind: ShortcutKind = "option A" if nodes else "identity"
     for node in nodes:
         operator, layer = operator_name(node), describe(graph, node)
-        step = _subsampling(graph, node, operator, spatial)
+        step = _subsampling(node, operator, spatial)
         padding = _channel_padding(node, operator, spatial)
         if isinstance(layer, Layer) and _is_projection(layer):
             weight, bias = Conv(layer).folded(graph)
@@ -232,26 +232,29 @@ def _is_projection(layer: Layer) -> bool:
     return layer.kind == "conv" and layer.taps == 1 and layer.window.groups == 1 and not any(layer.window.padding)
 
 
-def _subsampling(graph: Graph, node: Node, operator: str, spatial: int) -> tuple[int, ...] | None:
+def _subsampling(node: Node, operator: str, spatial: int) -> tuple[int, ...] | None:
     """The stride that a slice or a pooling of size 1 takes, or None."""
-    given = arguments(node)
     if operator == "slice":
+        given = arguments(node)
         axis = given["dim"] % (spatial + 2)
         if axis < 2 or given["start"] not in (None, 0):
             return None
         return tuple(int(given["step"]) if axis == k + 2 else 1 for k in range(spatial))
-    if operator in _POOLS and set(given["kernel_size"]) == {1} and not any(given["padding"]):
-        if given.get("divisor_override") not in (None, 1):
-            return None
-        step = list(given["stride"] or [1])
-        return tuple(step * (spatial if len(step) == 1 else 1))
-    return None
+    if operator not in _POOLS:
+        return None
+    given = arguments(node)
+    if set(given["kernel_size"]) != {1} or any(given["padding"]) or given.get("divisor_override") not in (None, 1):
+        return None
+    step = [int(size) for size in given["stride"] or [1]]
+    return tuple(step * (spatial if len(step) == 1 else 1))
 
 
 def _channel_padding(node: Node, operator: str, spatial: int) -> tuple[int, int] | None:
     """How many zero channels a padding adds before and behind; None for other operators."""
+    if operator not in ("pad", "constant_pad_nd"):
+        return None
     given = arguments(node)
-    if operator not in ("pad", "constant_pad_nd") or given.get("mode", "constant") != "constant" or given["value"]:
+    if given.get("mode", "constant") != "constant" or given["value"]:
         return None
     sizes = [*given["pad"], 0, 0, 0, 0, 0, 0][: 2 * spatial + 4]
     before, behind = sizes[2 * spatial : 2 * spatial + 2]

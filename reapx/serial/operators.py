@@ -12,7 +12,7 @@ from torch.fx import Node
 from ..errors import InputError
 from ..graph import Graph, arguments, is_dynamic, operator_name
 from ..layers import NORMS, Layer, describe, name_of
-from .flow import is_idle
+from .flow import DROPOUTS, is_idle
 
 _POOLS: dict[str, type[nn.Module]] = {
     "max_pool1d": nn.MaxPool1d,
@@ -71,7 +71,9 @@ def modules_of(graph: Graph, node: Node) -> list[nn.Module]:
         return [_linear(graph, layer)]
     if operator == "relu":
         return [nn.ReLU()]
-    if operator == "dropout" and is_idle(node):
+    if operator in DROPOUTS:
+        if not is_idle(node):
+            raise _unknown(node, "drops values at inference, too (training=True)")
         return [nn.Dropout(arguments(node)["p"])]
     if operator in NORMS:
         return [_norm(graph, node)]
@@ -121,7 +123,8 @@ def _pool(node: Node, operator: str) -> nn.Module:
     if given.get("stride") == []:
         del given["stride"]
     sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-    if not all(isinstance(size, int | tuple | None) for size in sizes.values()):
+    flat = torch.utils._pytree.tree_leaves(list(sizes.values()))
+    if not all(size is None or isinstance(size, int) for size in flat):
         raise _unknown(node, "depends on sizes of other values")
     return _POOLS[operator](**sizes)
 

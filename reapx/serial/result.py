@@ -89,7 +89,8 @@ def serialize(
 
     A block's input is the output of a ReLU, hence not negative, so that more channels can carry it through f's ReLUs
     at the kernels' centre taps, and the last convolution adds it. The serial network costs more, and all of its
-    channels, those of the former residual stream too, can be pruned one by one. Norms are folded.
+    channels, those of the former residual stream too, can be pruned one by one. Norms are folded, dropout inside of
+    blocks is left out, and a layer that is called twice becomes two.
 
     Args:
         model: Module in eval mode; not touched, and nothing is shared with it.
@@ -162,10 +163,9 @@ def _assemble(graph: Graph, chain: list[Link], projection: Projection) -> nn.Seq
                     put(f"{last}_relu", nn.ReLU())
                 last = put(conv.layer.name, module)
         else:
-            for module in modules_of(graph, link):
+            for index, module in enumerate(modules_of(graph, link)):
                 follows = last and isinstance(module, nn.ReLU)
-                flattens = isinstance(module, nn.Flatten) and "mean" in node_name(graph, link)
-                put(f"{last}_relu" if follows else "flatten" if flattens else node_name(graph, link), module)
+                put(f"{last}_relu" if follows else "flatten" if index else node_name(graph, link), module)
                 last = ""
     return nn.Sequential(children).eval()
 
