@@ -54,6 +54,17 @@ class Signal(nn.Module):
         return F.log_softmax(self.drop(self.head(x.mean(-1))), 1)
 
 
+class Reparametrised(nn.Module):
+    """RepVGG's block: branches of 3x3, of 1x1 and of nothing, each with its norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.small, self.none = conv(6, 6), conv(6, 6, 1), nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.wide(x) + self.small(x) + self.none(x))
+
+
 def build(name: str) -> nn.Module:
     blocks: dict[str, Callable[[], nn.Module]] = {
         "identity": lambda: Net(Block([conv(6, 5), conv(5, 6)]), Block([conv(6, 7), conv(7, 6)])),
@@ -64,6 +75,7 @@ def build(name: str) -> nn.Module:
                             outputs=8),
         "one": lambda: Net(Block([conv(6, 6)]), Block([conv(6, 8, 3, 2)], conv(6, 8, 1, 2)), outputs=8),
         "norm": lambda: Net(Block([conv(6, 6), conv(6, 6)], nn.BatchNorm2d(6)), Block([conv(6, 6)], nn.BatchNorm2d(6))),
+        "three": lambda: Net(Reparametrised(), Reparametrised()),
         "basic": lambda: ResNet(Basic, (2, 1), 4),
         "bottleneck": lambda: ResNet(Bottleneck, (2, 1), 3),
         "cifar": lambda: CifarResNet(8, 4),
@@ -73,7 +85,7 @@ def build(name: str) -> nn.Module:
     return lively(blocks[name]()).double()
 
 
-NAMES = "identity,option A,pooled,projection,long,one,norm,basic,bottleneck,cifar,signal".split(",")
+NAMES = "three,option A,pooled,projection,long,one,norm,basic,bottleneck,cifar,signal".split(",")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -20,7 +20,7 @@ from .branches import (
     joined,
     rank,
     read_convolutions,
-    read_shortcut,
+    read_shortcuts,
 )
 from .flow import Flow, block_name, is_idle, refusal
 
@@ -99,19 +99,15 @@ def _block(flow: Flow, fork: Node, meeting: Node, signed: bool) -> Residual:
     """The block from the value that both branches read to their sum."""
     graph = flow.graph
     name = block_name(graph, flow.between(fork, meeting))
-    operands = meeting.args[:2] if operator_name(meeting) == "add" else ()
-    if len(operands) != 2 or not all(is_tensor(operand) for operand in operands):
+    if operator_name(meeting) != "add":
         raise joined(name, meeting)
-    first, second = (branch(flow, name, fork, operand) for operand in operands if isinstance(operand, Node))
-    alike = graph.shape(meeting) == graph.shape(operands[0]) == graph.shape(operands[1])  # type: ignore[arg-type]
-    if meeting.kwargs.get("alpha", 1) != 1 or not alike:
-        raise refusal(name, "its sum is weighted or broadcast", "Both branches must be added as they are")
-    if is_active(first) and is_active(second):
-        raise refusal(name, "both branches have an activation", "The shortcut must be linear")
-    body, rest = (first, second) if rank(graph, first) >= rank(graph, second) else (second, first)
-    convs = read_convolutions(graph, name, body)
+    branches = [branch(flow, name, fork, summand) for summand in _summands(graph, name, meeting)]
+    if sum(is_active(found) for found in branches) > 1:
+        raise refusal(name, "two branches have an activation", "The shortcut must be linear")
+    branches.sort(key=lambda found: rank(graph, found))
+    convs = read_convolutions(graph, name, branches.pop())
     layer = convs[0].layer
-    shortcut = read_shortcut(graph, name, rest, graph.tensors[layer.weight], layer.spatial)
+    shortcut = read_shortcuts(graph, name, branches, graph.tensors[layer.weight], layer.spatial)
     block = Residual(name, convs, shortcut)
     _check_relu(flow, name, meeting)
     _check_positions(graph, block)
@@ -124,6 +120,17 @@ def _block(flow: Flow, fork: Node, meeting: Node, signed: bool) -> Residual:
             "Only blocks that read the output of a ReLU, also behind pooling, can be",
         )
     return block
+
+
+def _summands(graph: Graph, name: str, total: Node) -> list[Node]:
+    """The values that a sum adds, two or more."""
+    first, second = total.args[:2]
+    if not (isinstance(first, Node) and isinstance(second, Node) and is_tensor(first) and is_tensor(second)):
+        raise joined(name, total)
+    if total.kwargs.get("alpha", 1) != 1 or not graph.shape(total) == graph.shape(first) == graph.shape(second):
+        raise refusal(name, "its sum is weighted or broadcast", "All branches must be added as they are")
+    parts = [_summands(graph, name, x) if operator_name(x) == "add" else [x] for x in (first, second)]
+    return [*parts[0], *parts[1]]
 
 
 def _check_relu(flow: Flow, name: str, total: Node) -> None:
@@ -160,6 +167,6 @@ def _check_positions(graph: Graph, block: Residual) -> None:
         if any(last >= size for last, size in zip(wanted, sizes, strict=True)):
             raise refusal(
                 name,
-                f"the input of {conv.layer.name} is too small ({sizes}) to carry all that the shortcut takes",
+                f"the input of {conv.layer.name} is too small {sizes} to carry all that the shortcut takes",
                 "Convolutions padded by half their kernels keep the size",
             )

@@ -112,7 +112,7 @@ def joined(name: str, node: Node) -> Exception:
     """The error for values joined by an operator other than the block's own add."""
     operator = operator_name(node)
     if operator == "add":
-        return refusal(name, f"values meet in {node.name} inside of it, so it has more than two branches", _PLAIN)
+        return refusal(name, f"values are added in {node.name} inside of one of its branches", _PLAIN)
     hints = {
         "cat": "DenseNet and fire modules have no serial form; zero channels are better padded by F.pad",
         "mul": "gates such as squeeze-and-excitation have no serial form",
@@ -192,6 +192,16 @@ def _misplaced(name: str, operator: str, begun: bool) -> Exception:
     if operator in NORMS:
         return refusal(name, f"{operator} is not where it can be folded, or has no stored statistics", _PLAIN)
     return refusal(name, f"f holds the operator {operator}", _PLAIN)
+
+
+def read_shortcuts(graph: Graph, name: str, branches: Sequence[Sequence[Node]], like: Tensor, spatial: int) -> Shortcut:
+    """The sum of all linear branches as one shortcut; the arguments are those of ``read_shortcut``."""
+    total, *others = (read_shortcut(graph, name, nodes, like, spatial) for nodes in branches)
+    for other in others:
+        if other.stride != total.stride:
+            raise refusal(name, f"its shortcuts have strides {total.stride} and {other.stride}", _PLAIN)
+        total = Shortcut("projection", total.stride, total.matrix + other.matrix, total.shift + other.shift)
+    return total
 
 
 def read_shortcut(graph: Graph, name: str, nodes: Sequence[Node], like: Tensor, spatial: int) -> Shortcut:

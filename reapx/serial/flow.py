@@ -126,8 +126,9 @@ def is_idle(node: Node) -> bool:
 
 def block_name(graph: Graph, nodes: Iterable[Node]) -> str:
     """The module that some convolutions have in common; the first and the last where that is the whole model."""
-    layers = [node for node in nodes if describe(graph, node) is not None]
-    names = [name_of(graph, node) for node in layers]
+    found = {node: layer for node in nodes if (layer := describe(graph, node)) is not None}
+    stored = [node for node, layer in found.items() if not isinstance(layer, str)]
+    names = [name_of(graph, node) for node in stored or found]
     if not names:
         return "a block without layers"
     common = names[0].split(".")[:-1]
