@@ -51,7 +51,9 @@ class Signal(nn.Module):
         x = self.pool(F.relu(self.stem(x.flatten(2))))
         x = F.relu(x + self.norm(self.two(self.drop(F.relu(self.one(x))))))
         x = self.behind(F.relu(self.four(F.relu(self.three(x))).clone() + x))
-        return F.log_softmax(self.drop(self.head(x.mean(-1))), 1)
+        y = self.drop(self.head(x.mean(-1))).view(-1, 2, 2)
+        y *= 2  # in a view: the graph is written anew, with other operators for norms
+        return F.log_softmax(y.flatten(1), 1)
 
 
 class Reparametrised(nn.Module):
@@ -70,7 +72,7 @@ def build(name: str) -> nn.Module:
         "identity": lambda: Net(Block([conv(6, 5), conv(5, 6)]), Block([conv(6, 7), conv(7, 6)])),
         "option A": lambda: Net(Block([conv(6, 5, 3, 2), conv(5, 10)], subsample), outputs=10),
         "pooled": lambda: Net(Block([conv(6, 5), conv(5, 10, 3, 2)], pooled), outputs=10),
-        "projection": lambda: Net(Block([conv(6, 5, 3, 2), conv(5, 8)], conv(6, 8, 1, 2)), outputs=8),
+        "twice": lambda: Net(*[Block([conv(6, 5), conv(5, 6)])] * 2),
         "long": lambda: Net(Block([conv(6, 4, 1), conv(4, 5, 5, 2), conv(5, 4), conv(4, 8, 1)], conv(6, 8, 1, 2)),
                             outputs=8),
         "one": lambda: Net(Block([conv(6, 6)]), Block([conv(6, 8, 3, 2)], conv(6, 8, 1, 2)), outputs=8),
@@ -85,7 +87,7 @@ def build(name: str) -> nn.Module:
     return lively(blocks[name]()).double()
 
 
-NAMES = "three,option A,pooled,projection,long,one,norm,basic,bottleneck,cifar,signal".split(",")
+NAMES = "three,option A,pooled,twice,long,one,norm,basic,bottleneck,cifar,signal".split(",")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -93,7 +95,7 @@ def test_same_function(name: str) -> None:
     model = build(name)
     before = copy.deepcopy(model.state_dict())
     given: list[dict[str, object]] = [{}]
-    given += [{"projection": "split"}] if name in ("projection", "long", "norm", "bottleneck") else []
+    given += [{"projection": "split"}] if name in ("long", "basic", "bottleneck") else []
     given += [{"norms": True}] if name in ("one", "bottleneck", "signal") else []
     for options in given:
         result = reapx.serialize(model, IMAGES, **options)  # type: ignore[arg-type]

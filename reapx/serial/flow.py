@@ -61,10 +61,16 @@ class Flow:
                     f"the model has {len(found)} tensor {name}: a serial network has one. Serialise the part of the "
                     "model from one image tensor to one output tensor"
                 )
-        wanted = ancestors(graph.outputs)
+        wanted: set[Node] = set()
+        stack = list(graph.outputs)
+        while stack:
+            node = stack.pop()
+            if node not in wanted:
+                wanted.add(node)
+                stack.extend(argument for argument in node.all_input_nodes if carries(argument))
         readers: dict[Node, list[Node]] = {}
         for node in graph.nodes:
-            if node in wanted and carries(node):
+            if node in wanted:
                 for argument in dict.fromkeys(node.all_input_nodes):
                     readers.setdefault(argument, []).append(node)
         return cls(graph, graph.inputs[0], graph.outputs[0], readers)

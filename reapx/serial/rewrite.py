@@ -67,6 +67,7 @@ def serial_convolutions(graph: Graph, block: Residual, projection: Projection) -
     layers: list[nn.Module] = []
     for index, conv in enumerate(block.convs):
         weight, bias = conv.folded(graph)
+        weight = weight.to(graph.tensors[conv.layer.weight].dtype)  # what is carried makes it large
         if index == 0:
             weight = _stack(conv, weight, carry.entry, rows=True, columns=False)
             bias = torch.cat([bias, carry.offset])
