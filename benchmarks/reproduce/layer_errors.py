@@ -35,10 +35,10 @@ def compare(plan: reapx.Plan) -> dict[str, Any]:
 
     Returns:
         ``measure_seconds``: of the moments, which all share. ``select_seconds``: by method, the choice of units, given
-        the moments, over all groups. ``groups``: group name -> method -> errors, shares of the variance of the
-        consumers' outputs, averaged over consumers, none of them damped (the fits are); NU's have those of its
-        single pairs too: their plain ``sum``, and the ``bound`` on ``own`` that they give. ``few_rows``: names of groups with a consumer that has seen fewer rows than it
-        has features, where fits look better than they are.
+        the moments, over all groups. ``few_rows``: names of groups with a consumer that has seen fewer rows than it has
+        features, where fits look better than they are. ``groups``: group name -> method -> errors, shares of the
+        variance of the consumers' outputs, averaged over consumers, none of them damped (the fits are); NU's have those
+        of its single pairs too: their plain ``sum``, and the ``bound`` on ``own`` that they give.
     """
     graph, images = plan._graph, plan._images
     steps = {entry.group.name: len(entry.removed) for entry in plan.groups}
