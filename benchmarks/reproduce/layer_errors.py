@@ -1,0 +1,155 @@
+"""What each method of selection does to the layers behind: errors on the moments of the original network."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+import reapx
+from reapx.graph import Graph
+from reapx.groups import Group
+from reapx.moments import Moments, measure
+from reapx.pipeline import DAMPING
+from reapx.selection import SELECTIONS
+from reapx.selection.changes import Changes
+from reapx.selection.methods import choose
+from reapx.selection.nu import Unification
+from reapx.selection.paths import _chunks
+from reapx.selection.readers import Reader, readers_of
+from reapx.selection.reap import Request, reap_paths
+
+ERRORS = ("removed", "bias", "own", "fitted")
+"""Only removed; removed, the mean of what is lost in the bias; what the method itself does; least squares."""
+Groups = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Group name -> method -> kind of error -> error."""
+ROUNDING = 1e-9
+"""Share by which an error may be above another and still count as equal."""
+
+
+def compare(plan: reapx.Plan) -> dict[str, Any]:
+    """All methods on the layers and at the widths of one plan, all on the same moments.
+
+    Returns:
+        ``measure_seconds``: of the moments, which all share. ``select_seconds``: by method, the choice of units, given
+        the moments, over all groups. ``few_rows``: names of groups with a consumer that has seen fewer rows than it has
+        features, where fits look better than they are. ``groups``: group name -> method -> errors, shares of the
+        variance of the consumers' outputs, averaged over consumers, none of them damped (the fits are); NU's have those
+        of its single pairs too: their plain ``sum``, and the ``bound`` on ``own`` that they give.
+    """
+    graph, images = plan._graph, plan._images
+    steps = {entry.group.name: len(entry.removed) for entry in plan.groups}
+    groups: dict[str, dict[str, dict[str, float]]] = {name: {} for name, count in steps.items() if count}
+    seconds = dict.fromkeys(SELECTIONS, 0.0)
+    measure_seconds, few_rows = 0.0, []
+    for part in _chunks([entry.group for entry in plan.groups if entry.group.name in groups], images.memory):
+        layers = {consumer.layer.weight: consumer.layer for group in part for consumer in group.consumers}
+        start = time.perf_counter()
+        moments = measure(graph, images, list(layers.values()), graph.tensors, progress=False)
+        measure_seconds += time.perf_counter() - start
+        readers = [readers_of(graph, group, moments) for group in part]
+        for group, own in zip(part, readers, strict=True):
+            if any(reader.measured.rows < len(reader.measured.gram) for reader in own):
+                few_rows.append(group.name)
+        for selection in SELECTIONS:
+            start = time.perf_counter()
+            choices = [
+                choose(selection, graph, group, own, steps[group.name])
+                for group, own in zip(part, readers, strict=True)
+            ]
+            chosen = time.perf_counter()
+            requests = [
+                Request(group.name, own, steps[group.name], choice.order)
+                for group, own, choice in zip(part, readers, choices, strict=True)
+            ]
+            paths = reap_paths(requests, DAMPING)
+            # REAP chooses by solving; for the others, solving is the fit.
+            seconds[selection] += (time.perf_counter() if selection == "reap" else chosen) - start
+            for group, own, choice, path in zip(part, readers, choices, paths, strict=True):
+                errors = _errors(graph, group, own, moments, path.order, choice.own)
+                groups[group.name][selection] = {**errors, "fitted": path.final}
+    return {"measure_seconds": measure_seconds, "select_seconds": seconds, "few_rows": few_rows, "groups": groups}
+
+
+def _errors(
+    graph: Graph,
+    group: Group,
+    readers: Sequence[Reader],
+    moments: Mapping[str, list[Moments]],
+    order: Tensor,
+    own: Changes | None,
+) -> dict[str, float]:
+    """The errors that need no fit."""
+    found = {"removed": 0.0, "bias": 0.0}
+    if own is not None:
+        found["own"] = 0.0
+    for index, (consumer, reader) in enumerate(zip(group.consumers, readers, strict=True)):
+        scale = reader.scale() / len(readers)
+        gone = reader.columns[order].flatten()
+        lost = reader.weight[:, gone]
+        raw = moments[consumer.layer.weight][consumer.part].gram
+        found["removed"] += scale * _square(lost, raw[gone][:, gone])
+        found["bias"] += scale * _square(lost, reader.measured.gram[gone][:, gone])
+        if own is not None:
+            change = own.weights(index, [len(order)])[0] - reader.weight
+            found["own"] += scale * _square(change, reader.measured.gram)
+    if isinstance(own, Unification):
+        found["sum"] = float(own.errors.sum())
+        found["bound"] = float(own.errors.sqrt().sum()) ** 2
+    return found
+
+
+def _square(change: Tensor, gram: Tensor) -> float:
+    """tr(Δ G Δᵀ)."""
+    return max(float(((change @ gram) * change).sum()), 0.0)
+
+
+def means(groups: Groups) -> dict[str, dict[str, float]]:
+    """Method -> kind of error -> its mean over groups."""
+    found: dict[str, dict[str, float]] = {}
+    for selection in SELECTIONS:
+        each = [methods[selection] for methods in groups.values()]
+        found[selection] = {kind: sum(e[kind] for e in each) / len(each) for kind in ERRORS if kind in each[0]}
+    return found
+
+
+def orders(groups: Groups) -> dict[str, Any]:
+    """In how many groups what theory says, or reports say, of the errors holds.
+
+    ``nu own <= bound`` is the triangle inequality: the roots of the pairs' errors add up at most. Their plain sum
+    bounds nothing where what two pairs lose points the same way. ``as published`` compares what the methods are in
+    the reports: REAP and CP fit least squares, NU only folds, ThiNet only scales.
+    """
+    fitted = [{name: own["fitted"] for name, own in methods.items()} for methods in groups.values()]
+    unified = [methods["nu"] for methods in groups.values()]
+    published = [
+        (m["reap"]["fitted"], m["lasso"]["fitted"], m["nu"]["own"], m["thinet"]["own"]) for m in groups.values()
+    ]
+    mean = {name: sum(own[name] for own in fitted) / len(fitted) for name in SELECTIONS}
+    return {
+        "groups": len(groups),
+        "reap <= lasso": sum(_rises(own["reap"], own["lasso"]) for own in fitted),
+        "lasso <= thinet": sum(_rises(own["lasso"], own["thinet"]) for own in fitted),
+        "reap <= lasso <= thinet": sum(_rises(own["reap"], own["lasso"], own["thinet"]) for own in fitted),
+        "in the mean": _rises(mean["reap"], mean["lasso"], mean["thinet"]),
+        "as published": sum(_rises(*own) for own in published),
+        "as published, in the mean": _rises(*(sum(each) for each in zip(*published, strict=True))),
+        "reap best": sum(_rises(own["reap"], min(own.values())) for own in fitted),
+        "nu fitted <= own": sum(_rises(own["fitted"], own["own"]) for own in unified),
+        "nu own <= bound": sum(_rises(own["own"], own["bound"]) for own in unified),
+        "nu own <= plain sum": sum(_rises(own["own"], own["sum"]) for own in unified),
+        "nu own / plain sum": _mean_ratio(unified, "own", "sum"),
+        "nu own / bound": _mean_ratio(unified, "own", "bound"),
+    }
+
+
+def _mean_ratio(methods: Sequence[Mapping[str, float]], over: str, under: str) -> float:
+    return sum(own[over] / max(own[under], 1e-300) for own in methods) / len(methods)
+
+
+def _rises(*errors: float) -> bool:
+    """Whether none is larger than the next, but for rounding."""
+    return all(left <= right * (1 + ROUNDING) + ROUNDING**2 for left, right in itertools.pairwise(errors))
