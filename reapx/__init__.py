@@ -18,6 +18,7 @@ from .latency import Latency
 from .pipeline import plan, prune
 from .plan import Plan, Result
 from .report.html import write_report
+from .serial import Serialized, serialize
 from .storage import load
 
 __version__ = "0.1.0"
@@ -39,10 +40,12 @@ __all__ = [
     "ProofError",
     "ReapxError",
     "Result",
+    "Serialized",
     "TradeoffPoint",
     "inspect",
     "load",
     "plan",
     "prune",
+    "serialize",
     "write_report",
 ]

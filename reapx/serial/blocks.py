@@ -1,0 +1,165 @@
+"""Blocks: a captured residual network as a chain of operators and blocks, found by how values flow."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from ..errors import InputError
+from ..graph import Graph, is_tensor, operator_name
+from ..layers import NORMS, Layer, describe
+from .branches import (
+    ACTIVATIONS,
+    Conv,
+    Shortcut,
+    branch,
+    foldable,
+    is_active,
+    joined,
+    rank,
+    read_convolutions,
+    read_shortcut,
+)
+from .flow import Flow, block_name, is_idle, refusal
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A block y = relu(f(x) + shortcut(x)).
+
+    Attributes:
+        name: Module path that its convolutions have in common.
+        convs: Those of f, with a ReLU between each two.
+    """
+
+    name: str
+    convs: list[Conv]
+    shortcut: Shortcut
+
+
+Link = Node | Conv | Residual
+"""One part of the chain: an operator, a convolution with its norm, or a block without the ReLU behind it."""
+
+
+def find_chain(graph: Graph, *, signed: bool) -> list[Link]:
+    """The network as a chain from its input to its output.
+
+    Args:
+        signed: Whether projections are carried with both signs, which takes blocks with negative inputs, too.
+
+    Returns:
+        Operators, convolutions and blocks in order, without operators that do nothing but dropout.
+
+    Raises:
+        InputError: the network is no such chain, a block cannot be rewritten, or there is none.
+    """
+    flow = Flow.of(graph)
+    chain: list[Link] = []
+    node = flow.start
+    while node is not flow.end:
+        readers = flow.readers.get(node, [])
+        if not readers:
+            raise InputError("the model's output does not depend on the images")
+        if len(readers) > 1:
+            meeting = flow.meeting(node)
+            chain.append(_block(flow, node, meeting, signed))
+            node = meeting
+        else:
+            node = readers[0]
+            _append(flow, chain, node)
+    if not any(isinstance(link, Residual) for link in chain):
+        raise InputError(
+            "nothing to serialise: the model has no residual block (no value is read by two operators), so it is a "
+            "serial network already; prune it as it is"
+        )
+    return chain
+
+
+def _append(flow: Flow, chain: list[Link], node: Node) -> None:
+    """Put the next operator to the chain; a norm goes into the convolution before it."""
+    last, layer = chain[-1] if chain else None, describe(flow.graph, node)
+    if isinstance(layer, str):
+        raise InputError(f"the model cannot be serialised: {layer}")
+    if len(flow.sources(node)) != 1:
+        raise InputError(
+            f"the model cannot be serialised: {node.name} ({node.target}) also reads a value that does not come from "
+            "the images; register it as a parameter or buffer, or serialise a part of the model"
+        )
+    if isinstance(layer, Layer) and layer.kind == "conv":
+        chain.append(Conv(layer))
+    elif operator_name(node) in NORMS and isinstance(last, Conv) and last.norm is None and foldable(flow.graph, node):
+        chain[-1] = Conv(last.layer, node)
+    elif operator_name(node) == "dropout" or not is_idle(node):
+        chain.append(node)
+
+
+def _block(flow: Flow, fork: Node, meeting: Node, signed: bool) -> Residual:
+    """The block from the value that both branches read to their sum."""
+    graph = flow.graph
+    name = block_name(graph, flow.between(fork, meeting))
+    operands = meeting.args[:2] if operator_name(meeting) == "add" else ()
+    if len(operands) != 2 or not all(is_tensor(operand) for operand in operands):
+        raise joined(name, meeting)
+    first, second = (branch(flow, name, fork, operand) for operand in operands if isinstance(operand, Node))
+    alike = graph.shape(meeting) == graph.shape(operands[0]) == graph.shape(operands[1])  # type: ignore[arg-type]
+    if meeting.kwargs.get("alpha", 1) != 1 or not alike:
+        raise refusal(name, "its sum is weighted or broadcast", "Both branches must be added as they are")
+    if is_active(first) and is_active(second):
+        raise refusal(name, "both branches have an activation", "The shortcut must be linear")
+    body, rest = (first, second) if rank(graph, first) >= rank(graph, second) else (second, first)
+    convs = read_convolutions(graph, name, body)
+    layer = convs[0].layer
+    shortcut = read_shortcut(graph, name, rest, graph.tensors[layer.weight], layer.spatial)
+    block = Residual(name, convs, shortcut)
+    _check_relu(flow, name, meeting)
+    _check_positions(graph, block)
+    carried = len(convs) > 1 and not (signed and shortcut.kind == "projection")
+    if carried and not flow.nonnegative(fork):
+        raise refusal(
+            name,
+            "its input may be negative (a pre-activation network, or no ReLU before the block), and a ReLU would not "
+            "carry that",
+            "Only blocks that read the output of a ReLU, also behind pooling, can be",
+        )
+    return block
+
+
+def _check_relu(flow: Flow, name: str, total: Node) -> None:
+    """Refuse a sum that is not followed by ReLU alone."""
+    node = total
+    while len(flow.readers.get(node, [])) == 1:
+        node = flow.readers[node][0]
+        if not is_idle(node):
+            break
+    operator = operator_name(node)
+    if operator == "relu":
+        return
+    cure = "Only blocks relu(f(x) + shortcut(x)) can be"
+    if operator in ACTIVATIONS:
+        cut = ": carried values above 6 would be cut" if operator == "relu6" else ""
+        raise refusal(name, f"its sum is followed by {operator}, not ReLU{cut}", cure)
+    raise refusal(name, "its sum is not followed by ReLU alone, as in pre-activation networks", cure)
+
+
+def _check_positions(graph: Graph, block: Residual) -> None:
+    """Refuse convolutions that take carried values elsewhere than the shortcut does."""
+    name, convs = block.name, block.convs
+    stride = tuple(math.prod(steps) for steps in zip(*(conv.stride for conv in convs), strict=True))
+    if stride != block.shortcut.stride:
+        raise refusal(
+            name,
+            f"its convolutions have stride {stride} together, its shortcut {block.shortcut.stride}",
+            "Both branches must take the same stride",
+        )
+    wanted = [size - 1 for size in graph.shape(convs[-1].layer.node)[2:]]  # last position of each axis
+    for conv in reversed(convs[1:]):
+        sizes = graph.shape(conv.layer.input)[2:]
+        wanted = [step * last for step, last in zip(conv.stride, wanted, strict=True)]
+        if any(last >= size for last, size in zip(wanted, sizes, strict=True)):
+            raise refusal(
+                name,
+                f"the input of {conv.layer.name} is too small ({sizes}) to carry all that the shortcut takes",
+                "Convolutions padded by half their kernels keep the size",
+            )

@@ -1,0 +1,191 @@
+"""Serialising: the call, and what comes back."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..budget import Costs
+from ..checks import check_forward, check_model, model_device
+from ..errors import InputError, ProofError
+from ..graph import Graph, capture
+from ..groups import find_groups
+from ..images import Images
+from ..inspection import MEMORY
+from ..proof import difference
+from ..report.text import saving, table
+from .blocks import Link, Residual, find_chain
+from .branches import Conv, ShortcutKind
+from .norms import with_norms
+from .operators import Names, modules_of, node_name
+from .rewrite import Projection, carried_channels, convolution, serial_convolutions
+
+LIMIT = 1e-4
+"""Largest difference from the original as a share of the largest output."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of the original network, and what became of it.
+
+    Attributes:
+        name: Module path of its convolutions, such as ``layer1.0``.
+        carried: Channels that carry the shortcut through f's ReLUs; 0 for an f of one convolution.
+        layers: Convolutions that stand for it, as many as f had.
+    """
+
+    name: str
+    shortcut: ShortcutKind
+    carried: int
+    layers: int
+
+
+@dataclass(frozen=True)
+class Serialized:
+    """A serial network that computes what a residual one does; ``print`` it.
+
+    Attributes:
+        model: The network, in eval mode; shares nothing with the original.
+        macs: Multiply-accumulates per image, before and after.
+        params: Parameters, before and after.
+        gap: Largest difference from the original's output on a few images, over the largest output; in float64
+            where the model can, so that only the rounding of new weights is seen.
+    """
+
+    model: nn.Sequential = field(repr=False)
+    blocks: list[Block]
+    macs: tuple[int, int]
+    params: tuple[int, int]
+    gap: float
+
+    def __str__(self) -> str:
+        rows = [[block.name, block.shortcut, str(block.carried), str(block.layers)] for block in self.blocks]
+        costs = f"{saving('MACs', self.macs)}, {saving('parameters', self.params)}"
+        return "\n".join(
+            [
+                f"{len(rows)} residual blocks as {sum(block.layers for block in self.blocks)} plain layers: {costs}",
+                f"same outputs up to {self.gap:.1e} of the largest",
+                "",
+                table(rows, ["block", "shortcut", "carried channels", "layers"]),
+                "",
+                f"to prune back to what it was: reapx.prune(model, images, budget=reapx.MACs({self.macs[0]}))",
+            ]
+        )
+
+
+def serialize(
+    model: nn.Module,
+    images: object,
+    *,
+    norms: bool = False,
+    projection: Projection = "carry",
+    memory: int = MEMORY,
+) -> Serialized:
+    """Rewrite a network of blocks relu(f(x) + shortcut(x)) as a plain serial network of the same function.
+
+    A block's input is the output of a ReLU, hence not negative, so that more channels can carry it through f's ReLUs
+    at the kernels' centre taps, and the last convolution adds it. The serial network costs more, and all of its
+    channels, those of the former residual stream too, can be pruned one by one. Norms are folded.
+
+    Args:
+        model: Module in eval mode; not touched, and nothing is shared with it.
+        images: As for ``reapx.plan``; a few prove the result, and ``norms`` reads all.
+        norms: Put a batch norm behind every convolution, with statistics over the images, for training.
+        projection: How a shortcut P x + b with a 1x1 convolution is carried. ``"carry"`` carries x as it is, which is
+            exact for x >= 0, and has the last layer apply P: cheaper while P has no more than twice as many inputs
+            as outputs. ``"split"``, as in the paper, applies P in the first layer and carries [P x + b; -P x - b].
+        memory: Bytes of memory for images before they go to disk.
+
+    Returns:
+        The serial network and what became of the blocks.
+
+    Raises:
+        InputError: there is no residual block, one that has no serial form, or an argument outside its choices.
+        CaptureError: torch.export refuses the model.
+        ProofError: the serial network's outputs are not those of the model.
+
+    Source:
+        K. Kamma and T. Wada, "Serialized Residual Network", MIRU 2020.
+    """
+    if not isinstance(norms, bool):
+        raise InputError(f"norms={norms!r}: give True or False")
+    if projection not in ("carry", "split"):
+        raise InputError(f"projection={projection!r}: choose one of carry, split")
+    check_model(model)
+    calibration = Images(images, model_device(model), memory)
+    check_forward(model, calibration)
+    _check_output(model, calibration)
+    graph = capture(model, calibration.as_inputs(2))
+    chain = find_chain(graph, signed=projection == "split")
+    calibration.names = None  # a serial network takes its one input by position
+    serial = _assemble(graph, chain, projection)
+    if norms:
+        serial = with_norms(serial, calibration)
+    gap = _prove(serial, graph, calibration)
+    blocks = [_summary(link, projection) for link in chain if isinstance(link, Residual)]
+    macs, params = zip(_costs(graph), _costs(capture(serial, calibration.as_inputs(2))), strict=True)
+    return Serialized(serial, blocks, macs, params, gap)
+
+
+def _check_output(model: nn.Module, images: Images) -> None:
+    """Refuse outputs in a container, which a serial network would not have."""
+    with torch.no_grad():
+        output = images.call(copy.deepcopy(model), images.example(1))
+    if not isinstance(output, Tensor):
+        raise InputError(
+            f"the model returns a {type(output).__name__}, and a serial network returns one tensor: serialise the part "
+            "of the model that does, too"
+        )
+
+
+def _assemble(graph: Graph, chain: list[Link], projection: Projection) -> nn.Sequential:
+    """The serial network of a chain, in eval mode."""
+    names, children = Names(), OrderedDict[str, nn.Module]()
+    last = ""  # the convolution that was just put in
+
+    def put(path: str, module: nn.Module) -> str:
+        name = names.unique(path)
+        children[name] = module
+        return name
+
+    for link in chain:
+        if isinstance(link, Conv):
+            last = put(link.layer.name, convolution(graph, link.layer, *link.folded(graph)))
+        elif isinstance(link, Residual):
+            made = serial_convolutions(graph, link, projection)
+            for index, (conv, module) in enumerate(zip(link.convs, made, strict=True)):
+                if index:
+                    put(f"{last}_relu", nn.ReLU())
+                last = put(conv.layer.name, module)
+        else:
+            for module in modules_of(graph, link):
+                follows = last and isinstance(module, nn.ReLU)
+                flattens = isinstance(module, nn.Flatten) and "mean" in node_name(graph, link)
+                put(f"{last}_relu" if follows else "flatten" if flattens else node_name(graph, link), module)
+                last = ""
+    return nn.Sequential(children).eval()
+
+
+def _prove(serial: nn.Module, graph: Graph, images: Images) -> float:
+    """The difference from the original; raises where it is more than rounding."""
+    gap, _ = difference(serial, graph, graph.tensors, images)
+    if not gap <= LIMIT:
+        raise ProofError(
+            f"the serial network differs from the original by {gap:.1e} of its largest output (at most {LIMIT:.0e} is "
+            "rounding). Your model is unchanged. Please report the model"
+        )
+    return gap
+
+
+def _summary(block: Residual, projection: Projection) -> Block:
+    return Block(block.name, block.shortcut.kind, carried_channels(block, projection), len(block.convs))
+
+
+def _costs(graph: Graph) -> tuple[int, int]:
+    """Multiply-accumulates and parameters of a captured network."""
+    costs = Costs(graph, find_groups(graph))
+    return costs.macs(), costs.params()
