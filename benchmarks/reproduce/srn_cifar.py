@@ -1,8 +1,8 @@
 """Table VI.2 of the second report: test errors of a CIFAR-10 ResNet, serialised, pruned again, and from scratch.
 
     python benchmarks/reproduce/srn_cifar.py [--depth 20|32|56] [--stages srn pruned resnet naive] [--epochs 10]
-        [--retrain 5] [--lr 0.02] [--naive-lr 0.1] [--teacher srn] [--batch 128] [--images N] [--bf16]
-        [--device auto|cpu|cuda] [--validate] [--resume] [--quick] [--json FILE]
+        [--retrain 5] [--lr 0.02] [--retrain-lr LR] [--naive-lr 0.1] [--teacher srn] [--batch 128] [--images N]
+        [--bf16] [--device auto|cpu|cuda] [--validate] [--resume] [--quick] [--json FILE]
 
 Each column is a stage, trained with plain cross-entropy on crops and flips:
 
@@ -71,7 +71,7 @@ class Study:
         names = "depth batch images bf16 validate quick".split()
         common = {name: getattr(self.options, name) for name in names}
         if stage == "pruned":
-            own = {"epochs": self.options.retrain, "lr": self.options.lr, "teacher": self.options.teacher}
+            own = {"epochs": self.options.retrain, "lr": self.options.retrain_lr, "teacher": self.options.teacher}
             return common | own | {"srn": self.settings("srn")}
         lr = self.options.naive_lr if stage == "naive" else self.options.lr
         return common | {"epochs": self.options.epochs, "lr": lr}
@@ -215,6 +215,7 @@ def main() -> None:
     parser.add_argument("--retrain", type=int, default=5, help="epochs of the pruned SRN")
     parser.add_argument("--lr", type=float, default=0.02, help="peak of the learning rate")
     parser.add_argument("--naive-lr", type=float, default=0.1, help="the same, from scratch")
+    parser.add_argument("--retrain-lr", type=float, help="the same, of the pruned SRN; default: --lr")
     parser.add_argument("--teacher", choices=["srn"], help="what the pruned SRN is distilled from; default: nothing")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--images", type=int, help="train on the first N images; default: all")
@@ -227,6 +228,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.epochs, options.retrain, options.images = 1, 1, 512
+    options.retrain_lr = options.lr if options.retrain_lr is None else options.retrain_lr
     if options.device == "auto":
         options.device = "cuda" if torch.cuda.is_available() else "cpu"
     if not models.has_data():
