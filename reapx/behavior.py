@@ -27,7 +27,7 @@ from .groups import Group
 from .inspection import MEMORY, Inspection, inspect
 from .layers import Layer
 from .moments import measure
-from .report import similarity
+from .report.similarity import Similarity, write_similarity
 from .report.text import show_bars, table
 from .selection.readers import readers_of
 
@@ -158,7 +158,14 @@ class Behaviors:
             InputError: the path ends in something else.
             ReapxError: matplotlib is not installed.
         """
-        return similarity.write_similarity(self, path)
+        return write_similarity(self._picture(), path)
+
+    def _picture(self) -> Similarity:
+        order, dead = self.order, len(self.dead)
+        title = self.title + (f"; {dead} never change{'s' if dead == 1 else ''} (last)" if dead else "")
+        labels = [self.label(unit) for unit in order.tolist()]
+        tables = (table[order][:, order].numpy() for table in (self.correlation, self.errors))
+        return Similarity(title, labels, *tables)
 
 
 def behaviors(

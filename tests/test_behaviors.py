@@ -305,7 +305,7 @@ def test_plot(found: Behaviors, tmp_path: Path, name: str, start: bytes) -> None
 
 
 def test_plot_shows_the_tables_in_order(found: Behaviors) -> None:
-    figure = similarity.similarity_figure(found)
+    figure = similarity.similarity_figure(found._picture())
     left, right = figure.axes[0], figure.axes[1]
     order = found.order
     labels = [str(channel) for channel in order.tolist()]
@@ -320,7 +320,7 @@ def test_plot_shows_the_tables_in_order(found: Behaviors) -> None:
 
 
 def test_nothing_in_the_picture_overlaps(found: Behaviors) -> None:
-    figure = similarity.similarity_figure(found)
+    figure = similarity.similarity_figure(found._picture())
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure).draw()
@@ -333,7 +333,7 @@ def test_nothing_in_the_picture_overlaps(found: Behaviors) -> None:
 def test_plot_of_many_channels_and_of_none_that_differ(tmp_path: Path) -> None:
     model = Convs(channels=similarity.LABELLED + 1).eval()
     many = reapx.behaviors(model, images(12), "first.0")
-    assert similarity.similarity_figure(many).axes[0].get_xticklabels() == []
+    assert similarity.similarity_figure(many._picture()).axes[0].get_xticklabels() == []
     with torch.no_grad():
         model.first[1].bias.fill_(-100)
     nothing = reapx.behaviors(model, images(12), "first.0")

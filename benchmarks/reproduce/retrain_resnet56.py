@@ -29,8 +29,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models
 from recipe import fused
-from timing import ROOT, write
-from training import CALIBRATION, SEED, Progress, Recipe, Training, data, resumed
+from timing import ROOT
+from training import (
+    CALIBRATION,
+    SEED,
+    Progress,
+    Recipe,
+    Training,
+    data,
+    device_of,
+    keep,
+    resumed,
+    training_options,
+)
 
 import reapx
 
@@ -71,7 +82,7 @@ def begun(options: argparse.Namespace, folder: Path) -> Progress:
 
 def run(options: argparse.Namespace) -> dict[str, object]:
     """Prune, retrain, count."""
-    device = torch.device(options.device)
+    device = device_of(options)
     kind = ["validated" if options.validate else "final", *(["quick"] if options.quick else [])]
     folder = STATE / "-".join(kind)
     progress = begun(options, folder)
@@ -104,31 +115,20 @@ def run(options: argparse.Namespace) -> dict[str, object]:
 
 def main() -> None:
     """Read the options, run, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = training_options(__doc__)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--budget", type=float, default=0.5, help="share of the MACs that stays")
     parser.add_argument("--lr", type=float, default=0.01, help="peak of the learning rate")
-    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--images", type=int, help="training images an epoch, drawn anew for each; default: all")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="of retraining")
     parser.add_argument("--allocation", help="of reapx.plan; default: reapx's own")
     parser.add_argument("--distil", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 where autocast takes it; faster, less exact")
-    parser.add_argument("--validate", action="store_true", help="count held-out training images, not test images")
-    parser.add_argument("--resume", action="store_true", help="go on after the last epoch that was finished")
-    parser.add_argument("--quick", action="store_true", help="tiny: shows that it runs, measures nothing")
-    parser.add_argument("--json", type=Path, help="default: benchmarks/results/; nothing with --quick or --validate")
     options = parser.parse_args()
     if options.quick:
         options.epochs, options.images = 1, 512
-    if options.device == "auto":
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
     if not models.has_data():
         return
     torch.manual_seed(SEED)
-    row = run(options)
-    if options.json or not (options.quick or options.validate):
-        write("retrain_resnet56", [row], options.json)
+    keep(options, "retrain_resnet56", run(options))
 
 
 if __name__ == "__main__":

@@ -42,8 +42,22 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models
 from recipe import fused
-from timing import ROOT, write
-from training import CALIBRATION, SEED, Progress, Recipe, Training, data, progress_in, resumed, state_of, weights_file
+from timing import ROOT
+from training import (
+    CALIBRATION,
+    SEED,
+    Progress,
+    Recipe,
+    Training,
+    data,
+    device_of,
+    keep,
+    progress_in,
+    resumed,
+    state_of,
+    training_options,
+    weights_file,
+)
 
 import reapx
 from reapx.report.text import table
@@ -62,7 +76,7 @@ class Study:
     """One depth: its stages' networks, settings and states."""
 
     def __init__(self, options: argparse.Namespace):
-        self.options, self.device = options, torch.device(options.device)
+        self.options, self.device = options, device_of(options)
         kind = ["validated" if options.validate else "final", *(["quick"] if options.quick else [])]
         self.root = STATE / f"resnet{options.depth}-{'-'.join(kind)}"
         self.calibration, _ = models.cifar10("train_1", 100 if options.quick else CALIBRATION)
@@ -209,7 +223,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Read the options, run, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = training_options(__doc__)
     parser.add_argument("--depth", type=int, default=20, choices=sorted(SEEDS))
     parser.add_argument("--stages", nargs="*", default=STAGES, choices=STAGES, metavar="STAGE", help="default: all")
     parser.add_argument("--epochs", type=int, default=6, help="of the SRN, the ResNet and the SRN from scratch")
@@ -218,25 +232,14 @@ def main() -> None:
     parser.add_argument("--resnet-lr", type=float, default=0.01, help="the same, of the ResNet")
     parser.add_argument("--naive-lr", type=float, default=0.1, help="the same, from scratch")
     parser.add_argument("--teacher", default="resnet56", choices=["resnet56", "none"], help="what all stages imitate")
-    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--images", type=int, help="train on the first N images; default: all")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="of training")
-    parser.add_argument("--bf16", action="store_true", help="bfloat16 where autocast takes it; faster, less exact")
-    parser.add_argument("--validate", action="store_true", help="count held-out training images, not test images")
-    parser.add_argument("--resume", action="store_true", help="go on after the last epoch that was finished")
-    parser.add_argument("--quick", action="store_true", help="tiny: shows that it runs, measures nothing")
-    parser.add_argument("--json", type=Path, help="default: benchmarks/results/; nothing with --quick or --validate")
     options = parser.parse_args()
     if options.quick:
         options.epochs, options.retrain, options.images = 1, 1, 512
-    if options.device == "auto":
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
     if not models.has_data():
         return
     torch.manual_seed(SEED)
-    row = run(options)
-    if options.json or not (options.quick or options.validate):
-        write("srn_cifar", [row], options.json)
+    keep(options, "srn_cifar", run(options))
 
 
 if __name__ == "__main__":

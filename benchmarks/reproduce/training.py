@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import models
 import torch
 from recipe import augment, loss_of, rate, rebase
 from safetensors.torch import load_file, save_file
-from timing import interleaved
+from timing import interleaved, write
 from torch import Tensor, nn
 
 SEED = 0
@@ -203,3 +204,28 @@ def data(validate: bool, quick: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Ten
     cut = len(more) - (HELD_OUT if validate else 0)
     held = (more[cut:].clone(), their[cut:]) if validate else None
     return torch.cat([images, more[:cut]]), torch.cat([labels, their[:cut]]), held
+
+
+def training_options(text: str) -> argparse.ArgumentParser:
+    """The options that every training run has; the device is read by ``device_of``."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="of training")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 where autocast takes it; faster, less exact")
+    parser.add_argument("--validate", action="store_true", help="count held-out training images, not test images")
+    parser.add_argument("--resume", action="store_true", help="go on after the last epoch that was finished")
+    parser.add_argument("--quick", action="store_true", help="tiny: shows that it runs, measures nothing")
+    parser.add_argument("--json", type=Path, help="default: benchmarks/results/; nothing with --quick or --validate")
+    return parser
+
+
+def device_of(options: argparse.Namespace) -> torch.device:
+    """CUDA where there is one, unless another device is asked for."""
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(found if options.device == "auto" else options.device)
+
+
+def keep(options: argparse.Namespace, stem: str, row: dict[str, object]) -> None:
+    """Write a result, unless the run was tiny or counted no test images; to ``--json`` in any case."""
+    if options.json or not (options.quick or options.validate):
+        write(stem, [row], options.json)

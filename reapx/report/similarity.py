@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-    from ..behavior import Behaviors
-
 LABELLED = 40
 """Up to so many units are all labelled along the axes."""
 
@@ -31,46 +30,58 @@ INK, FRAME, EMPTY = "#1c2127", "#b9c4d0", "#dde2e7"
 Values = npt.NDArray[np.float64]
 
 
-def write_similarity(behaviors: Behaviors, path: str | Path) -> Path:
-    """Write the picture to a file whose folder is made if need be; see ``Behaviors.plot``."""
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """What the picture shows.
+
+    Attributes:
+        title: Above both panels.
+        labels: Of the units, in the order in which they are drawn.
+        correlation: (units, units), in that order.
+        errors: (units, units), in that order: of letting the column's unit emulate the row's; inf for none.
+    """
+
+    title: str
+    labels: list[str]
+    correlation: Values
+    errors: Values
+
+
+def write_similarity(shown: Similarity, path: str | Path) -> Path:
+    """Write the picture to a file, ``.png`` or ``.svg``, whose folder is made if need be."""
     target = Path(path)
     if target.suffix.lower() not in (".png", ".svg"):
         raise InputError(f"{target.name!r}: pictures are written as .png or .svg; give a path that ends in one of them")
-    figure = similarity_figure(behaviors)
+    figure = similarity_figure(shown)
     import matplotlib
 
     target.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"Date": None} if target.suffix.lower() == ".svg" else None  # the same file from the same call
-    with matplotlib.rc_context({"svg.hashsalt": behaviors.layer}):
+    with matplotlib.rc_context({"svg.hashsalt": shown.title}):
         figure.savefig(target, dpi=200, metadata=metadata)
     return target
 
 
-def similarity_figure(behaviors: Behaviors) -> Figure:
+def similarity_figure(shown: Similarity) -> Figure:
     """Two panels, 12 inches wide: the correlation matrix and the errors of all pairs, in the same order."""
     plots.require()
     from matplotlib.figure import Figure
 
-    order = behaviors.order
-    labels = [behaviors.label(unit) for unit in order.tolist()]
     figure = Figure(figsize=(12, 5.8), layout="constrained", facecolor="white")
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.set(w_pad=0.12, h_pad=0.08)  # type: ignore[call-arg]
     left, right = figure.subplots(1, 2)
-    shown = left.imshow(behaviors.correlation[order][:, order].numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
-    _panel(left, labels, "correlation of behaviours", "channel", "channel")
-    _bar(figure, left, shown, {value: f"{value:+.1f}" for value in (-1, -0.5, 0, 0.5, 1)})
-    _errors(figure, right, behaviors.errors[order][:, order].numpy())
-    _panel(right, labels, "cost of letting one channel emulate another", "channel that stays", "channel that leaves")
-    title = figure.suptitle(textwrap.fill(_title(behaviors), 100), fontsize=13, color=INK)
+    drawn = left.imshow(shown.correlation, cmap="RdBu_r", vmin=-1, vmax=1)
+    _panel(left, shown.labels, "correlation of behaviours", "channel", "channel")
+    _bar(figure, left, drawn, {value: f"{value:+.1f}" for value in (-1, -0.5, 0, 0.5, 1)})
+    _errors(figure, right, shown.errors)
+    _panel(
+        right, shown.labels, "cost of letting one channel emulate another", "channel that stays", "channel that leaves"
+    )
+    title = figure.suptitle(textwrap.fill(shown.title, 100), fontsize=13, color=INK)
     title.set_parse_math(False)
     return figure
-
-
-def _title(behaviors: Behaviors) -> str:
-    dead = len(behaviors.dead)
-    return behaviors.title + (f"; {dead} never change{'s' if dead == 1 else ''} (last)" if dead else "")
 
 
 def _errors(figure: Figure, axes: Axes, errors: Values) -> None:
