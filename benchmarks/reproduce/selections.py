@@ -99,6 +99,11 @@ class Case:
     options: dict[str, Any]
     selections: tuple[str, ...] = tuple(SELECTIONS)
 
+    @property
+    def pro(self) -> bool:
+        """Whether PRO sets the widths, which then differ by method."""
+        return self.options.get("allocation") != "uniform"
+
 
 def _fully_connected(part: int) -> Case:
     stay = 256 // part
@@ -116,8 +121,8 @@ CASES = [
     _uniform("vgg16bn", "x1/5", 1 / 5),
     _uniform("resnet56", "x0.5", 0.5),
     _uniform("resnet56", "x0.35", 0.35),
-    Case("pro", "vgg16bn", "x1/5", {"budget": reapx.MACs(1 / 5)}, WITH_PRO),
-    Case("pro", "resnet56", "x0.35", {"budget": reapx.MACs(0.35)}, WITH_PRO),
+    Case("pro_resnet56", "resnet56", "x0.35", {"budget": reapx.MACs(0.35)}, WITH_PRO),
+    Case("pro_vgg16bn", "vgg16bn", "x1/5", {"budget": reapx.MACs(1 / 5)}, WITH_PRO),
 ]
 QUICK = [_fully_connected(2), _uniform("resnet20", "x0.5", 0.5, ("reap", "nu"))]
 
@@ -139,7 +144,7 @@ def measure(case: Case, selection: str, model: nn.Module, images: Tensor, test: 
         "widths": [entry.kept for entry in plan.groups],
     }
     for name, reconstruct in (("without", False), ("with", True)):
-        if reconstruct or case.job != "pro":
+        if reconstruct or not case.pro:
             result = plan.apply(reconstruct=reconstruct)
             row[name] = models.accuracy(result.model, *test)
             row[f"{name}_change"] = result.change
@@ -155,7 +160,7 @@ def run(case: Case, model: nn.Module, images: Tensor, test: tuple[Tensor, Tensor
         row, plan = measure(case, selection, model, images, test)
         rows.append({**row, "before": before})
         _say(rows[-1])
-    if case.job == "pro":
+    if case.pro:
         return rows
     if any(row["widths"] != rows[0]["widths"] for row in rows):
         raise AssertionError(f"{case.job} {case.label}: methods were compared at different widths")
@@ -186,7 +191,7 @@ def show(rows: list[dict[str, Any]]) -> str:
     chosen = [row for row in rows if row["work"] == "selection"]
     lines = [
         [
-            " ".join([row["job"], *([row["network"]] if row["job"] == "pro" else []), row["budget"]]),
+            f"{row['job']} {row['budget']}",
             row["selection"],
             f"{100 * row['before']:.2f}",
             *(f"{100 * row[name]:.2f}" if name in row else "" for name in ("without", "with")),
