@@ -209,9 +209,7 @@ def test_errors_of_unifications_add_up_to_that_of_the_weights(name: str, left: i
         readers = readers_of(found._graph, group, moments)
         count = max(group.size - left, 0)
         own = Unification(found._graph, group, readers, count)
-        assert (
-            sorted({*own.order.tolist()}) == sorted(own.order.tolist()) and len(own.order) == len(own.errors) == count
-        )
+        assert len(set(own.order.tolist())) == len(own.errors) == count
         errors = [
             reader.scale() / len(readers) * _error(own.weights(j, [count])[0] - reader.weight, reader.measured.gram)
             for j, reader in enumerate(readers)
