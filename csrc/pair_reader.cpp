@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 namespace reapx {
 
@@ -15,6 +16,7 @@ PairReader::PairReader(const PairConsumer& consumer, int64_t units, int64_t step
     : c_(consumer),
       units_(units),
       panels_((units + kDoubleWidth - 1) / kDoubleWidth),
+      slots_(waits() ? steps | 1 : 1),
       follows_(steps > 1),
       products_(static_cast<size_t>(units * c_.taps * c_.taps)),
       blocks_(static_cast<size_t>(units * c_.taps * c_.taps)) {
@@ -24,6 +26,9 @@ PairReader::PairReader(const PairConsumer& consumer, int64_t units, int64_t step
   // With one tap, forms are read off G faster than they come from memory.
   if (c_.taps > 1) forms_.resize(static_cast<size_t>(2 * units * units));
   has_forms_.resize(static_cast<size_t>(units));
+  seen_.resize(static_cast<size_t>(units));
+  shares_.resize(static_cast<size_t>(panels_ * slots_ * c_.taps * c_.taps * kDoubleWidth));
+  moves_.resize(shares_.size());
 }
 
 void PairReader::read_units(const Tile& tile, int64_t panel, PairScratch& scratch) {
@@ -103,11 +108,12 @@ PairReader::Forms PairReader::forms_of(const Tile& tile, int64_t q, PairScratch&
   return {inner, inner + units_};
 }
 
-void PairReader::add_errors(const Tile& tile, int64_t q, PairScratch& scratch, double* total) {
+double PairReader::add_errors(const Tile& tile, int64_t q, PairScratch& scratch, double* total) {
   const Forms forms = forms_of(tile, q, scratch);
   const double* overlaps = overlaps_.empty() ? nullptr : overlaps_of(q);
   const double own = forms.norms[q] - (overlaps ? 2 * overlaps[q] : 0.0);
   tile.add_pair_errors(units_, own, c_.scale, forms.inner, overlaps, forms.norms, total);
+  return c_.scale * own;
 }
 
 double PairReader::find_gain(const Tile& tile, int64_t q, int64_t p, PairScratch& scratch) {
@@ -131,15 +137,15 @@ void PairReader::fold() {
 }
 
 void PairReader::unify(const Tile& tile, int64_t step, int64_t q, int64_t p, PairScratch& scratch) {
+  if (waits() && step_ >= 0)
+    for (const int64_t unit : {q, p}) add_late(tile, unit, scratch);
+  step_ = step;
   q_ = q;
   p_ = p;
   gain_ = c_.gains[step] = find_gain(tile, q, p, scratch);
   fold();
   if (!follows_) return;
-  const int64_t terms = panels_ * c_.taps * c_.taps * kDoubleWidth;
   overlaps_.resize(static_cast<size_t>(units_ * panels_ * kDoubleWidth));
-  shares_.resize(static_cast<size_t>(terms));
-  moves_.resize(static_cast<size_t>(terms));
   // R is linear in W: this is its row p anew, at the price of a row.
   if (gain_ != 0.0) tile.add_scaled(units_, gain_, overlaps_of(q), overlaps_of(p));
   const int64_t panel = p / kDoubleWidth, lane = p % kDoubleWidth, first = lane / kLanes * kLanes;
@@ -154,8 +160,8 @@ void PairReader::unify(const Tile& tile, int64_t step, int64_t q, int64_t p, Pai
 void PairReader::read_step(const Tile& tile, int64_t panel) {
   const int64_t taps = c_.taps, first = panel * kDoubleWidth;
   const int64_t count = std::min(kDoubleWidth, units_ - first);
-  double* shares = shares_.data() + panel * taps * taps * kDoubleWidth;
-  double* moves = moves_.data() + panel * taps * taps * kDoubleWidth;
+  double* shares = shares_.data() + step_at(panel);
+  double* moves = moves_.data() + step_at(panel);
   std::fill(shares, shares + taps * taps * kDoubleWidth, 0.0);
   const int64_t parts = (taps + kTileRows - 1) / kTileRows;  // of even size: few rows are no faster
   for (int64_t a = 0; a < taps; ++a)
@@ -179,15 +185,13 @@ void PairReader::read_step(const Tile& tile, int64_t panel) {
 void PairReader::add_overlaps(const Tile& tile, const int64_t* units, int64_t count,
                               PairScratch& scratch) {
   const int64_t terms = c_.taps * c_.taps;
-  if (terms == 1) {  // moves_ is then one row, and the tile would only copy
-    for (int64_t i = 0; i < count; ++i)
-      tile.add_scaled(units_, -shares_[static_cast<size_t>(units[i])], moves_.data(),
-                      overlaps_of(units[i]));
+  if (waits()) {
+    for (int64_t i = 0; i < count; ++i) add_late(tile, units[i], scratch);
     return;
   }
   scratch.shares.resize(static_cast<size_t>(terms * kTileRows));
   for (int64_t i = 0; i < count; ++i) {
-    const double* from = shares_.data() + units[i] / kDoubleWidth * terms * kDoubleWidth;
+    const double* from = shares_.data() + step_at(units[i] / kDoubleWidth);
     for (int64_t k = 0; k < terms; ++k)
       scratch.shares[static_cast<size_t>(k * kTileRows + i)] =
           from[k * kDoubleWidth + units[i] % kDoubleWidth];
@@ -195,12 +199,47 @@ void PairReader::add_overlaps(const Tile& tile, const int64_t* units, int64_t co
   for (int64_t panel = 0; panel < panels_; ++panel) {
     double sums[kTileRows * kDoubleWidth] = {};
     tile.subtract_products(count, terms, scratch.shares.data(), kTileRows,
-                           moves_.data() + panel * terms * kDoubleWidth, sums);
+                           moves_.data() + step_at(panel), sums);
     for (int64_t i = 0; i < count; ++i) {
       double* to = overlaps_of(units[i]) + panel * kDoubleWidth;
       for (int64_t j = 0; j < kDoubleWidth; ++j) to[j] += sums[i * kDoubleWidth + j];
     }
   }
+}
+
+void PairReader::add_late(const Tile& tile, int64_t unit, PairScratch& scratch) {
+  const int64_t first = std::exchange(seen_[static_cast<size_t>(unit)], step_ + 1);
+  const int64_t steps = step_ + 1 - first;
+  if (steps == 0) return;
+  scratch.shares.resize(static_cast<size_t>(steps));
+  const double* from = shares_.data() + (unit / kDoubleWidth * slots_ + first) * kDoubleWidth;
+  for (int64_t k = 0; k < steps; ++k)
+    scratch.shares[static_cast<size_t>(k)] = from[k * kDoubleWidth + unit % kDoubleWidth];
+  for (int64_t panel = 0; panel < panels_; ++panel)
+    tile.subtract_products(1, steps, scratch.shares.data(), 1,
+                           moves_.data() + (panel * slots_ + first) * kDoubleWidth,
+                           overlaps_of(unit) + panel * kDoubleWidth);
+}
+
+void PairReader::add_drifts(const double* gone, double* bases, double* squares) const {
+  const auto each = [&](auto look) {
+    for (int64_t u = 0; u < units_; ++u) {
+      const int64_t at = step_at(u / kDoubleWidth) + u % kDoubleWidth;
+      if (gone[u] == 0.0) look(u, -shares_[static_cast<size_t>(at)], moves_[static_cast<size_t>(at)]);
+    }
+  };
+  // Pairs whose change is not finite have no finite error from then on: they need no bound. The same
+  // goes for units without a norm, which always have a gain of 0.
+  double largest = 0.0;
+  each([&](int64_t u, double, double move) {
+    const double norm = blocks_[static_cast<size_t>(u)], square = norm > 0 ? move * move / norm : 0.0;
+    if (square > largest && std::isfinite(square)) largest = square;
+  });
+  each([&](int64_t u, double share, double move) {
+    const double product = products_[static_cast<size_t>(u)];
+    bases[u] -= 2 * c_.scale * share * move;
+    if (product != 0.0) squares[u] += c_.scale * largest * (share * share / product);
+  });
 }
 
 }  // namespace reapx

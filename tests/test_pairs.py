@@ -124,10 +124,12 @@ def test_every_step_is_the_best(units: int, taps: int, extra: int, outputs: int,
 
 
 @pytest.mark.parametrize("core", _native.cores())
-def test_several_consumers_with_different_taps(core: str) -> None:
-    units, steps = 11, 10
-    consumers = []
-    for taps, outputs, scale, pick in [(1, 5, 0.5, in_order), (4, 3, 2.0, shuffled), (9, 8, 0.01, in_order)]:
+@pytest.mark.parametrize(("units", "many"), [(11, (1, 4, 9)), (19, (1, 1, 1))])
+def test_several_consumers(units: int, many: tuple[int, ...], core: str) -> None:
+    """With different taps, and with one tap each, where rows of pairs may wait."""
+    steps, consumers = units - 1, []
+    each = [(5, 0.5, in_order), (3, 2.0, shuffled), (8, 0.01, in_order)]
+    for taps, (outputs, scale, pick) in zip(many, each, strict=True):
         features = units * taps + 2
         consumers.append(consumer(random_gram(features), outputs, pick(units, taps, features), steps, scale))
     run_and_check(make_task(consumers, steps), core)
