@@ -18,7 +18,7 @@ QUICK = [(6, 4, 3, 3)]
 
 
 def rows(threads: int, quick: bool) -> list[Row]:
-    """One row for each case; the share is that of the copy bandwidth, which one read of G would reach."""
+    """One row for each case; its operations are those of the steps, on the units left."""
     return [_row(case, threads, 1 if quick else 5) for case in (QUICK if quick else CASES)]
 
 
@@ -31,7 +31,8 @@ def _row(case: tuple[int, int, int, int], threads: int, rounds: int) -> Row:
     if not torch.equal(removed, want_removed) or gap > 1e-9:
         raise AssertionError(f"other pairs than torch's were unified (errors by {gap:.1e})")
     ours, theirs = interleaved([lambda: _ours(problem, steps), lambda: _torch(problem, steps)], rounds)
-    amount = Amount(copy=problem.gram.nbytes / 1e9)
+    left = units - torch.arange(1, steps, dtype=F64)
+    amount = Amount(float64=2e-9 * taps**2 * float((left**2 + left * outputs).sum()))
     name = f"{units} of {taps}, M {outputs}, unify {steps}"
     return Row("pair_scan", name, threads, ours, "torch einsum, greedy", theirs, amount)
 
@@ -45,36 +46,37 @@ def _ours(problem: Problem, steps: int) -> tuple[Tensor, Tensor]:
 
 
 def _torch(problem: Problem, steps: int) -> tuple[Tensor, Tensor]:
-    """The table by einsum; after each step the partner's row, and the least of the rows that it or q was part of."""
+    """The table by einsum; each step updates R = <W_q, (G Delta)_p> by a product, the partner's row, and all errors."""
     units, taps = problem.columns.shape
     gram = problem.gram.view(units, taps, units, taps)
     blocks = torch.einsum("uaub->uab", gram)
-    weight = problem.weight.clone().view(-1, units, taps)
-    products = torch.einsum("mua,mub->uab", weight, weight)
+    weight = problem.weight.clone()
+    unit = weight.view(-1, units, taps)
+    products = torch.einsum("mua,mub->uab", unit, unit)
     inner = torch.einsum("qab,qapb->qp", products, gram)
     norms = torch.einsum("qab,pab->qp", products, blocks)
-    own = torch.einsum("qab,qab->q", products, blocks)
-    table = (own[:, None] - inner**2 / norms).clamp(min=0)
-    table.fill_diagonal_(torch.inf)
-    least, partner = table.min(1)
+    overlaps = torch.zeros_like(inner)
+    gone = torch.zeros(units, dtype=F64)
     removed = torch.empty(steps, dtype=torch.int64)
     errors = torch.empty(steps, dtype=F64)
+    left, table = torch.empty_like(inner), torch.empty_like(inner)
     for step in range(steps):
-        q = int(least.argmin())
-        p = int(partner[q])
+        torch.sub(inner, overlaps, out=left)
+        torch.square(left, out=table).div_(norms)
+        own = inner.diagonal() - 2 * overlaps.diagonal() + gone
+        torch.sub(own[:, None], table, out=table).add_(gone).fill_diagonal_(torch.inf)
+        q, p = divmod(int(table.argmin()), units)
         removed[step], errors[step] = q, table[q, p]
-        gain = (products[q] * gram[q, :, p]).sum() / (products[q] * blocks[p]).sum()
-        weight[:, p] += gain * weight[:, q]
-        products[p] = weight[:, p].T @ weight[:, p]
-        row = torch.einsum("ab,apb->p", products[p], gram[p])
-        scale = torch.einsum("ab,pab->p", products[p], blocks)
-        fresh = ((products[p] * blocks[p]).sum() - row**2 / scale).clamp(min=0)
-        gone = torch.isinf(table[p])
-        table[p] = torch.where(gone, torch.inf, fresh)
-        table[q] = torch.inf
-        table[:, q] = torch.inf
-        least[q] = torch.inf
-        stale = (partner == q).nonzero().flatten()
-        rows = torch.cat([stale, torch.tensor([p])])
-        least[rows], partner[rows] = table[rows].min(1)
+        gain = left[q, p] / norms[q, p]
+        gone[q] = torch.inf
+        leaving = unit[:, q].clone()
+        unit[:, p] += gain * leaving
+        unit[:, q] = 0.0
+        overlaps[p] += gain * overlaps[q]
+        shares = (weight.T @ leaving).view(units, -1)
+        moves = (gain * gram[p] - gram[q]).permute(1, 2, 0).reshape(units, -1)
+        overlaps.addmm_(shares, moves.T)
+        products[p] = unit[:, p].T @ unit[:, p]
+        inner[p] = torch.einsum("ab,apb->p", products[p], gram[p])
+        norms[p] = torch.einsum("ab,pab->p", products[p], blocks)
     return removed, errors

@@ -26,27 +26,33 @@ struct PairTask {
   double* table;         // out (units, units) float64: err(row -> column) before any step; or null
   int64_t* removed;      // out (steps,) int64: the unit that left at each step
   int64_t* partner;      // out (steps,) int64: the unit that emulates it from then on
-  double* errors;  // out (steps,) float64: err(removed -> partner) with the weights of that moment
+  double* errors;        // out (steps,) float64: by how much each step raised the total error
 };
 
-// With A_q = W_q W_q^T (taps, taps) and <.,.> the sum of elementwise products, letting p emulate q
-// costs
+// The total error is that of the weights, against those before the first step: with Delta = W - W0,
+// sum_j alpha_j tr(Delta^T G Delta). With T = G Delta, A_q = W_q W_q^T (taps, taps), <.,.> the sum of
+// elementwise products and R_qp = <W_q, T_p>, letting p emulate q raises it by
 //
-//   err(q -> p) = sum_j alpha_j max(0, <A_q, G_qq> - <A_q, G_qp>^2 / <A_q, G_pp>)
+//   err(q -> p) = sum_j alpha_j (<A_q, G_qq> - 2 R_qq - (<A_q, G_qp> - R_qp)^2 / <A_q, G_pp>)
 //
-// at the gain a = <A_q, G_qp> / <A_q, G_pp>, of any sign and one for each consumer. Where
-// <A_q, G_pp> <= 0 (p is dead) the gain is 0 and the error <A_q, G_qq>. An error that is not finite
-// makes the total +inf, a gain that is not finite becomes 0, and the diagonal of the table is +inf.
+// at the gain a = (<A_q, G_qp> - R_qp) / <A_q, G_pp> that is best for it, of any sign and one for each
+// consumer. It may lower the total. Where <A_q, G_pp> <= 0 (p is dead) the gain is 0 and so is the
+// square. Before any step R is 0: a consumer's error is then that of the pair by itself, and where it
+// comes out below 0, which is rounding, it counts as 0. An error that is not finite makes the sum +inf,
+// a gain that is not finite becomes 0, and the diagonal of the table is +inf.
 // Each step takes the pair of least error among the units still there (ties, +inf too: the lowest q,
 // then the lowest p) and, for every consumer,
 //
-//   W_p <- W_p + a W_q      W_q <- 0
+//   R_rs <- R_rs + <W_r W_q^T, a G_sp - G_sq>      W_p <- W_p + a W_q      W_q <- 0
 //
-// Only A_p changes, so only errors of p are computed anew, from the weights as they are then.
+// for all r and s, the former with W_p as it becomes. So errors add up to that of the weights at the
+// end, to rounding. A step takes units^2 taps^2 + units taps^2 outputs multiply-adds for each consumer.
+// With one tap in all consumers, rows of R are brought up to date only when a bound on their errors
+// comes first, some of them at each step; what all steps moved is kept until then.
 //
 // float64 throughout. Outputs are overwritten and overlap nothing; weights overlap no other array.
-// Any size may be 0. Tasks run side by side; a large one, or a single one, uses all threads for the
-// first look at all pairs; results do not depend on `threads`.
+// Any size may be 0. Tasks run side by side; a large one, or a single one, uses all threads; results do
+// not depend on `threads`.
 void pair_scan(std::vector<PairTask>& tasks, int64_t threads, const Tile& tile);
 
 }  // namespace reapx

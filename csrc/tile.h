@@ -98,10 +98,14 @@ struct Tile {
                         const double* const* blocks, const double* product, double* inner,
                         double* norms, double* work);
 
-  // sums[u] += scale * max(0, own - gain * inner[u]), gain = inner[u] / norms[u], or 0 where that
-  // norm is not positive. What is not finite makes the sum +inf.
+  // sums[u] += scale * (own - gain * left), left = inner[u] - overlaps[u], gain = left / norms[u], or
+  // 0 where that norm is not positive. What is not finite makes the sum +inf. Without overlaps (null)
+  // an error below 0 is rounding and counts as 0.
   void (*add_pair_errors)(int64_t units, double own, double scale, const double* inner,
-                          const double* norms, double* sums);
+                          const double* overlaps, const double* norms, double* sums);
+
+  // The index of the least element, the lowest one of several; -1 where none is below +inf.
+  int64_t (*find_least)(int64_t count, const double* from);
 
   // row_max[i] = max(row_max[i], max_j |from[i*stride + j]|), column_max[j] the same over i, for
   // i < rows, j < columns. What is compared are bit patterns without the sign: a NaN wins. The

@@ -297,9 +297,9 @@ void unit_gram(int64_t q, int64_t units, int64_t first, int64_t last, UnitPanels
 }  // namespace
 
 extern const Tile TILE_TABLE;
-const Tile TILE_TABLE = {TILE_NAME,       add_products,     subtract_products, solve_rows,
-                         add_sums,        transpose<float>, transpose<double>, add_transposed,
-                         add_interleaved, add_scaled,       unit_scores,       unit_update,
-                         unit_gram,       pair_products,    add_pair_errors,   max_magnitudes};
+const Tile TILE_TABLE = {
+    TILE_NAME,         add_products,   subtract_products, solve_rows, add_sums,      transpose<float>,
+    transpose<double>, add_transposed, add_interleaved,   add_scaled, unit_scores,   unit_update,
+    unit_gram,         pair_products,  add_pair_errors,   find_least, max_magnitudes};
 
 }  // namespace reapx

@@ -68,31 +68,59 @@ void pair_products(int64_t q, int64_t units, const double* const* rows, const do
   }
 }
 
-inline Lanes pair_errors(double own, Lanes inner, Lanes norms) {
+inline Lanes pair_errors(double own, double floor, Lanes left, Lanes norms) {
   const Lanes zero{}, infinity = zero + __builtin_inf();
-  const Lanes gains = norms <= zero ? zero : inner / norms;
-  const Lanes errors = own - gains * inner;
-  const Lanes clamped = errors < zero ? zero : errors;
+  const Lanes gains = norms <= zero ? zero : left / norms;
+  const Lanes errors = own - gains * left;
+  const Lanes clamped = errors < floor ? zero + floor : errors;
   return errors - errors == zero ? clamped : infinity;  // not so for infinities and NaN
 }
 
-void add_pair_errors(int64_t units, double own, double scale, const double* inner, const double* norms,
-                     double* sums) {
-  const auto add = [&](Lanes h, Lanes k, Lanes s) {
-    const Lanes sum = s + scale * pair_errors(own, h, k);
+void add_pair_errors(int64_t units, double own, double scale, const double* inner,
+                     const double* overlaps, const double* norms, double* sums) {
+  const double floor = overlaps ? -__builtin_inf() : 0.0;
+  const auto add = [&](Lanes h, Lanes r, Lanes k, Lanes s) {
+    const Lanes sum = s + scale * pair_errors(own, floor, h - r, k);
     return sum == sum ? sum : Lanes{} + __builtin_inf();
   };
   int64_t u = 0;
   for (; u + kStep <= units; u += kStep)
-    store(sums + u, add(load(inner + u), load(norms + u), load(sums + u)));
+    store(sums + u, add(load(inner + u), overlaps ? load(overlaps + u) : Lanes{}, load(norms + u),
+                        load(sums + u)));
   if (u == units) return;
-  Lanes rest[3] = {};
+  Lanes rest[4] = {};
   const unsigned long bytes = static_cast<unsigned long>(units - u) * sizeof(double);
   __builtin_memcpy(&rest[0], inner + u, bytes);
-  __builtin_memcpy(&rest[1], norms + u, bytes);
-  __builtin_memcpy(&rest[2], sums + u, bytes);
-  const Lanes sum = add(rest[0], rest[1], rest[2]);
+  if (overlaps) __builtin_memcpy(&rest[1], overlaps + u, bytes);
+  __builtin_memcpy(&rest[2], norms + u, bytes);
+  __builtin_memcpy(&rest[3], sums + u, bytes);
+  const Lanes sum = add(rest[0], rest[1], rest[2], rest[3]);
   __builtin_memcpy(sums + u, &sum, bytes);
+}
+
+// The least of a block in a few vectors at once; only a block with a new least is looked at again.
+int64_t find_least(int64_t count, const double* from) {
+  constexpr int64_t block = 4 * kLanes;
+  int64_t at = -1;
+  double least = __builtin_inf();
+  for (int64_t first = 0; first < count; first += block) {
+    const int64_t last = first + block < count ? first + block : count;
+    Lanes best = Lanes{} + least;
+    int64_t i = first;
+    for (; i + kStep <= last; i += kStep) {
+      const Lanes value = load(from + i);
+      best = value < best ? value : best;
+    }
+    bool lower = false;
+    for (int64_t v = 0; v < kStep; ++v) lower |= best[v] < least;
+    for (; i < last; ++i) lower |= from[i] < least;
+    for (i = lower ? first : last; i < last; ++i)
+      if (from[i] < least) {
+        at = i;
+        least = from[i];
+      }
+  }
+  return at;
 }
 
 // Magnitudes of floats order as their bit patterns without the sign do, with NaN above infinity.

@@ -183,13 +183,15 @@ def batch_solve(tasks: Sequence[SolveTask], *, core: str = "") -> list[int]:
 def pair_scan(tasks: Sequence[PairTask], *, core: str = "") -> None:
     """Find what it costs to let one unit emulate another, and merge units greedily; see :class:`PairTask`.
 
-    With W_q (M, taps) the weights on unit q and A_q = W_qᵀ W_q, letting p emulate q costs::
+    With W_q (M, taps) the weights on unit q, A_q = W_qᵀ W_q, Δ what the steps so far changed in W, and
+    R_qp = <W_q, (Δ G)_p>, letting p emulate q raises the total error ``sum_j scale_j tr(Δ G Δᵀ)`` by::
 
-        err(q -> p) = sum_j scale_j max(0, <A_q, G_qq> - a <A_q, G_qp>)   a = <A_q, G_qp> / <A_q, G_pp>
+        err(q -> p) = sum_j scale_j (<A_q, G_qq> - 2 R_qq - a (<A_q, G_qp> - R_qp))
+        a = (<A_q, G_qp> - R_qp) / <A_q, G_pp>
 
-    with a gain ``a`` for each consumer, of any sign (0 where p is dead). Each step takes the cheapest pair of
-    units still there, ties going to the lowest q and then the lowest p, adds ``a W_q`` to W_p and zeroes
-    W_q. An error that is not finite counts as inf.
+    with a gain ``a`` for each consumer, of any sign (0 where p is dead). Each step takes the pair, of units still
+    there, with which the total is least, ties going to the lowest q and then the lowest p, adds ``a W_q`` to W_p and
+    zeroes W_q. An error that is not finite counts as inf.
     """
     _module(_device(_tensors("tasks", tasks))).pair_scan(_packed("tasks", tasks), torch.get_num_threads(), core)
 

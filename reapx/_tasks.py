@@ -142,7 +142,9 @@ class PairTask:
             row's; inf on the diagonal. None if it is not wanted.
         removed: (T,) int64, overwritten: the unit that left at each step.
         partner: (T,) int64, overwritten: the unit that emulates it from then on. It may leave later.
-        errors: (T,) float64, overwritten: the scaled error of each step, with the weights just before it.
+        errors: (T,) float64, overwritten: by how much each step raised the total error, which is the scaled error of
+            the weights as they are then against those before the first step. It may fall. The sum is that of the
+            weights at the end.
     """
 
     consumers: list[PairConsumer]

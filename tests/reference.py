@@ -175,9 +175,9 @@ def eliminate_right_looking(
 class Pairs:
     """What letting p emulate q does to each consumer: (J, U, U), row q and column p.
 
-    ``error_bounds`` and ``gain_bounds`` say how far two computations of them may differ. With M outputs and q
-    taps, <A_q, G> sums (M + q) q products, of magnitudes that add up to at most q |W_q|^2 max(diag G): that
-    times eps and the number of terms is the rounding error of each of the three sums that an error is made of.
+    ``error_bounds`` and ``gain_bounds`` say how far two computations of them may differ. An entry of Delta G Delta^T,
+    with the pair or before it, sums products of magnitudes that add up to at most D |Delta|^2 max(diag G); that times
+    eps and the number of terms of all steps is the rounding error of each of the sums that an error is made of.
     """
 
     errors: Tensor
@@ -186,32 +186,46 @@ class Pairs:
     gain_bounds: Tensor
 
 
-def pair_errors(grams: list[Tensor], weights: list[Tensor], columns: list[Tensor]) -> Pairs:
-    """err(q -> p) and a for all pairs; inf and 0 for what is not finite."""
+def pair_errors(
+    grams: list[Tensor], starts: list[Tensor], weights: list[Tensor], columns: list[Tensor], moved: list[float]
+) -> Pairs:
+    """By how much the total errors grow for all pairs, each at its best gain, and the gains; written out.
+
+    Args:
+        starts: the weights before the first step, from which errors are counted.
+        weights: the weights now.
+        moved: how far the steps so far went, by the norms of what they changed; for the bounds.
+    """
     units = len(columns[0])
     result = Pairs(*(torch.zeros(len(grams), units, units, dtype=F64) for _ in range(4)))
-    for j, (gram, weight, own) in enumerate(zip(grams, weights, columns, strict=True)):
-        taps = own.shape[1]
+    for j, (gram, start, weight, own) in enumerate(zip(grams, starts, weights, columns, strict=True)):
+        now = total_error(gram, weight - start)
         for q in range(units):
-            w = weight[:, own[q]]
-            product = w.T @ w
-            unit = 2 * (len(w) + taps) * taps * EPS * taps * float(w.square().sum() * gram.diagonal().max())
+            without = weight.clone()
+            without[:, own[q]] = 0.0
+            size = moved[j] + float(weight[:, own[q]].norm())
+            unit = 4 * (weight.numel() + len(gram)) * EPS * size**2 * float(gram.diagonal().max())
             for p in range(units):
-                inner = (product * gram[own[q]][:, own[p]]).sum()
-                norm = (product * gram[own[p]][:, own[p]]).sum()
-                gain = 0.0 * norm if norm <= 0 else inner / norm
-                error = (product * gram[own[q]][:, own[q]]).sum() - gain * inner
-                result.errors[j, q, p] = error.clamp(min=0) if error.isfinite() else torch.inf
-                result.gains[j, q, p] = gain if gain.isfinite() else 0.0
-                result.error_bounds[j, q, p] = unit * (1 + gain.abs()) ** 2
-                result.gain_bounds[j, q, p] = unit * (1 + gain.abs()) / norm if norm > 0 else 0.0
+                pull = torch.zeros_like(weight)
+                pull[:, own[p]] = weight[:, own[q]]
+                norm = total_error(gram, pull)
+                gain = -float(((without - start) @ gram * pull).sum()) / norm if norm > 0 else 0.0
+                result.errors[j, q, p] = total_error(gram, without + gain * pull - start) - now
+                result.gains[j, q, p] = gain
+                result.error_bounds[j, q, p] = unit * (1 + abs(gain)) ** 2
+                result.gain_bounds[j, q, p] = unit * (1 + abs(gain)) / norm if norm > 0 else 0.0
     return result
 
 
+def total_error(gram: Tensor, change: Tensor) -> float:
+    """tr(Delta G Delta^T)."""
+    return float((change @ gram * change).sum())
+
+
 def pair_table(pairs: Pairs, scales: list[float]) -> Tensor:
-    """The total of err(q -> p) over consumers; inf on the diagonal."""
+    """The total over consumers; inf on the diagonal."""
     table = (pairs.errors * torch.tensor(scales, dtype=F64)[:, None, None]).sum(0)
-    return table.nan_to_num(torch.inf, torch.inf).fill_diagonal_(torch.inf)
+    return table.fill_diagonal_(torch.inf)
 
 
 def unify(weights: list[Tensor], columns: list[Tensor], removed: int, partner: int, gains: list[float]) -> None:

@@ -11,13 +11,13 @@ from graphs import coupled, lively, plain
 from torch import Tensor, nn
 
 import reapx
-from reapx.moments import Moments
+from reapx.moments import Moments, measure
 from reapx.selection import BLIND, SELECTIONS, find_paths
 from reapx.selection.dpp import _kernel, _sample, dpp_order
 from reapx.selection.lasso import lasso_order
-from reapx.selection.nu import unify
+from reapx.selection.nu import Unification, unify
 from reapx.selection.output_norm import output_norm_order
-from reapx.selection.readers import Reader
+from reapx.selection.readers import Reader, readers_of
 from reapx.selection.thinet import thinet_order
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -197,9 +197,27 @@ def test_own_weights_beat_plain_removal_and_never_the_fit(name: str, selection: 
                 assert mine <= none * (1 + 1e-6)
 
 
-def _gram_of(found: reapx.Inspection, consumer: object) -> Tensor:
-    from reapx.moments import measure
+@pytest.mark.parametrize("left", [3, 1, 0])
+@pytest.mark.parametrize("name", NETS)
+def test_errors_of_unifications_add_up_to_that_of_the_weights(name: str, left: int) -> None:
+    """With nobody left, too: the last unit has no partner."""
+    model = lively(NETS[name].build())
+    found = reapx.inspect(model, torch.randn(60, *NETS[name].shape))
+    moments = measure(found._graph, found._images, [c.layer for g in found.groups for c in g.consumers],
+                      found._graph.tensors, progress=False)  # fmt: skip
+    for group in found.groups:
+        readers = readers_of(found._graph, group, moments)
+        count = max(group.size - left, 0)
+        own = Unification(found._graph, group, readers, count)
+        assert len(set(own.order.tolist())) == len(own.errors) == count
+        errors = [
+            reader.scale() / len(readers) * _error(own.weights(j, [count])[0] - reader.weight, reader.measured.gram)
+            for j, reader in enumerate(readers)
+        ]
+        assert float(own.errors.sum()) == pytest.approx(sum(errors), rel=1e-9, abs=1e-12)
 
+
+def _gram_of(found: reapx.Inspection, consumer: object) -> Tensor:
     layer = consumer.layer  # type: ignore[attr-defined]
     moments = measure(found._graph, found._images, [layer], found._graph.tensors, progress=False)
     part = moments[layer.weight][consumer.part]  # type: ignore[attr-defined]

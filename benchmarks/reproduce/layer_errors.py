@@ -37,8 +37,8 @@ def compare(plan: reapx.Plan) -> dict[str, Any]:
         ``measure_seconds``: of the moments, which all share. ``select_seconds``: by method, the choice of units, given
         the moments, over all groups. ``few_rows``: names of groups with a consumer that has seen fewer rows than it has
         features, where fits look better than they are. ``groups``: group name -> method -> errors, shares of the
-        variance of the consumers' outputs, averaged over consumers, none of them damped (the fits are); NU's have those
-        of its single pairs too: their plain ``sum``, and the ``bound`` on ``own`` that they give.
+        variance of the consumers' outputs, averaged over consumers, none of them damped (the fits are); NU's have the
+        ``sum`` of what it says its steps add, too.
     """
     graph, images = plan._graph, plan._images
     steps = {entry.group.name: len(entry.removed) for entry in plan.groups}
@@ -98,7 +98,6 @@ def _errors(
             found["own"] += scale * _square(change, reader.measured.gram)
     if isinstance(own, Unification):
         found["sum"] = float(own.errors.sum())
-        found["bound"] = float(own.errors.sqrt().sum()) ** 2
     return found
 
 
@@ -119,9 +118,8 @@ def means(groups: Groups) -> dict[str, dict[str, float]]:
 def orders(groups: Groups) -> dict[str, Any]:
     """In how many groups what theory says, or reports say, of the errors holds.
 
-    ``nu own <= bound`` is the triangle inequality: the roots of the pairs' errors add up at most. Their plain sum
-    bounds nothing where what two pairs lose points the same way. ``as published`` compares what the methods are in
-    the reports: REAP and CP fit least squares, NU only folds, ThiNet only scales.
+    ``nu own = sum``: what NU says its steps add is the error of the weights they end in. ``as published`` compares
+    what the methods are in the reports: REAP and CP fit least squares, NU only folds, ThiNet only scales.
     """
     fitted = [{name: own["fitted"] for name, own in methods.items()} for methods in groups.values()]
     unified = [methods["nu"] for methods in groups.values()]
@@ -139,15 +137,8 @@ def orders(groups: Groups) -> dict[str, Any]:
         "as published, in the mean": _rises(*(sum(each) for each in zip(*published, strict=True))),
         "reap best": sum(_rises(own["reap"], min(own.values())) for own in fitted),
         "nu fitted <= own": sum(_rises(own["fitted"], own["own"]) for own in unified),
-        "nu own <= bound": sum(_rises(own["own"], own["bound"]) for own in unified),
-        "nu own <= plain sum": sum(_rises(own["own"], own["sum"]) for own in unified),
-        "nu own / plain sum": _mean_ratio(unified, "own", "sum"),
-        "nu own / bound": _mean_ratio(unified, "own", "bound"),
+        "nu own = sum": sum(_rises(own["own"], own["sum"], own["own"]) for own in unified),
     }
-
-
-def _mean_ratio(methods: Sequence[Mapping[str, float]], over: str, under: str) -> float:
-    return sum(own[over] / max(own[under], 1e-300) for own in methods) / len(methods)
 
 
 def _rises(*errors: float) -> bool:

@@ -1,7 +1,9 @@
 """NU, neuro-unification: a channel whose behaviour another can emulate is unified with it.
 
-Letting p emulate q with gain a, W_p ← W_p + a W_q, costs ‖X_q W_q - a X_p W_q‖²; the cheapest pair is unified, and so
-on. The gain may be negative and is each consumer's own; what is constant goes to the bias.
+Letting p emulate q with gain a, W_p ← W_p + a W_q and W_q ← 0, makes the error ‖X (W - W0)‖², where W0 are the weights
+before any unification; the pair and the gain that make it least are taken, and so on. So each step makes up for what
+those before it did, where a pair's own ‖X_q W_q - a X_p W_q‖² would forget it: what is lost mostly points the same way.
+The gain may be negative and is each consumer's own; what is constant goes to the bias.
 
 Source: K. Kamma, Y. Isoda, S. Inoue and T. Wada, "Neural Behavior-Based Approach for Neural Network Pruning", IEICE
 Trans. Inf. & Syst. E103-D(5), 2020.
@@ -28,8 +30,8 @@ class Unification(Changes):
 
     Attributes:
         partners: (steps,) int64, the unit that emulates each; a unit that nobody is left to emulate is its own.
-        errors: (steps,) float64, what each pair costs by itself, as a share of the variance of the consumers'
-            outputs, averaged over consumers.
+        errors: (steps,) float64, what each step adds to the error of all so far, as a share of the variance of the
+            consumers' outputs, averaged over consumers. One may lower it.
     """
 
     def __init__(self, graph: Graph, group: Group, readers: Sequence[Reader], steps: int) -> None:
@@ -40,8 +42,8 @@ class Unification(Changes):
             gone = torch.zeros(group.size, dtype=torch.bool).index_fill_(0, order, True)
             last = (~gone).nonzero()[0]
             order, partners = torch.cat([order, last]), torch.cat([partners, last])
-            alone = sum(c.scale * _energy(c, int(last)) for c in task.consumers)
-            errors = torch.cat([errors, torch.tensor([alone], dtype=torch.float64)])
+            rest = sum(_energy(reader) for reader in readers) / max(len(readers), 1) - float(errors.sum())
+            errors = torch.cat([errors, torch.tensor([rest], dtype=torch.float64)])
         super().__init__(graph, group, readers, order)
         self.partners, self.errors = partners, errors
         self._gains = [consumer.gains for consumer in task.consumers]
@@ -62,7 +64,7 @@ class Unification(Changes):
 
 
 def unify(readers: Sequence[Reader], steps: int, *, table: Tensor | None = None) -> _native.PairTask:
-    """Unify the cheapest pair, ``steps`` times.
+    """Unify the pair with which the error of all so far is least, ``steps`` times.
 
     Args:
         readers: Consumers, with moments.
@@ -89,8 +91,8 @@ def unify(readers: Sequence[Reader], steps: int, *, table: Tensor | None = None)
     return task
 
 
-def _energy(consumer: _native.PairConsumer, unit: int) -> float:
-    """‖X_u W_u‖² of one unit."""
-    own = consumer.columns[unit]
-    weight = consumer.weight[:, own]
-    return float(((weight @ consumer.gram[own][:, own]) * weight).sum())
+def _energy(reader: Reader) -> float:
+    """‖X W‖² of all units, as a share: the error where none is left."""
+    columns = reader.columns.flatten()
+    weight = reader.weight[:, columns]
+    return reader.scale() * float(((weight @ reader.measured.gram[columns][:, columns]) * weight).sum())
