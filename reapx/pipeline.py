@@ -59,13 +59,14 @@ def plan(
         budget: ``MACs(0.5)``, ``Params(0.4)``, ``Latency(0.6)``; fractions of the original or absolute numbers.
         allocation: How many channels each group keeps: ``"pro"`` (by the errors that each group's pruning causes at
             the network's outputs) or ``"uniform"`` (one ratio for all).
-        selection: Which channels leave. ``"reap"``: those that cost least after least squares; the one to take.
-            ``"nu"``: those that another emulates, into which they are folded; best where nothing is refitted
-            (``reconstruct=False``). ``"magnitude"``: smallest incoming weights, without a look at data; level with
-            REAP where the budget is mild and every layer is refitted. To compare with: ``"lasso"`` (CP; needs
-            scikit-learn), ``"thinet"``, ``"dpp"`` (random, diverse), ``"output_norm"`` (OP; smallest outgoing weights).
-            All but the two norms look at the same Gram matrices and take about as long; any goes with any allocation,
-            and with or without reconstruction.
+        selection: Which channels leave. ``"reap"``: those that cost least after least squares; the one to take, and
+            the more so the harder the budget. ``"nu"``: those that another emulates, into which they are folded; close
+            to REAP, and still of use where nothing is refitted (``reconstruct=False``), as is ``"thinet"`` (least
+            contribution; the others are scaled). ``"magnitude"``: smallest incoming weights, without a look at data;
+            the quickest, and enough for mild budgets where every layer is refitted. To compare with: ``"lasso"`` (CP;
+            needs scikit-learn), ``"dpp"`` (random, diverse), ``"output_norm"`` (OP; smallest outgoing weights). All but
+            the two norms look at the same Gram matrices, which take longer than the choice. Any goes with any
+            allocation.
         streams: Whether residual streams lose channels too; by default if the allocation is ``"pro"``.
         round_to: Kept widths are multiples of this.
         exclude: Layer names or patterns (``"layer3.*"``) whose output channels stay.

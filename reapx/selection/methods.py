@@ -20,12 +20,12 @@ from .thinet import Scales, thinet_order
 
 SELECTIONS = {
     "reap": "least error after reconstruction, exact for any set; the one to take",
-    "nu": "what another channel emulates best is folded into it; the one to take without reconstruction",
+    "nu": "what another channel emulates best is folded into it, also without reconstruction",
     "lasso": "CP: what a LASSO regression of the next layer drops; needs scikit-learn",
     "thinet": "ThiNet: least contribution to the next layer; without reconstruction, the others are scaled",
     "dpp": "DPP: a random sample of channels that behave differently stays",
     "output_norm": "OP: smallest outgoing weights; looks at no data",
-    "magnitude": "smallest incoming weights; looks at no data, and is level with REAP where all layers are refitted",
+    "magnitude": "smallest incoming weights; looks at no data",
 }
 """Name -> what leaves, in a line."""
 
