@@ -59,14 +59,15 @@ def plan(
         budget: ``MACs(0.5)``, ``Params(0.4)``, ``Latency(0.6)``; fractions of the original or absolute numbers.
         allocation: How many channels each group keeps: ``"pro"`` (by the errors that each group's pruning causes at
             the network's outputs) or ``"uniform"`` (one ratio for all).
-        selection: Which channels leave. ``"reap"``: those that cost least after least squares; the one to take, and
-            the more so the harder the budget. ``"nu"``: those that another emulates, into which they are folded; close
-            to REAP, and still of use where nothing is refitted (``reconstruct=False``), as is ``"thinet"`` (least
-            contribution; the others are scaled). ``"magnitude"``: smallest incoming weights, without a look at data;
-            the quickest, and enough for mild budgets where every layer is refitted. To compare with: ``"lasso"`` (CP;
-            needs scikit-learn), ``"dpp"`` (random, diverse), ``"output_norm"`` (OP; smallest outgoing weights). All but
-            the two norms look at the same Gram matrices, which take longer than the choice. Any goes with any
-            allocation.
+        selection: Which channels leave. ``"reap"``: each the one that costs least after least squares; the one to take.
+            It pays where few channels are left. ``"nu"``: those that another emulates, into which they are folded;
+            close to REAP, and still of use where nothing is refitted (``reconstruct=False``), as is ``"thinet"``
+            (least contribution; the others are scaled). ``"magnitude"``: smallest incoming weights, without a look at
+            data; the quickest, and often enough where every layer is refitted. To compare with: ``"lasso"`` (CP;
+            needs scikit-learn), ``"dpp"`` (diverse), ``"output_norm"`` (OP; smallest outgoing weights). All but the
+            two norms look at the same Gram matrices, which take longer than the choice. Any goes with any allocation;
+            with ``"pro"``, which asks for all widths at once, ``"lasso"`` and ``"dpp"`` give one nested order: by entry
+            into the LASSO's path, and greedily by determinant.
         streams: Whether residual streams lose channels too; by default if the allocation is ``"pro"``.
         round_to: Kept widths are multiples of this.
         exclude: Layer names or patterns (``"layer3.*"``) whose output channels stay.

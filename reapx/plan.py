@@ -197,7 +197,8 @@ class Plan:
 
         Args:
             reconstruct: Whether to refit at all. Without it channels are only removed; selection ``"nu"`` still folds
-                each into the one that emulates it, and ``"thinet"`` scales those that stay.
+                each into the one that emulates it, and ``"thinet"`` scales those that stay. The plan's widths and
+                predicted errors are those of refits all the same.
             refit: ``"all"`` refits every layer behind the first removal, ``"consumers"`` only
                 those that read pruned channels.
             rectify: Passes over the images after each fit whose target leaves out what a ReLU drops anyway; 0 for
@@ -223,7 +224,7 @@ class Plan:
             raise InputError(f"{changed} has changed since the plan was made: plan again")
         start = time.perf_counter()
         pairs = zip(self._paths, self.groups, strict=True)
-        own = [(path.own, len(entry.removed)) for path, entry in pairs if path.own is not None]
+        own = [(path.own, len(entry.removed)) for path, entry in pairs if path.own is not None and not reconstruct]
         found = remove(
             self._model,
             self._graph,

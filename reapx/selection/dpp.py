@@ -21,8 +21,8 @@ _JITTER = 1e-10
 def dpp_order(readers: Sequence[Reader], steps: int) -> Tensor:
     """(steps,) int64 units that a k-DPP sample of all but ``steps`` units leaves out; the same on every run.
 
-    The kernel is L_cd = exp(-‖v_c - v_d‖²) with v the units' behaviours, scaled so that their mean variance is 1. Of
-    the units that leave, those that are most alike to what stays come first.
+    The kernel is L_cd = exp(-‖v_c - v_d‖²) with v the units' behaviours, scaled so that their mean square is 1. Of
+    the units that leave, those that are most alike to what stays come first: earlier cuts are greedy, not samples.
     """
     kernel = _kernel(behaviour_gram(readers))
     stays = _sample(kernel, len(kernel) - steps, torch.Generator().manual_seed(_SEED))

@@ -34,12 +34,12 @@ def require_lasso() -> None:
 def lasso_order(readers: Sequence[Reader], steps: int) -> Tensor:
     """(steps,) int64 units that are not in the support of the LASSO, those that enter it last first.
 
-    With Z_c what unit c adds to the outputs Y, the support is that of the largest λ for which ::
+    With Z_c what unit c adds to the outputs Y, the support is that of the smallest λ for which ::
 
         min over β of  ½ ‖Y - Σ_c β_c Z_c‖² + λ ‖β‖₁
 
-    has all but ``steps`` units in it, or fewer (then the next to enter stay too). Only inner products of the Z_c
-    are needed.
+    has at most all but ``steps`` units in it; where it has fewer, the next to enter stay too. Cuts before the last
+    one follow the order of entry alone. Only inner products of the Z_c are needed.
     """
     gram = shared_gram(readers).numpy()
     support, entry = _follow(gram)
@@ -54,6 +54,7 @@ def lasso_order(readers: Sequence[Reader], steps: int) -> Tensor:
 
 def _follow(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Which units are in the support (units, knots) at each knot of λ, from the largest down; when each enters."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import lars_path_gram
 
     size = len(gram)
@@ -62,7 +63,7 @@ def _follow(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(alive):
         own = gram[np.ix_(alive, alive)]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what cannot be told apart does not enter
+            warnings.simplefilter("ignore", ConvergenceWarning)  # what cannot be told apart does not enter
             _, _, path = lars_path_gram(own.sum(1), own, n_samples=1, method="lasso", max_iter=8 * size)
         support = np.zeros((size, path.shape[1]), dtype=bool)
         support[alive] = path != 0

@@ -19,11 +19,11 @@ from .readers import Reader
 from .thinet import Scales, thinet_order
 
 SELECTIONS = {
-    "reap": "least error after reconstruction, exact for any set; the one to take",
+    "reap": "each the one that costs least after reconstruction; the one to take",
     "nu": "what another channel emulates best is folded into it, also without reconstruction",
     "lasso": "CP: what a LASSO regression of the next layer drops; needs scikit-learn",
     "thinet": "ThiNet: least contribution to the next layer; without reconstruction, the others are scaled",
-    "dpp": "DPP: a random sample of channels that behave differently stays",
+    "dpp": "DPP: a sample of channels that behave differently stays; random where widths are uniform",
     "output_norm": "OP: smallest outgoing weights; looks at no data",
     "magnitude": "smallest incoming weights; looks at no data",
 }

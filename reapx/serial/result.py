@@ -24,7 +24,7 @@ from .norms import with_norms
 from .operators import Names, modules_of, node_name
 from .rewrite import Projection, carried_channels, convolution, serial_convolutions
 
-LIMIT = 1e-4
+LIMIT = 1e-5
 """Largest difference from the original as a share of the largest output."""
 
 
