@@ -26,9 +26,9 @@ from .graph import Graph
 from .groups import Group
 from .inspection import MEMORY, Inspection, inspect
 from .layers import Layer
-from .moments import measure
 from .report.similarity import Similarity, write_similarity
 from .report.text import show_bars, table
+from .selection.paths import measure_consumers
 from .selection.readers import readers_of
 
 ALIKE = 0.9
@@ -131,8 +131,7 @@ class Behaviors:
         return f"{self.layer}: {channels}, {images}, {where}"
 
     def __str__(self) -> str:
-        readers = ", ".join(self.readers[:3]) + (f" and {len(self.readers) - 3} more" if len(self.readers) > 3 else "")
-        lines = [self.title, f"as read by {readers}"]
+        lines = [self.title, f"as read by {_listed(self.readers, 3)}"]
         lines += [f"not looked at: {other}" for other in self.others]
         rows = [
             [self.label(unit), self.label(partner), f"{100 * error:.2g} %", f"{correlation:+.3f}"]
@@ -207,14 +206,11 @@ def behaviors(
     found = inspect(model, images, memory=memory)
     group, own, others = _find(found, layer)
     graph = found._graph
-    layers = {consumer.layer.weight: consumer.layer for consumer in group.consumers}
-    moments = measure(
-        graph, found._images, list(layers.values()), graph.tensors, positions=positions, progress=show_bars(progress)
-    )
+    moments = measure_consumers(graph, found._images, [group], positions=positions, progress=show_bars(progress))
     if max(parts[0].rows for parts in moments.values()) < 2:
         raise InputError("one image gives each channel a single value, which compares with nothing: give more images")
     dead, correlation = correlate(group.consumers, moments)
-    sampled = positions is not None and any(_places(graph, layer) > positions for layer in layers.values())
+    sampled = positions is not None and any(_places(graph, c.layer) > positions for c in group.consumers)
     return Behaviors(
         layer=own.name,
         group=group.name,
@@ -272,5 +268,5 @@ def _refusal(found: Inspection, name: str) -> str:
     return f"layer={name!r} names no convolution or linear layer; {which} (print(reapx.inspect(model, images)))"
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+def _listed(names: Sequence[str], shown: int = 8) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

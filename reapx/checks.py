@@ -113,12 +113,12 @@ def check_damping(damping: float) -> None:
         raise InputError(f"damping={damping!r}: give a number from 0, such as 1e-3")
 
 
-def check_forward(model: nn.Module, images: Images) -> None:
-    """Refuse images that the model does not run on."""
+def check_forward(model: nn.Module, images: Images) -> object:
+    """Refuse images that the model does not run on; returns what it computes from two of them."""
     try:
         with torch.no_grad():
             copied = copy.deepcopy(model)  # forward() may change buffers
-            outputs = tensors_in(images.call(copied, images.example(2)))
+            value = images.call(copied, images.example(2))
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
@@ -126,8 +126,9 @@ def check_forward(model: nn.Module, images: Images) -> None:
             f"{reason}. They must be as the model wants them at inference: (images, channels, height, width), "
             "normalised, in the dtype of its weights (images.float() makes float32)"
         ) from error
-    if not outputs:
+    if not tensors_in(value):
         raise InputError("the model returns no tensor")
+    return value
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .groups import Consumer
 from .moments import Moments
+from .selection.contributions import inner_products
 from .selection.nu import unify
 from .selection.readers import Reader
 
@@ -39,8 +40,7 @@ def correlate(consumers: Sequence[Consumer], moments: Mapping[str, list[Moments]
     dead = torch.ones(size, dtype=torch.bool)
     for consumer in consumers:
         own, columns = moments[consumer.layer.weight][consumer.part], _inside(consumer)
-        for tap in columns.T:
-            inner += own.gram[tap[:, None], tap] - torch.outer(own.total[tap], own.total[tap]) / own.rows
+        inner += inner_products(own.gram, columns) - own.total[columns] @ own.total[columns].T / own.rows
         square = own.gram.diagonal()
         variance = square - own.total**2 / own.rows
         dead &= (variance <= _CONSTANT * square)[columns].all(1)

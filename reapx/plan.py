@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 
-from torch import nn
+from torch import Tensor, nn
 
 from . import storage
 from .allocation import ErrorCurve, Tradeoff, TradeoffPoint
@@ -223,8 +223,6 @@ class Plan:
         if changed is not None:
             raise InputError(f"{changed} has changed since the plan was made: plan again")
         start = time.perf_counter()
-        pairs = zip(self._paths, self.groups, strict=True)
-        own = [(path.own, len(entry.removed)) for path, entry in pairs if path.own is not None and not reconstruct]
         found = remove(
             self._model,
             self._graph,
@@ -235,7 +233,7 @@ class Plan:
             damping=damping,
             rectify=rectify,
             progress=show_bars(progress),
-            changed=cut_tensors(self._graph.tensors, own),
+            changed={} if reconstruct else self._own_tensors(),
         )
         latency = self._latencies(found.model)
         change = output_change(found.model, self._graph, self._images)
@@ -244,6 +242,12 @@ class Plan:
             found.repeat(self._model)
             pruned = self._model
         return Result(pruned, self, found.fits, found.gap, change, time.perf_counter() - start, found.kept, latency)
+
+    def _own_tensors(self) -> dict[str, Tensor]:
+        """What selection itself makes of the network's tensors."""
+        pairs = zip(self._paths, self.groups, strict=True)
+        own = [(path.own, len(entry.removed)) for path, entry in pairs if path.own is not None]
+        return cut_tensors(self._graph.tensors, [changes.changes([count])[0] for changes, count in own], own)
 
     def _latencies(self, pruned: nn.Module) -> tuple[float, float, float] | None:
         """Measured in turn, since a machine's speed drifts: before, predicted at that speed, after."""

@@ -211,7 +211,7 @@ def test_errors_of_unifications_add_up_to_that_of_the_weights(name: str, left: i
         own = Unification(found._graph, group, readers, count)
         assert len(set(own.order.tolist())) == len(own.errors) == count
         errors = [
-            reader.scale() / len(readers) * _error(own.weights(j, [count])[0] - reader.weight, reader.measured.gram)
+            reader.scale / len(readers) * _error(own.weights(j, [count])[0] - reader.weight, reader.measured.gram)
             for j, reader in enumerate(readers)
         ]
         assert float(own.errors.sum()) == pytest.approx(sum(errors), rel=1e-9, abs=1e-12)

@@ -12,13 +12,13 @@ from torch import Tensor
 import reapx
 from reapx.graph import Graph
 from reapx.groups import Group
-from reapx.moments import Moments, measure
+from reapx.moments import Moments
 from reapx.pipeline import DAMPING
 from reapx.selection import SELECTIONS
 from reapx.selection.changes import Changes
 from reapx.selection.methods import choose
 from reapx.selection.nu import Unification
-from reapx.selection.paths import _chunks
+from reapx.selection.paths import chunks, measure_consumers
 from reapx.selection.readers import Reader, readers_of
 from reapx.selection.reap import Request, reap_paths
 
@@ -45,10 +45,9 @@ def compare(plan: reapx.Plan) -> dict[str, Any]:
     groups: dict[str, dict[str, dict[str, float]]] = {name: {} for name, count in steps.items() if count}
     seconds = dict.fromkeys(SELECTIONS, 0.0)
     measure_seconds, few_rows = 0.0, []
-    for part in _chunks([entry.group for entry in plan.groups if entry.group.name in groups], images.memory):
-        layers = {consumer.layer.weight: consumer.layer for group in part for consumer in group.consumers}
+    for part in chunks([entry.group for entry in plan.groups if entry.group.name in groups], images.memory):
         start = time.perf_counter()
-        moments = measure(graph, images, list(layers.values()), graph.tensors, progress=False)
+        moments = measure_consumers(graph, images, part, progress=False)
         measure_seconds += time.perf_counter() - start
         readers = [readers_of(graph, group, moments) for group in part]
         for group, own in zip(part, readers, strict=True):
@@ -87,7 +86,7 @@ def _errors(
     if own is not None:
         found["own"] = 0.0
     for index, (consumer, reader) in enumerate(zip(group.consumers, readers, strict=True)):
-        scale = reader.scale() / len(readers)
+        scale = reader.scale / len(readers)
         gone = reader.columns[order].flatten()
         lost = reader.weight[:, gone]
         raw = moments[consumer.layer.weight][consumer.part].gram

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import models
 import torch
@@ -71,11 +70,6 @@ def fused(model: nn.Module) -> nn.Module:
             if conv is not None and norm is not None:
                 setattr(module, f"conv{number}", fuse_conv_bn_eval(conv, norm))
                 setattr(module, f"bn{number}", nn.Identity())
-        if isinstance(module, nn.Sequential):
-            for (first, conv), (second, norm) in pairwise(list(module.named_children())):
-                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                    setattr(module, first, fuse_conv_bn_eval(conv, norm))
-                    setattr(module, second, nn.Identity())
     return model.requires_grad_(False)
 
 

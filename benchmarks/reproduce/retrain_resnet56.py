@@ -32,13 +32,12 @@ from recipe import fused
 from timing import ROOT
 from training import (
     CALIBRATION,
-    SEED,
     Progress,
     Recipe,
     Training,
     data,
     device_of,
-    keep,
+    execute,
     resumed,
     training_options,
 )
@@ -125,10 +124,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.epochs, options.images = 1, 512
-    if not models.has_data():
-        return
-    torch.manual_seed(SEED)
-    keep(options, "retrain_resnet56", run(options))
+    execute(options, "retrain_resnet56", run)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ from training import (
     Training,
     data,
     device_of,
-    keep,
+    execute,
     progress_in,
     resumed,
     state_of,
@@ -236,10 +236,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.epochs, options.retrain, options.images = 1, 1, 512
-    if not models.has_data():
-        return
-    torch.manual_seed(SEED)
-    keep(options, "srn_cifar", run(options))
+    execute(options, "srn_cifar", run)
 
 
 if __name__ == "__main__":

@@ -59,13 +59,11 @@ def resnet(depth: int) -> nn.Module:
     return model
 
 
-def gap(depth: int, images: Tensor, dtype: torch.dtype) -> float:
+def gap(model: nn.Module, serial: nn.Module, images: Tensor) -> float:
     """Largest difference between the ResNet's and the SRN's outputs, over the largest output."""
-    model, images = resnet(depth).to(dtype), images.to(dtype)
-    wanted = models.outputs_of(model, images)
-    found = models.outputs_of(reapx.serialize(deepcopy(model), images).model, images)
+    wanted, found = (models.outputs_of(network, images) for network in (model, serial))
     ratio = float((found - wanted).abs().max() / wanted.abs().max())
-    assert ratio < TOLERANCE[dtype], f"ResNet-{depth} serialised is another network: gap {ratio} in {dtype}"
+    assert ratio < TOLERANCE[images.dtype], f"serialised is another network: gap {ratio} in {images.dtype}"
     return ratio
 
 
@@ -79,7 +77,9 @@ def measure(depth: int, test: tuple[Tensor, Tensor], rounds: int) -> dict[str, A
     """All that is known of one depth."""
     images, labels = test
     base = resnet(depth)
-    serial = reapx.serialize(deepcopy(base), images[:100])
+    few = images[:100]
+    serial = reapx.serialize(base, few)
+    exact = deepcopy(base).double()
     forms = {"resnet": base, "folded": fused(deepcopy(base)), "srn": serial.model}
     for form in forms.values():
         form.requires_grad_(False)
@@ -92,8 +92,8 @@ def measure(depth: int, test: tuple[Tensor, Tensor], rounds: int) -> dict[str, A
         "depth": depth,
         "macs": serial.macs,
         "params": serial.params,
-        "gap float64": gap(depth, images[:100], torch.float64),
-        "gap float32": gap(depth, images[:100], torch.float32),
+        "gap float64": gap(exact, reapx.serialize(exact, few.double()).model, few.double()),
+        "gap float32": gap(base, serial.model, few),
         "accuracy": None if depth == 44 else {name: models.accuracy(form, *test) for name, form in forms.items()},
         "images counted": len(labels),
         "milliseconds": {name: {batch: own[k] for batch, own in times.items()} for k, name in enumerate(forms)},

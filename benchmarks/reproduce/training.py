@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -225,7 +225,14 @@ def device_of(options: argparse.Namespace) -> torch.device:
     return torch.device(found if options.device == "auto" else options.device)
 
 
-def keep(options: argparse.Namespace, stem: str, row: dict[str, object]) -> None:
-    """Write a result, unless the run was tiny or counted no test images; to ``--json`` in any case."""
+def execute(options: argparse.Namespace, stem: str, run: Callable[[argparse.Namespace], dict[str, object]]) -> None:
+    """Run where there is data, and write the result, unless it is of a tiny run or counts no test images.
+
+    It goes to ``--json`` in any case.
+    """
+    if not models.has_data():
+        return
+    torch.manual_seed(SEED)
+    row = run(options)
     if options.json or not (options.quick or options.validate):
         write(stem, [row], options.json)

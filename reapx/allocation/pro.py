@@ -23,7 +23,7 @@ from ..groups import Group
 from ..images import Images
 from ..resume import Checkpoint
 from ..selection import Path
-from ..selection.changes import combined
+from ..selection.changes import cut_tensors
 from .choices import Choices, Rules, Widths, largest, refusal
 from .curves import Curve, ErrorCurve, fit_curve
 from .outputs import output_errors
@@ -239,11 +239,9 @@ def _combined(
     graph: Graph, paths: Sequence[Path], removals: Sequence[int], changes: Sequence[Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
     """The tensors that several groups' changes make together; none reads units that have left."""
-    tensors = combined(graph.tensors, changes)
-    for path, count in zip(paths, removals, strict=True):
-        if path.refits is not None:
-            path.refits.clear(tensors, count)
-    return tensors
+    pairs = zip(paths, removals, strict=True)
+    made = [(path.refits, count) for path, count in pairs if path.refits is not None]
+    return cut_tensors(graph.tensors, changes, made)
 
 
 def _changes(path: Path, counts: Sequence[int]) -> list[dict[str, Tensor]]:

@@ -106,9 +106,11 @@ def combined(tensors: Mapping[str, Tensor], changes: Sequence[Mapping[str, Tenso
     return {name: value.to(tensors[name].dtype) for name, value in found.items()}
 
 
-def cut_tensors(tensors: Mapping[str, Tensor], made: Sequence[tuple[Changes, int]]) -> dict[str, Tensor]:
-    """The tensors that some groups' changes make together, each at its count; none reads units that have left."""
-    found = combined(tensors, [changes.changes([count])[0] for changes, count in made])
+def cut_tensors(
+    tensors: Mapping[str, Tensor], differences: Sequence[Mapping[str, Tensor]], made: Sequence[tuple[Changes, int]]
+) -> dict[str, Tensor]:
+    """The tensors that differences make together; none reads units that have left, by each change's count of them."""
+    found = combined(tensors, differences)
     for changes, count in made:
         changes.clear(found, count)
     return found

@@ -77,7 +77,7 @@ def unify(readers: Sequence[Reader], steps: int, *, table: Tensor | None = None)
                 reader.measured.gram.contiguous(),
                 reader.weight.clone(memory_format=torch.contiguous_format),
                 reader.columns.contiguous(),
-                reader.scale() / len(readers),
+                reader.scale / len(readers),
                 torch.empty(steps, dtype=torch.float64),
             )
             for reader in readers
@@ -95,4 +95,4 @@ def _energy(reader: Reader) -> float:
     """‖X W‖² of all units, as a share: the error where none is left."""
     columns = reader.columns.flatten()
     weight = reader.weight[:, columns]
-    return reader.scale() * float(((weight @ reader.measured.gram[columns][:, columns]) * weight).sum())
+    return reader.scale * float(((weight @ reader.measured.gram[columns][:, columns]) * weight).sum())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -59,18 +59,8 @@ def find_paths(
     busy = [group for group in groups if steps[group.name] > 0]
     found: dict[str, Path] = {}
     store = TensorStore(images.memory // 2)
-    for part in _chunks(busy, images.memory):
-        layers = {c.layer.weight: c.layer for group in part for c in group.consumers}
-        moments = measure(
-            graph,
-            images,
-            list(layers.values()),
-            graph.tensors,
-            positions=positions,
-            progress=progress,
-            checkpoint=checkpoint,
-            name=f"moments-{_digest(layers)}",
-        )
+    for part in chunks(busy, images.memory):
+        moments = measure_consumers(graph, images, part, positions=positions, progress=progress, checkpoint=checkpoint)
         _warn_few_rows(moments, images)
         readers = [readers_of(graph, group, moments) for group in part]
         choices = [
@@ -100,21 +90,44 @@ def _unmeasured(graph: Graph, group: Group, steps: int, selection: str) -> Path:
     return Path.unmeasured(order)
 
 
-def _chunks(groups: list[Group], memory: int) -> list[list[Group]]:
+def chunks(groups: list[Group], memory: int) -> list[list[Group]]:
     """Groups in runs whose consumers' Gram matrices, bases and factors fit into ``memory`` bytes.
 
     Each run is one pass over the images.
     """
-    chunks: list[list[Group]] = []
+    found: list[list[Group]] = []
     used = 0
     for group in groups:
         size = sum(24 * consumer.layer.features**2 for consumer in group.consumers)
-        if not chunks or used + size > memory:
-            chunks.append([])
+        if not found or used + size > memory:
+            found.append([])
             used = 0
-        chunks[-1].append(group)
+        found[-1].append(group)
         used += size
-    return chunks
+    return found
+
+
+def measure_consumers(
+    graph: Graph,
+    images: Images,
+    groups: Sequence[Group],
+    *,
+    positions: int | None = None,
+    progress: bool,
+    checkpoint: Checkpoint | None = None,
+) -> dict[str, list[Moments]]:
+    """Weight name -> moments of each conv group of every layer that reads one of the groups; see ``measure``."""
+    layers = {consumer.layer.weight: consumer.layer for group in groups for consumer in group.consumers}
+    return measure(
+        graph,
+        images,
+        list(layers.values()),
+        graph.tensors,
+        positions=positions,
+        progress=progress,
+        checkpoint=checkpoint,
+        name=f"moments-{_digest(layers)}",
+    )
 
 
 def _digest(names: Iterable[str]) -> str:

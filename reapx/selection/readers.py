@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -39,10 +40,24 @@ class Reader:
             raise ValueError("this method of selection needs the moments of every consumer")
         return self.moments
 
+    @cached_property
     def scale(self) -> float:
         """What makes squared errors shares of the variance of the consumer's outputs; 1 where they never change."""
         signal = float(((self.weight @ self.measured.gram) * self.weight).sum())
         return 1 / signal if signal > 0 else 1.0
+
+    @cached_property
+    def contributions(self) -> Tensor:
+        """(units, units) float64 K: inner products of what the units add to the consumer's outputs.
+
+        With Z_c = X_c W_c, the outputs are Y = Σ_c Z_c and::
+
+            K_cd = <Z_c, Z_d> = sum of G_cd ∘ (W_c W_dᵀ),     sum of K = ‖Y‖²
+        """
+        units, taps = self.columns.shape
+        flat = self.columns.flatten()
+        products = self.measured.gram * (self.weight.T @ self.weight)
+        return products[flat][:, flat].reshape(units, taps, units, taps).sum((1, 3))
 
 
 def readers_of(graph: Graph, group: Group, moments: Mapping[str, list[Moments]] | None) -> list[Reader]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import _native
 from ..errors import NumericalError
 from ..moments import damp
+from .contributions import inner_products
 from .path import Path
 from .readers import Reader
 from .swap import swap_units
@@ -173,7 +174,7 @@ def _consumer(reader: Reader, basis: Tensor, steps: int) -> _native.PathConsumer
         basis=basis,
         weight=reader.weight.contiguous(),
         columns=reader.columns.contiguous(),
-        scale=reader.scale(),
+        scale=reader.scale,
         factor=torch.empty(rows, features, dtype=torch.float64),
         residual=torch.empty(rows, outputs, dtype=torch.float64),
     )
@@ -193,7 +194,7 @@ def redundant_units(readers: Sequence[Reader], tolerance: float = 1e-8) -> Tenso
         gram = reader.measured.gram
         energy = gram.diagonal()[reader.columns].sum(1)
         own_dead = energy <= tolerance * energy.mean()
-        inner = sum(gram[tap][:, tap] for tap in reader.columns.T)
+        inner = inner_products(gram, reader.columns)
         multiples = inner**2 >= (1 - tolerance) * torch.outer(energy, energy)
         dead &= own_dead
         alike &= multiples | own_dead | own_dead[:, None]

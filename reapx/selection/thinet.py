@@ -14,7 +14,7 @@ from torch import Tensor
 from ..graph import Graph
 from ..groups import Group
 from .changes import Changes
-from .contributions import contribution_gram, shared_gram
+from .contributions import shared_gram
 from .readers import Reader
 
 _DAMPING = 1e-6
@@ -39,7 +39,7 @@ class Scales(Changes):
 
     def __init__(self, graph: Graph, group: Group, readers: Sequence[Reader], order: Tensor) -> None:
         super().__init__(graph, group, readers, order)
-        self._grams = [contribution_gram(reader) for reader in readers]
+        self._grams = [reader.contributions for reader in readers]
 
     def weights(self, index: int, counts: Sequence[int]) -> Tensor:
         """The scaled weights of one consumer."""

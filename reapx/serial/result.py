@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from ..budget import Costs
@@ -118,8 +116,7 @@ def serialize(
         raise InputError(f"projection={projection!r}: choose one of carry, split")
     check_model(model)
     calibration = Images(images, model_device(model), memory)
-    check_forward(model, calibration)
-    _check_output(model, calibration)
+    _check_output(check_forward(model, calibration))
     graph = capture(model, calibration.as_inputs(2))
     chain = find_chain(graph, signed=projection == "split")
     calibration.names = None  # a serial network takes its one input by position
@@ -132,10 +129,8 @@ def serialize(
     return Serialized(serial, blocks, macs, params, gap)
 
 
-def _check_output(model: nn.Module, images: Images) -> None:
+def _check_output(output: object) -> None:
     """Refuse outputs in a container, which a serial network would not have."""
-    with torch.no_grad():
-        output = images.call(copy.deepcopy(model), images.example(1))
     if not isinstance(output, Tensor):
         raise InputError(
             f"the model returns a {type(output).__name__}, and a serial network returns one tensor: serialise the part "
