@@ -1,0 +1,38 @@
+"""The weights whose rows and columns are nodes: those of a model's convolutions and linear layers, as modules hold them."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+def matrices_of(model: nn.Module) -> dict[str, Tensor]:
+    """Path of each convolution and linear layer -> its weight as (conv groups, outputs, inputs, taps), a view.
+
+    Outputs and inputs are those of one conv group. Layers that share a weight appear once.
+
+    Raises:
+        InputError: there are no such layers.
+    """
+    found: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, _LAYERS):
+            found[path] = _matrix(module)
+    if not found:
+        raise InputError(f"{type(model).__name__} has no convolution and no linear layer")
+    return found
+
+
+def _matrix(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    groups = int(getattr(module, "groups", 1))
+    rows = (
+        weight.unflatten(0, (groups, weight.shape[0] // groups)).flatten(3)
+        if weight.dim() > 2
+        else weight[None, :, :, None]
+    )
+    return rows.transpose(1, 2) if getattr(module, "transposed", False) else rows
