@@ -1,4 +1,4 @@
-"""The weights whose rows and columns are nodes: those of a model's convolutions and linear layers, as modules hold them."""
+"""The weights whose rows and columns are nodes: those of a model's convolutions and linear layers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ def matrices_of(model: nn.Module) -> dict[str, Tensor]:
         InputError: there are no such layers.
     """
     found: dict[str, Tensor] = {}
+    seen: set[int] = set()
     for path, module in model.named_modules():
-        if isinstance(module, _LAYERS):
+        if isinstance(module, _LAYERS) and id(module.weight) not in seen:
+            seen.add(id(module.weight))
             found[path] = _matrix(module)
     if not found:
         raise InputError(f"{type(model).__name__} has no convolution and no linear layer")
@@ -30,9 +32,5 @@ def _matrix(module: nn.Module) -> Tensor:
     weight = module.weight
     assert isinstance(weight, Tensor)
     groups = int(getattr(module, "groups", 1))
-    rows = (
-        weight.unflatten(0, (groups, weight.shape[0] // groups)).flatten(3)
-        if weight.dim() > 2
-        else weight[None, :, :, None]
-    )
+    rows = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
     return rows.transpose(1, 2) if getattr(module, "transposed", False) else rows

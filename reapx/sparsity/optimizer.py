@@ -24,16 +24,16 @@ def adam_l2(params: Iterable[Any], lr: float = 1e-3, l2: float = 1e-4, **options
     """``torch.optim.Adam`` on loss + l2 / 2 · ‖w‖², which makes sparse what ReLU leaves idle.
 
     A weight that the loss does not pull at is only pulled by the penalty, and Adam divides every pull by its own
-    recent size: as the memory of older gradients fades, the weight shrinks doubly exponentially. That meets all incoming
-    weights of a node whose ReLU rarely fires, so whole nodes vanish. ``reapx.compact`` removes them, and
+    recent size: as the memory of older gradients fades, the weight shrinks doubly exponentially. That meets all
+    incoming weights of a node whose ReLU rarely fires, so whole nodes vanish. ``reapx.compact`` removes them, and
     ``reapx.NodeMonitor`` shows them go.
 
     Decoupled decay (``torch.optim.AdamW``) and momentum SGD shrink such weights only exponentially, with the learning
     rate: they stay far from zero. So do the options that this function refuses.
 
     Args:
-        params: As ``torch.optim.Adam`` takes them: tensors, (name, tensor) pairs, or dicts, one a parameter group, which
-            may hold ``lr`` and ``l2`` of their own.
+        params: As ``torch.optim.Adam`` takes them: tensors, (name, tensor) pairs, or dicts, one a parameter group,
+            which may hold ``lr`` and ``l2`` of their own.
         lr: Learning rate. Large and constant makes more nodes vanish; lower it at the end only.
         l2: Strength of the penalty, usually from 1e-5 to 1e-3; more removes more.
         options: Others of ``torch.optim.Adam``: betas, eps, fused, ...

@@ -17,7 +17,8 @@ def group_lasso(model: nn.Module, *, filters: float = 0.0, channels: float = 0.0
     R = filters · Σ_l Σ_n ‖W_l[n, :]‖ + channels · Σ_l Σ_c ‖W_l[:, c]‖, over all convolutions and linear layers l, their
     outputs n and their inputs c (of each conv group); ‖·‖ is the 2-norm over all that the dots and the kernel hold.
 
-    The norm has no gradient at zero, and training with it ends near zero, not at it: give ``reapx.compact`` a threshold.
+    The norm has no gradient at zero, and training with it ends near zero, not at it: give ``reapx.compact`` a
+    threshold.
 
     Args:
         model: The network in training.
