@@ -124,21 +124,29 @@ class MnistCnn(nn.Module):
 
 
 class Vgg16Bn(nn.Module):
-    """VGG16 with batch norms for 32x32 images and one linear layer as classifier."""
+    """VGG16 with batch norms for 32x32 images: 13 convolutions, then linear layers.
 
-    def __init__(self) -> None:
+    Args:
+        share: Of the original's widths.
+        hidden: Hidden linear layers, as wide as the last convolution; the original has two, most CIFAR ones none.
+    """
+
+    def __init__(self, share: float = 1.0, hidden: int = 0) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         inputs = 3
-        for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
-            if width == 0:
+        for full in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
+            if full == 0:
                 layers.append(nn.MaxPool2d(2))
                 continue
+            width = int(full * share)
             conv = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
             layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
             inputs = width
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(512, 10)
+        last = nn.Linear(inputs, 10)
+        between = [part for _ in range(hidden) for part in (nn.Linear(inputs, inputs), nn.ReLU())]
+        self.classifier = nn.Sequential(*between, last) if hidden else last
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).flatten(1))

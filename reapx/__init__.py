@@ -9,6 +9,7 @@ from .errors import (
     CalibrationWarning,
     CaptureError,
     CheckpointError,
+    CompactionWarning,
     InputError,
     NumericalError,
     ProofError,
@@ -20,6 +21,7 @@ from .pipeline import plan, prune
 from .plan import Plan, Result
 from .report.html import write_report
 from .serial import Serialized, serialize
+from .sparsity import Compacted, ZeroNodes, adam_l2, compact, group_lasso, group_sparse, zero_nodes
 from .storage import load
 
 __version__ = "0.1.0"
@@ -31,6 +33,8 @@ __all__ = [
     "CalibrationWarning",
     "CaptureError",
     "CheckpointError",
+    "Compacted",
+    "CompactionWarning",
     "ErrorCurve",
     "InputError",
     "Inspection",
@@ -44,11 +48,17 @@ __all__ = [
     "Result",
     "Serialized",
     "TradeoffPoint",
+    "ZeroNodes",
+    "adam_l2",
     "behaviors",
+    "compact",
+    "group_lasso",
+    "group_sparse",
     "inspect",
     "load",
     "plan",
     "prune",
     "serialize",
     "write_report",
+    "zero_nodes",
 ]

@@ -33,5 +33,9 @@ class BackendError(ReapxError):
     """No kernels are available for the tensors' device."""
 
 
+class CompactionWarning(UserWarning):
+    """The result stands, but dead nodes are left in it; the message says which and why."""
+
+
 class CalibrationWarning(UserWarning):
     """The result stands, but more or other calibration images would make it better."""

@@ -13,6 +13,7 @@ from .errors import InputError
 from .graph import Graph, capture
 from .groups import Channels, Frozen, Group, find_groups
 from .images import Images
+from .layers import MAX_FEATURES
 from .moments import check_outputs
 from .report.text import frozen_text, short, table
 from .trial import find_droppable, freeze_failing
@@ -64,17 +65,34 @@ def inspect(model: nn.Module, images: object, *, exclude: Sequence[str] = (), me
         CaptureError: torch.export refuses the model.
         BackendError: there are no kernels for the model's device.
     """
+    found = examine(model, images, exclude=exclude, memory=memory)
+    if not found.groups:
+        reasons = sorted({f"{entry.layer}: {entry.reason}" for entry in found.frozen})
+        raise InputError("no channel of this model can be removed: " + "; ".join(reasons[:5]))
+    return found
+
+
+def examine(
+    model: nn.Module,
+    images: object,
+    *,
+    exclude: Sequence[str] = (),
+    memory: int = MEMORY,
+    max_features: float = MAX_FEATURES,
+) -> Inspection:
+    """What ``inspect`` finds, even if it is nothing.
+
+    Args:
+        max_features: Channels that layers with more input features read stay.
+    """
     check_model(model)
     calibration = Images(images, model_device(model), memory)
     check_forward(model, calibration)
     graph = capture(model, calibration.as_inputs(2))
-    channels = find_groups(graph)
+    channels = find_groups(graph, max_features)
     check_outputs(graph, channels.layers, calibration)
     channels = freeze_failing(model, graph, channels, calibration)
     channels = without_excluded(channels, exclude)
-    if not channels.groups:
-        reasons = sorted({f"{entry.layer}: {entry.reason}" for entry in channels.frozen})
-        raise InputError("no channel of this model can be removed: " + "; ".join(reasons[:5]))
     droppable = find_droppable(model, graph, channels, calibration)
     costs = Costs(graph, channels)
     return Inspection(channels.groups, channels.frozen, costs, droppable, channels, graph, calibration)

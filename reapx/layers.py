@@ -19,6 +19,7 @@ from ._native import Window
 from .graph import Graph, arguments, is_tensor, operator_name
 
 Kind = Literal["conv", "transposed", "linear"]
+LAYERS = ("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution linear").split()
 NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
 MAX_FEATURES = 16384
 """Layers with more input features are not measured: a Gram matrix of this size takes 2 GB."""
@@ -138,8 +139,7 @@ def name_of(graph: Graph, node: Node) -> str:
 def describe(graph: Graph, node: Node) -> Layer | str | None:
     """The layer that a node is; None for other operators; a reason where reapx cannot refit it."""
     operator = operator_name(node)
-    if operator not in ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
-                        "conv_transpose3d", "convolution", "linear"):  # fmt: skip
+    if operator not in LAYERS:
         return None
     weight = graph.parameter_of(node.args[1])
     if weight is None or weight in graph.constants:

@@ -17,7 +17,7 @@ Rule = Callable[[Walk, Node], Result]
 
 SKIPPED = frozenset(["sym_size", "_assert_scalar", "sym_constrain_range_for_size", "_assert_tensor_metadata"])
 
-_ELEMENTWISE = (
+ELEMENTWISE = (
     "relu relu6 hardtanh leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid "
     "sigmoid tanh softplus log_sigmoid exp expm1 log log1p sqrt rsqrt abs neg pow clamp "
     "clamp_min clamp_max dropout feature_dropout alpha_dropout clone contiguous detach alias "
@@ -26,6 +26,7 @@ _ELEMENTWISE = (
     "lerp addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_not type_as "
     "zeros_like ones_like full_like masked_fill"
 ).split()
+"""Operators that act on positions one by one, with broadcasting."""
 _PER_CHANNEL = (
     "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d "
     "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
@@ -130,7 +131,7 @@ def _extremum(walk: Walk, node: Node) -> Result:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(_PER_CHANNEL, _pool),
     **dict.fromkeys(_REDUCTIONS, _reduction),
     **dict.fromkeys(_RESHAPES, axis_rules.reshape_rule),

@@ -1,0 +1,90 @@
+"""Round after round: dead nodes leave a network's tensors, until no other node dies of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..graph import Graph
+from ..groups import Channels, Group
+from .folding import Tensors, Verdict, fold, judge, read
+from .known import known_values
+from .sizes import Limits, Sizes, limits_of, sizes_of, without_zeros
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """What can leave a network.
+
+    Attributes:
+        removed: Group -> (count,) units.
+        constant: Group -> how many of them hand on a constant that is not zero.
+        kept: Group -> dead units that stay -> why.
+        changed: Qualified name -> tensor of full size that stands for the network's own when the units are gone.
+        sizes: Of each layer, as it was.
+        limits: Of each layer.
+    """
+
+    removed: dict[str, Tensor]
+    constant: dict[str, int]
+    kept: dict[str, dict[int, str]]
+    changed: Tensors
+    sizes: list[Sizes]
+    limits: list[Limits]
+
+
+def eliminate(
+    graph: Graph, channels: Channels, droppable: Collection[str], relative: float, absolute: float
+) -> Elimination:
+    """Find all units that can leave without a change of what the network computes.
+
+    What leaves is no longer read, and no longer reads: its inputs may now be read by nobody, and what read only it is
+    the same for all images.
+
+    Args:
+        droppable: Names of groups that may leave as a whole.
+        relative: Share of a layer's largest weight up to which a node's weights count as zero.
+        absolute: Magnitude up to which they do in any case.
+    """
+    tensors = dict(graph.tensors)
+    sizes = sizes_of(graph, channels.layers, tensors)
+    limits = [limits_of(own, relative, absolute) for own in sizes]
+    found = Elimination({}, {}, {}, {}, sizes, limits)
+    for group in channels.groups:
+        found.removed[group.name], found.constant[group.name] = torch.empty(0, dtype=torch.int64), 0
+    wanted = {consumer.layer.input for group in channels.groups for consumer in group.consumers}
+    while True:
+        for layer, own, limit in zip(channels.layers, sizes_of(graph, channels.layers, tensors), limits, strict=True):
+            if layer.weight not in graph.shared:
+                tensors[layer.weight] = without_zeros(layer, tensors[layer.weight], own, limit)
+        values = known_values(graph, tensors, wanted)
+        rounds = [_round(graph, group, found, tensors, values, group.name in droppable) for group in channels.groups]
+        for group, verdict in zip(channels.groups, rounds, strict=True):
+            for layer in channels.makers(group):
+                rows = torch.from_numpy(group.cuts[layer.weight, layer.out_axis])[verdict.removable].flatten()
+                tensors[layer.weight] = tensors[layer.weight].index_fill(layer.out_axis, rows, 0)
+        if not any(len(verdict.removable) for verdict in rounds):
+            return found
+
+
+def _round(
+    graph: Graph,
+    group: Group,
+    found: Elimination,
+    tensors: Tensors,
+    values: dict[torch.fx.Node, Tensor],
+    droppable: bool,
+) -> Verdict:
+    """Let a group's newly dead units leave the tensors."""
+    before = found.removed[group.name]
+    readings = read(graph, group, tensors, values)
+    verdict = judge(graph, group, readings, before, droppable)
+    for target in (tensors, found.changed):
+        target.update(fold(graph, group, readings, verdict, {**graph.tensors, **target}))
+    found.removed[group.name] = torch.cat([before, verdict.removable]).sort().values
+    found.constant[group.name] += verdict.constant
+    found.kept[group.name] = verdict.kept
+    return verdict

@@ -1,0 +1,191 @@
+"""Dead nodes out of a network's tensors: each constant into the biases behind it, exactly or not at all.
+
+A node is dead when what it hands on is the same for every image, or when nobody reads it. A constant through a
+zero-padded convolution is no constant at the border, so no bias can stand for it; but all such constants of a group
+have one shape, so that one of the nodes, the *carrier*, can stand for all the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..graph import Graph, arguments
+from ..groups import Consumer, Group
+from ..layers import Layer, tail_of
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one consumer gets from each unit of a group.
+
+    Attributes:
+        consumer: The consumer.
+        columns: (units, channels * taps) of the layer's weight matrix.
+        constant: (units, channels) value at every position of every image; NaN where it varies.
+        unread: (units,) whether all weights that read the unit are zero.
+    """
+
+    consumer: Consumer
+    columns: Tensor
+    constant: Tensor
+    unread: Tensor
+
+    @property
+    def dead(self) -> Tensor:
+        """(units,) whether the consumer's output is the same for all images, as far as it reads the unit."""
+        return self.unread | ~self.constant.isnan().any(1)
+
+    @property
+    def silent(self) -> Tensor:
+        """(units,) whether the consumer's output does not depend on the unit at all."""
+        return self.unread | (self.constant == 0).all(1)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What can be done with a group's dead units.
+
+    Attributes:
+        removable: (count,) units that can leave.
+        constant: How many of them hand a constant on, which goes elsewhere.
+        carrier: Unit that stays and takes over the constants of others, or None.
+        kept: Dead units that stay, the carrier among them -> why.
+    """
+
+    removable: Tensor
+    constant: int
+    carrier: int | None
+    kept: dict[int, str]
+
+
+def read(graph: Graph, group: Group, tensors: Tensors, values: dict[torch.fx.Node, Tensor]) -> list[Reading]:
+    """What each consumer of a group gets, from values that are known to be the same for all images."""
+    return [_reading(consumer, tensors, values[consumer.layer.input]) for consumer in group.consumers]
+
+
+def _reading(consumer: Consumer, tensors: Tensors, value: Tensor) -> Reading:
+    layer, columns = consumer.layer, consumer.columns()
+    flat = value.movedim(1 if layer.spatial else -1, 0).flatten(1).double()
+    low, high = flat.amin(1), flat.amax(1)
+    same = high - low <= 1e-6 * torch.maximum(low.abs(), high.abs())
+    constant = torch.where(same, (low + high) / 2, torch.nan)
+    width = len(constant) // layer.window.groups
+    own = constant[consumer.part * width : (consumer.part + 1) * width][torch.from_numpy(consumer.channels)]
+    matrix = layer.matrix(tensors[layer.weight])[consumer.part]
+    unread = (matrix == 0).all(0)[columns].all(1)
+    return Reading(consumer, columns, own, unread)
+
+
+def judge(graph: Graph, group: Group, readings: Sequence[Reading], gone: Tensor, droppable: bool) -> Verdict:
+    """Which of a group's units can leave, and why others stay though they are dead.
+
+    Args:
+        gone: (count,) units that have left.
+        droppable: Whether the group may leave as a whole.
+    """
+    dead = torch.stack([reading.dead for reading in readings]).all(0)
+    dead[gone] = False
+    stuck = torch.zeros_like(dead)
+    reasons = []
+    for reading in readings:
+        reason = _no_place(graph, reading.consumer.layer)
+        if reason is not None:
+            stuck |= dead & ~reading.silent
+            reasons.append((reading, reason))
+    held = stuck.nonzero().flatten().tolist()
+    kept: dict[int, str] = {}
+    carrier = None
+    if held:
+        carrier = _carrier(held, [reading for reading, _ in reasons])
+        for unit in held:
+            if unit == carrier or not _stands_for(carrier, unit, [reading for reading, _ in reasons]):
+                kept[unit] = next(reason for reading, reason in reasons if not reading.silent[unit])
+    removable = dead.clone()
+    removable[list(kept)] = False
+    if not droppable and int(removable.sum()) + len(gone) == group.size:
+        last = int(removable.nonzero()[0])
+        removable[last], kept[last] = False, "it is the last of its group"
+    silent = torch.stack([reading.silent for reading in readings]).all(0)
+    constant = int((removable & ~silent).sum())
+    return Verdict(removable.nonzero().flatten(), constant, carrier if len(held) > len(kept) else None, kept)
+
+
+def _no_place(graph: Graph, layer: Layer) -> str | None:
+    """Why a constant that a layer reads cannot go into a bias, or None."""
+    given = arguments(layer.node)
+    padded = layer.spatial > 0 and (any(layer.window.padding) or (given.get("padding") == "same" and layer.taps > 1))
+    if layer.kind == "transposed" or padded:
+        return f"its constant is none at the border of {layer.name}, which pads with zeros"
+    if layer.bias is None and tail_of(graph, layer).norm is None:
+        return f"{layer.name} reads its constant and has neither a bias nor a batch norm behind it to take it"
+    return None
+
+
+def _carrier(held: list[int], readings: Sequence[Reading]) -> int:
+    """The unit whose constants are largest where others need them."""
+    scores = torch.full((len(held),), torch.inf, dtype=torch.float64)
+    for reading in readings:
+        sizes = torch.where(reading.unread[held, None], 0.0, reading.constant[held].abs())
+        wanted = sizes.amax(0) > 0
+        if bool(wanted.any()):
+            scores = torch.minimum(scores, (sizes / sizes.amax(0))[:, wanted].amin(1))
+    return held[int(scores.argmax())]
+
+
+def _stands_for(carrier: int, unit: int, readings: Sequence[Reading]) -> bool:
+    return all(
+        bool(reading.silent[unit]) or bool(((reading.constant[unit] == 0) | (reading.constant[carrier] != 0)).all())
+        for reading in readings
+    )
+
+
+def fold(graph: Graph, group: Group, readings: Sequence[Reading], verdict: Verdict, tensors: Tensors) -> Tensors:
+    """The tensors that change when the removable units leave; none of them is touched.
+
+    Args:
+        tensors: Qualified name -> parameter of the network.
+
+    Returns:
+        Qualified name -> weight, bias or running mean, of full size, with zeros where the units were read.
+    """
+    changed: Tensors = {}
+    gone = verdict.removable
+    for reading in readings:
+        layer, part = reading.consumer.layer, reading.consumer.part
+        weight = changed.get(layer.weight, tensors[layer.weight])
+        matrix = layer.matrix(weight).clone()
+        own, columns = matrix[part], reading.columns[gone]
+        constant = torch.where(reading.silent[gone, None], 0.0, reading.constant[gone])
+        spread = constant.repeat_interleave(layer.taps, 1)  # of every column
+        if bool(constant.any()):
+            if _no_place(graph, layer) is None:
+                shift = own[:, columns.flatten()] @ spread.flatten()
+                name, sign = _place(graph, layer)
+                before = changed.get(name, tensors[name])
+                after = before.double().clone()
+                after[part * len(shift) : (part + 1) * len(shift)] += sign * shift
+                changed[name] = after.to(before.dtype)
+            else:
+                assert verdict.carrier is not None
+                base = reading.constant[verdict.carrier].repeat_interleave(layer.taps)
+                ratios = torch.where(spread == 0, 0.0, spread / base)
+                own[:, reading.columns[verdict.carrier]] += torch.einsum("ouc,uc->oc", own[:, columns], ratios)
+        own[:, columns.flatten()] = 0
+        changed[layer.weight] = layer.weight_from(matrix, weight)
+    return changed
+
+
+def _place(graph: Graph, layer: Layer) -> tuple[str, int]:
+    """The bias that takes a layer's constant, and its sign there; or the running mean of the norm behind."""
+    if layer.bias is not None:
+        return layer.bias, 1
+    norm = tail_of(graph, layer).norm
+    mean = None if norm is None else graph.parameter_of(norm.args[3])
+    assert mean is not None
+    return mean, -1
