@@ -10,7 +10,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,6 +48,11 @@ class Run:
     def name(self) -> str:
         """As its files are called."""
         return f"{self.method.replace(' ', '_')}_{self.strength:g}_{self.seed}"
+
+
+def runs_of(strengths: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> list[Run]:
+    """All runs, seed by seed."""
+    return [Run(method, strength, seed) for seed in seeds for method, grid in strengths.items() for strength in grid]
 
 
 @dataclass(frozen=True)

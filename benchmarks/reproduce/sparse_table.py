@@ -1,0 +1,160 @@
+"""What is measured on networks whose training left zero nodes: compaction, REAP behind it, means over seeds."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import models
+from sparse_training import Recipe, Run, trained
+from timing import write
+from torch import Tensor, nn
+
+import reapx
+
+Labelled = tuple[Tensor, Tensor]
+SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3)
+"""Of what compaction left, that REAP is asked for, one after another."""
+KEEPING = ("method", "strength")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What networks are measured on.
+
+    Attributes:
+        calibration: Images that REAP refits on; from training.
+        held: Training images held out, on which everything is chosen.
+        test: Test images, only counted.
+    """
+
+    calibration: Tensor
+    held: Labelled
+    test: Labelled
+
+
+def report(
+    options: argparse.Namespace,
+    stem: str,
+    runs: Sequence[Run],
+    build: Callable[[], nn.Module],
+    data: Data,
+    recipe: Recipe,
+    slack: float,
+) -> None:
+    """Measure every run, print means over the seeds, and write both.
+
+    Args:
+        slack: Held-out accuracy that may be lost.
+    """
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        row = measure(trained(run, options.folder, build), data, slack)
+        rows.append({"method": run.method, "strength": run.strength, "seed": run.seed, **row})
+        print(f"{run.name}: removed {100 * rows[-1]['removed']:.2f} %, gap {rows[-1]['gap']:.0e}", flush=True)
+    means = summary(rows)
+    show(means)
+    best = {method: chosen(means, method, slack) for method in dict.fromkeys(run.method for run in runs)}
+    if not options.quick or options.json:
+        write(stem, rows, options.json, means=means, chosen=best, recipe=asdict(recipe))
+
+
+def measure(model: nn.Module, data: Data, slack: float) -> dict[str, Any]:
+    """A trained network before and after compaction, and after REAP.
+
+    Args:
+        slack: Held-out accuracy that REAP may cost.
+    """
+    nodes = reapx.zero_nodes(model, data.calibration[:8])
+    result = nodes.remove(tolerance=math.inf)
+    before, after = nodes.params
+    row: dict[str, Any] = {
+        "accuracy": models.accuracy(model, *data.test),
+        "held_accuracy": models.accuracy(model, *data.held),
+        "compact_accuracy": models.accuracy(result.model, *data.test),
+        "gap": result.gap,
+        "params": before,
+        "compact_params": after,
+        "removed": 1 - after / before,
+        "removed_with_inputs": 1 - (after - _unread_inputs(result.model)) / before,
+        "macs_removed": 1 - nodes.macs[1] / nodes.macs[0],
+        "nodes": {entry.group.name: [entry.group.size, len(entry.removed)] for entry in nodes.groups},
+    }
+    return {**row, **beyond(result.model, data, slack, before)}
+
+
+def _unread_inputs(model: nn.Module) -> int:
+    """Weights of inputs that nothing reads, which Wen et al. count as removed; compaction leaves them in."""
+    first = next(module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d))
+    size = first.weight.detach().abs()
+    idle = size.transpose(0, 1).flatten(1).amax(1) <= 1e-4 * size.max()
+    return int(idle.sum()) * first.weight[:, 0].numel()
+
+
+def beyond(model: nn.Module, data: Data, slack: float, params: int) -> dict[str, Any]:
+    """How much more REAP takes from a network before its held-out accuracy falls by more than ``slack``.
+
+    Args:
+        params: Of the network that was trained.
+    """
+    wanted = models.accuracy(model, *data.held) - slack
+    plan = reapx.plan(model, data.calibration, budget=reapx.MACs(SHARES[0]), progress=False)
+    best, share = model, 1.0
+    for tried in SHARES:
+        try:
+            pruned = plan.at(reapx.MACs(tried)).apply(progress=False).model
+        except reapx.BudgetError:
+            break
+        if models.accuracy(pruned, *data.held) < wanted:
+            break
+        best, share = pruned, tried
+    left = sum(parameter.numel() for parameter in best.parameters())
+    return {
+        "reap_share": share,
+        "reap_removed": 1 - left / params,
+        "reap_accuracy": models.accuracy(best, *data.test),
+    }
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the seeds of each method and strength."""
+    found: list[dict[str, Any]] = []
+    for key in dict.fromkeys(tuple(row[name] for name in KEEPING) for row in rows):
+        own = [row for row in rows if tuple(row[name] for name in KEEPING) == key]
+        line: dict[str, Any] = {**dict(zip(KEEPING, key, strict=True)), "seeds": len(own)}
+        for name, value in own[0].items():
+            if isinstance(value, float) and name not in KEEPING:
+                values = [float(row[name]) for row in own]
+                line[name] = statistics.mean(values)
+                line[f"{name}_spread"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        found.append(line)
+    return found
+
+
+def show(lines: Sequence[dict[str, Any]]) -> None:
+    """Print the means as a table."""
+    columns = {
+        "held_accuracy": "held out", "accuracy": "test", "removed": "params removed",
+        "removed_with_inputs": "and inputs",
+        "macs_removed": "MACs removed", "compact_accuracy": "test, compact", "reap_removed": "REAP: params",
+        "reap_accuracy": "REAP: test",
+    }  # fmt: skip
+    print(f"{'method':13s}{'strength':>9s}" + "".join(f"{title:>18s}" for title in columns.values()))
+    for line in lines:
+        cells = [f"{100 * line[name]:.2f} ± {100 * line[f'{name}_spread']:.2f}" for name in columns]
+        print(f"{line['method']!s:13s}{line['strength']:9.0e}" + "".join(f"{cell:>18s}" for cell in cells))
+
+
+def chosen(lines: Sequence[dict[str, Any]], method: str, slack: float) -> dict[str, Any] | None:
+    """Of a method's strengths the one that removes most, among those whose held-out accuracy is that of the dense net.
+
+    Args:
+        slack: Held-out accuracy that may be lost.
+    """
+    dense = max(float(line["held_accuracy"]) for line in lines if line["strength"] == 0)
+    fit = [x for x in lines if x["method"] == method and float(x["held_accuracy"]) >= dense - slack]
+    return max(fit, key=lambda line: float(line["removed"]), default=None)
