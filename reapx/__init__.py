@@ -20,6 +20,7 @@ from .pipeline import plan, prune
 from .plan import Plan, Result
 from .report.html import write_report
 from .serial import Serialized, serialize
+from .sparsity import NodeMonitor, adam_l2, group_lasso, group_sparse
 from .storage import load
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "Inspection",
     "Latency",
     "MACs",
+    "NodeMonitor",
     "NumericalError",
     "Params",
     "Plan",
@@ -44,7 +46,10 @@ __all__ = [
     "Result",
     "Serialized",
     "TradeoffPoint",
+    "adam_l2",
     "behaviors",
+    "group_lasso",
+    "group_sparse",
     "inspect",
     "load",
     "plan",
