@@ -21,7 +21,16 @@ from .pipeline import plan, prune
 from .plan import Plan, Result
 from .report.html import write_report
 from .serial import Serialized, serialize
-from .sparsity import Compacted, ZeroNodes, adam_l2, compact, group_lasso, group_sparse, zero_nodes
+from .sparsity import (
+    Compacted,
+    NodeMonitor,
+    ZeroNodes,
+    adam_l2,
+    compact,
+    group_lasso,
+    group_sparse,
+    zero_nodes,
+)
 from .storage import load
 
 __version__ = "0.1.0"
@@ -40,6 +49,7 @@ __all__ = [
     "Inspection",
     "Latency",
     "MACs",
+    "NodeMonitor",
     "NumericalError",
     "Params",
     "Plan",
