@@ -68,7 +68,7 @@ $(VENV)/benchmark: $(VENV)/installed
 # Every figure of the README, about three hours alone on two cores; with QUICK=--quick, only that all of it runs.
 # Torch waits in its own way where times are taken.
 WORKS := gram path selection solve pairs zeros growth
-REPRODUCE := pro_resnet56 pro_choices retrain_resnet56 selections srn_table srn_cifar
+REPRODUCE := pro_resnet56 pro_choices retrain_resnet56 selections srn_table srn_cifar adam_decay
 benchmark: BENCH = $(if $(QUICK),,env -u OMP_WAIT_POLICY )$(BIN)/python benchmarks
 benchmark: $(VENV)/benchmark
 	for work in $(WORKS); do $(BENCH)/run.py $$work $(QUICK) || exit 1; done
