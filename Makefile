@@ -68,12 +68,14 @@ $(VENV)/benchmark: $(VENV)/installed
 # Every figure of the README, about three hours alone on two cores; with QUICK=--quick, only that all of it runs.
 # Torch waits in its own way where times are taken.
 WORKS := gram path selection solve pairs zeros growth
-REPRODUCE := pro_resnet56 pro_choices retrain_resnet56 selections srn_table srn_cifar adam_l2_mnist adam_l2_cifar
+REPRODUCE := pro_resnet56 pro_choices retrain_resnet56 selections srn_table srn_cifar \
+	adam_decay adam_l2_mnist adam_l2_cifar
 benchmark: BENCH = $(if $(QUICK),,env -u OMP_WAIT_POLICY )$(BIN)/python benchmarks
 benchmark: $(VENV)/benchmark
 	for work in $(WORKS); do $(BENCH)/run.py $$work $(QUICK) || exit 1; done
 	$(BENCH)/halve.py $(QUICK)
 	$(BENCH)/swaps.py $(QUICK)
+	$(BENCH)/sparsity.py $(QUICK)
 	for script in $(REPRODUCE); do $(BENCH)/reproduce/$$script.py $(QUICK) || exit 1; done
 
 clean:
