@@ -27,7 +27,7 @@ SLACK = 0.002
 WIDTH, HIDDEN = 0.25, 2
 RECIPE = Recipe(epochs=12, lr=2e-3, sgd_lr=0.1, batch=128, bf16=True)
 QUICK = Recipe(epochs=1, lr=2e-3, sgd_lr=0.1, batch=128)
-STRENGTHS = {"adam": [0.0], "adam_l2": [3e-4, 1e-3, 3e-3], "group sparse": [1e-5]}
+STRENGTHS = {"adam": [0.0], "adam_l2": [1e-3, 2e-3, 3e-3], "group sparse": [1e-5]}
 
 
 def network() -> nn.Module:
@@ -44,7 +44,7 @@ def main() -> None:
     assert held is not None and len(held[0]) in (200, HELD_OUT)
     recipe = QUICK if options.quick else RECIPE
     strengths = {"adam": [0.0]} if options.quick else STRENGTHS
-    runs = runs_of(strengths, options.seeds)
+    runs = runs_of(strengths, options)
     train_all(runs, options.folder, network, images, labels, recipe, augment)
     if not options.train_only:
         test = models.cifar10("test", 500 if options.quick else None)

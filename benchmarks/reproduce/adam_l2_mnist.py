@@ -42,7 +42,7 @@ def main() -> None:
     images, labels = pixels("train", 2000 if options.quick else None)
     held = 200 if options.quick else HELD
     recipe = replace(RECIPE, epochs=1) if options.quick else RECIPE
-    runs = runs_of({"adam": [0.0], "adam_l2": [1e-3]} if options.quick else STRENGTHS, options.seeds)
+    runs = runs_of({"adam": [0.0], "adam_l2": [1e-3]} if options.quick else STRENGTHS, options)
     train_all(runs, options.folder, mnist_mlp, images[:-held], labels[:-held], recipe)
     if not options.train_only:
         test = pixels("test", 500 if options.quick else None)

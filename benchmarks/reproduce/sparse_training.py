@@ -50,9 +50,12 @@ class Run:
         return f"{self.method.replace(' ', '_')}_{self.strength:g}_{self.seed}"
 
 
-def runs_of(strengths: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> list[Run]:
-    """All runs, seed by seed."""
-    return [Run(method, strength, seed) for seed in seeds for method, grid in strengths.items() for strength in grid]
+def runs_of(strengths: Mapping[str, Sequence[float]], options: argparse.Namespace) -> list[Run]:
+    """The runs that were asked for, seed by seed."""
+    grids = {method: grid for method, grid in strengths.items() if method in options.methods}
+    return [
+        Run(method, strength, seed) for seed in options.seeds for method, grid in grids.items() for strength in grid
+    ]
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,7 @@ def options_of(text: str, folder: str) -> argparse.ArgumentParser:
     """Options that both tables have."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all of the table's")
     parser.add_argument("--folder", type=Path, default=Path(".cache") / folder, help="trained weights")
     parser.add_argument("--train-only", action="store_true", help="leave measuring to another call")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
