@@ -1,37 +1,30 @@
-"""The command line: ``reapx prune``, ``reapx inspect``, ``reapx demo``."""
+"""The command line: ``reapx prune``, ``reapx compact``, ``reapx inspect``, ``reapx demo``."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import json
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
-
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
+from typing import TYPE_CHECKING
 
 from .allocation import ALLOCATIONS, OUTPUT_ERRORS, POINTS
-from .budget import Budget, MACs, Params
+from .arguments import BUDGETS, bounds_of, budget_of, images_of, model_of
 from .errors import InputError, ReapxError
 from .inspection import inspect
-from .latency import Latency
 from .pipeline import DAMPING, plan
 from .plan import Plan
 from .report import plots
 from .report.html import write_report
 from .selection import SELECTIONS
+from .sparsity import zero_nodes
+from .sparsity.nodes import RELATIVE, TOLERANCE
 
-BUDGETS: dict[str, type[Budget]] = {"macs": MACs, "params": Params, "latency": Latency}
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,6 +55,18 @@ def _parser() -> argparse.ArgumentParser:
         "reapx", description="Channel pruning with least-squares reconstruction for PyTorch."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_prune(commands)
+    _add_compact(commands)
+    look = commands.add_parser("inspect", help="show what can be pruned, what is frozen and why")
+    _add_model(look)
+    look.set_defaults(run=_inspect)
+    demo = commands.add_parser("demo", help="train, prune and compare a small network on digits")
+    demo.add_argument("--out", type=Path, default=Path("reapx-demo"), help="folder to write")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_prune(commands: Commands) -> None:
     prune = commands.add_parser("prune", help="prune a model to a budget and save it")
     _add_model(prune)
     prune.add_argument("--budget", required=True, help="macs=0.5, params=0.4, latency=0.6, or absolute numbers")
@@ -80,13 +85,30 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--tradeoff", type=Path, metavar="FILE.json", help="write cost, error and widths at all budgets")
     prune.add_argument("--dry-run", action="store_true", help="show the plan and stop; nothing goes to --out")
     prune.set_defaults(run=_prune)
-    look = commands.add_parser("inspect", help="show what can be pruned, what is frozen and why")
-    _add_model(look)
-    look.set_defaults(run=_inspect)
-    demo = commands.add_parser("demo", help="train, prune and compare a small network on digits")
-    demo.add_argument("--out", type=Path, default=Path("reapx-demo"), help="folder to write")
-    demo.set_defaults(run=_demo)
-    return parser
+
+
+def _add_compact(commands: Commands) -> None:
+    compact = commands.add_parser("compact", help="remove the nodes that compute nothing any more and save the rest")
+    _add_model(compact, images=False)
+    compact.add_argument("--out", type=Path, help="folder to write")
+    compact.add_argument(
+        "--relative",
+        type=float,
+        default=RELATIVE,
+        help="share of a layer's largest node that counts as zero; default %(default)s",
+    )
+    compact.add_argument(
+        "--absolute", type=float, default=0.0, help="size that counts as zero in any layer; default %(default)s"
+    )
+    compact.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help="largest change of the outputs, as a share of the largest; default %(default)s",
+    )
+    compact.add_argument("--plot", type=Path, metavar="FILE", help="draw the sizes of all nodes: .png, .svg or .pdf")
+    compact.add_argument("--dry-run", action="store_true", help="show what can leave and stop; nothing goes to --out")
+    compact.set_defaults(run=_compact)
 
 
 def _add_allocation(parser: argparse.ArgumentParser) -> None:
@@ -115,14 +137,14 @@ def _count(text: str) -> int:
     return count
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser, images: bool = True) -> None:
     parser.add_argument("model", help="module:callable or file.py:callable that returns the nn.Module")
     parser.add_argument("--weights", type=Path, help="safetensors state dict to load into it")
     parser.add_argument(
         "--images",
-        required=True,
+        required=images,
         help=".npy, .npz or .safetensors with (images, ...) as the model wants them, optionally FILE:KEY; or "
-        "module:callable that returns an iterable of batches",
+        "module:callable that returns an iterable of batches" + ("" if images else "; by default random ones"),
     )
     parser.add_argument("--count", type=_count, help="use only the first so many images of a file")
     parser.add_argument(
@@ -133,14 +155,14 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 def _prune(options: argparse.Namespace) -> None:
     _check_files(options)
     planned = plan(
-        _model(options),
-        _images(options.images, options.count),
-        budget=_budget(options.budget, options.batch),
+        model_of(options),
+        images_of(options.images, options.count),
+        budget=budget_of(options.budget, options.batch),
         allocation=options.allocation,
         selection=options.selection,
         streams=options.streams,
         round_to=options.round_to,
-        bounds=_bounds(options.bound),
+        bounds=bounds_of(options.bound),
         points=options.points,
         rounds=options.rounds,
         output_error=options.output_error,
@@ -161,17 +183,21 @@ def _prune(options: argparse.Namespace) -> None:
     print()
     print(result)
     result.save(options.out)
-    print(f"\nsaved to {options.out}: rebuild with reapx.load(fresh_model, {str(options.out)!r})")
+    _print_saved(options.out)
     if options.report is not None:
         print(f"report: {write_report(result, options.report)}")
 
 
-def _check_files(options: argparse.Namespace) -> None:
-    """Refuse, before anything is measured, what could not be written afterwards."""
+def _check_out(options: argparse.Namespace) -> None:
     if options.out is None and not options.dry_run:
         raise InputError("--out is missing: give a folder to write, or --dry-run to see the plan only")
     if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file: give a folder")
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Refuse, before anything is measured, what could not be written afterwards."""
+    _check_out(options)
     for name in ("report", "tradeoff"):
         path = getattr(options, name)
         if path is not None and path.is_dir():
@@ -191,108 +217,33 @@ def _write_tradeoff(planned: Plan, path: Path) -> None:
     print(f"\ntrade-off: {path}")
 
 
+def _compact(options: argparse.Namespace) -> None:
+    _check_out(options)
+    images = None if options.images is None else images_of(options.images, options.count)
+    nodes = zero_nodes(
+        model_of(options), images, relative=options.relative, absolute=options.absolute, exclude=options.exclude
+    )
+    print(nodes)
+    if options.plot is not None:
+        nodes.plot(options.plot)
+        print(f"\nsizes of all nodes: {options.plot}")
+    if options.dry_run:
+        return
+    result = nodes.remove(tolerance=options.tolerance)
+    print(f"\n{result}")
+    result.save(options.out)
+    _print_saved(options.out)
+
+
+def _print_saved(folder: Path) -> None:
+    print(f"\nsaved to {folder}: rebuild with reapx.load(fresh_model, {str(folder)!r})")
+
+
 def _inspect(options: argparse.Namespace) -> None:
-    print(inspect(_model(options), _images(options.images, options.count), exclude=options.exclude))
+    print(inspect(model_of(options), images_of(options.images, options.count), exclude=options.exclude))
 
 
 def _demo(options: argparse.Namespace) -> None:
     from .demo import run_demo
 
     run_demo(options.out)
-
-
-def _budget(text: str, batch: int | None) -> Budget:
-    kind, _, amount = text.partition("=")
-    try:
-        budget = BUDGETS[kind.lower()](float(amount))
-    except (KeyError, ValueError) as error:
-        if isinstance(error, ReapxError):
-            raise
-        raise InputError(f"--budget {text!r}: write macs=0.5, params=0.4 or latency=0.6") from error
-    if batch is None:
-        return budget
-    if not isinstance(budget, Latency):
-        raise InputError(f"--batch {batch}: only a latency depends on it; leave it out with --budget {text}")
-    return replace(budget, batch=batch)
-
-
-def _bounds(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """``LAYER=FEWEST:MOST`` of each, as ``reapx.plan`` wants them."""
-    found: dict[str, tuple[float, float]] = {}
-    for text in texts:
-        layer, _, ends = text.rpartition("=")
-        try:
-            fewest, most = (float(end) if "." in end else int(end) for end in ends.split(":"))
-        except ValueError as error:
-            raise InputError(
-                f"--bound {text!r}: write LAYER=FEWEST:MOST, in shares such as 'layer1.*=0.25:1.0' or in channels "
-                "such as stem=8:16"
-            ) from error
-        if not layer:
-            raise InputError(f"--bound {text!r} names no layer: write LAYER=FEWEST:MOST, such as stem=8:16")
-        if layer in found:
-            raise InputError(f"--bound {text!r}: {layer} has a bound already; give one for each layer or pattern")
-        found[layer] = (fewest, most)
-    return found
-
-
-def _model(options: argparse.Namespace) -> nn.Module:
-    model = _call(options.model)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{options.model} returned a {type(model).__name__}, not an nn.Module")
-    if options.weights is not None:
-        try:
-            model.load_state_dict(load_file(options.weights))
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise InputError(
-                f"--weights {options.weights}: {error}. It must be a safetensors state dict: "
-                "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
-            ) from error
-    return model.eval()
-
-
-def _call(text: str) -> Any:
-    """Import ``module:callable`` or ``file.py:callable`` and call it."""
-    place, _, name = text.rpartition(":")
-    if not place:
-        raise InputError(
-            f"{text!r}: write module:callable or file.py:callable (images may also be .npy, .npz, .safetensors)"
-        )
-    try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-        return getattr(module, name)()
-    except Exception as error:  # whatever the user's module raises
-        raise InputError(f"{text!r} cannot be loaded or called without arguments: {error!r}") from error
-
-
-def _images(text: str, count: int | None) -> object:
-    path, _, key = text.partition(":")
-    suffix = Path(path).suffix
-    if suffix not in (".npy", ".npz", ".safetensors"):
-        return _call(text)
-    try:
-        if suffix == ".safetensors":
-            values = _entry(load_file(path), key, path)
-        else:
-            found = np.load(path, allow_pickle=False)
-            values = torch.from_numpy(found if suffix == ".npy" else _entry(dict(found), key, path))
-    except (OSError, ValueError, EOFError, BadZipFile, SafetensorError) as error:
-        if isinstance(error, ReapxError):
-            raise
-        raise InputError(f"--images {path}: {error}") from error
-    return values[:count] if values.dim() else values
-
-
-def _entry(entries: dict[str, Any], key: str, path: str) -> Any:
-    if not key and len(entries) == 1:
-        return next(iter(entries.values()))
-    if key not in entries:
-        raise InputError(f"--images {path}: name one of its arrays, {path}:KEY; there are {', '.join(entries)}")
-    return entries[key]

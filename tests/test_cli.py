@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import save_file
+from torch import nn
 
 import reapx
 from reapx.cli import main
@@ -140,3 +142,43 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     printed = capsys.readouterr().out
     assert all(command in printed for command in ("prune", "inspect", "demo"))
+
+
+def with_dead_nodes(name: str) -> nn.Module:
+    """The user's model, two nodes of its first layer dead, in a file."""
+    namespace: dict[str, object] = {}
+    exec(MODEL, namespace)
+    model = namespace["build"]()  # type: ignore[operator]
+    with torch.no_grad():
+        model[0].weight[2:4] = 0
+    save_file(model.state_dict(), name)
+    return model
+
+
+def test_compact_saves_what_load_rebuilds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    original = with_dead_nodes("dead.safetensors").eval()
+    words = ["compact", "usermodel.py:build", "--weights", "dead.safetensors", "--images", "images.npz:images"]
+    assert main([*words, "--plot", "sizes.png", "--out", "small"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 of 14 nodes can leave" in printed and "same outputs up to" in printed
+    assert Path("sizes.png").stat().st_size > 1000
+    namespace: dict[str, object] = {}
+    exec(MODEL, namespace)
+    model = reapx.load(namespace["build"](), "small").eval()  # type: ignore[operator]
+    assert model[0].out_channels == 6
+    images = torch.randn(4, 3, 7, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), original(images), rtol=1e-5, atol=1e-6)
+
+
+def test_compact_looks_with_images_of_its_own_and_dry_run_writes_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = "nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))"
+    Path("linear.py").write_text(f"from torch import nn\ndef build():\n    return {net}\n")
+    assert main(["compact", "linear.py:build", "--dry-run", "--exclude", "0"]) == 0
+    assert "excluded by the caller" in capsys.readouterr().out
+    assert main(["compact", "linear.py:build", "--dry-run"]) == 0
+    assert "0 of 3 nodes can leave" in capsys.readouterr().out
+    assert main(["compact", "linear.py:build"]) == 1
+    assert "--out is missing" in capsys.readouterr().err
