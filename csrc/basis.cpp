@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "context_cpu.h"
 #include "panels.h"
 
 namespace reapx {
@@ -86,19 +87,20 @@ void multiply(const Tile& tile, Team& team, PanelPair& x, double* basis) {
 
 }  // namespace
 
-void basis_compute(std::vector<BasisTask>& tasks, int64_t threads, const Tile& tile) {
-  const auto at = [&](int64_t i) -> BasisTask& { return tasks[static_cast<size_t>(i)]; };
+void basis_compute(const std::vector<BasisTask>& tasks, const Context& context) {
+  const auto at = [&](int64_t i) -> const BasisTask& { return tasks[static_cast<size_t>(i)]; };
   run_tasks(
-      threads, static_cast<int64_t>(tasks.size()), [&](int64_t i) { return at(i).size >= kLarge; },
+      context.threads, static_cast<int64_t>(tasks.size()),
+      [&](int64_t i) { return at(i).size >= kLarge; },
       [&](int64_t i, Team& team) {
-        BasisTask& task = at(i);
+        const BasisTask& task = at(i);
         PanelPair x(task.size);
         std::vector<Strip> identity;
         for (int64_t p = 0; p < x.count(); ++p)
           identity.push_back({x.lower(p), x.lower(p), p * kDoubleWidth, task.size});
         team.run(x.count(), [&](int64_t block) { load_rows(task, block, x); });
-        task.failed = cholesky_factor(tile, team, x.upper(), pivot_floor(x.upper()), identity);
-        if (task.failed < 0) multiply(tile, team, x, task.basis);
+        *task.failed = cholesky_factor(context.tile, team, x.upper(), pivot_floor(x.upper()), identity);
+        if (*task.failed < 0) multiply(context.tile, team, x, task.basis);
       });
 }
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "tile.h"
+#include "context.h"
 
 namespace reapx {
 
@@ -13,13 +13,14 @@ struct BasisTask {
   double ridge;        // added to the diagonal
   double* basis;       // (size, size) float64, row-major, overwritten; symmetric to the last bit
   int64_t size;        // 0 is legal
-  int64_t failed;      // out: -1, or the first pivot below the rounding floor (basis then untouched)
+  int64_t* failed;     // out (1,) int64: -1, or the first pivot below the rounding floor (basis then
+                       // untouched)
 };
 
 // basis = (gram + ridge I)^-1 for each task, by Cholesky factorisation in float64.
 //
 // A pivot fails when it is not above size * eps * max diag(gram + ridge I), or not finite. gram and
 // basis must not overlap. Results do not depend on `threads`.
-void basis_compute(std::vector<BasisTask>& tasks, int64_t threads, const Tile& tile);
+void basis_compute(const std::vector<BasisTask>& tasks, const Context& context);
 
 }  // namespace reapx

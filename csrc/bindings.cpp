@@ -11,8 +11,10 @@
 #include "pairs.h"
 #include "path.h"
 #include "solve.h"
-#include "tile.h"
 #include "zeros.h"
+
+// One of these for each back end; REAPX_CONTEXT names it. All else is the same for all of them.
+#include REAPX_CONTEXT
 
 namespace py = pybind11;
 
@@ -21,30 +23,34 @@ namespace {
 
 using Pair = std::pair<int64_t, int64_t>;
 
-// Calls run(tile) with the core of that name, without the GIL.
+// Calls run(context) without the GIL.
 template <class Run>
-void run_kernel(int64_t threads, const std::string& core, Run run) {
-  const Tile& tile = tile_pick(core);
-  if (threads < 1) throw std::invalid_argument("threads must be at least 1");
-  py::gil_scoped_release release;
-  run(tile);
+void run_kernel(const Where& where, Run run) {
+  const Context context(where);
+  const py::gil_scoped_release release;
+  run(context);
 }
+
+// "[i]", as in a task's name.
+std::string index_of(size_t i) { return std::string("[").append(std::to_string(i)).append("]"); }
 
 // One task for each tuple that Python gives.
 template <class Task>
 std::vector<Task> tasks_of(const std::vector<py::tuple>& given,
                            Task (*read)(const py::tuple&, const std::string&)) {
   std::vector<Task> tasks;
-  for (size_t i = 0; i < given.size(); ++i)
-    tasks.push_back(read(given[i], "tasks[" + std::to_string(i) + "]"));
+  for (size_t i = 0; i < given.size(); ++i) tasks.push_back(read(given[i], "tasks" + index_of(i)));
   return tasks;
 }
 
-template <class Task>
-std::vector<int64_t> failed_of(const std::vector<Task>& tasks) {
-  std::vector<int64_t> failed;
-  for (const Task& task : tasks) failed.push_back(task.failed);
-  return failed;
+// (count,): one element for each task.
+int64_t* each_failure(py::handle given, size_t count) {
+  return Array(given, "failed").shaped({static_cast<int64_t>(count)}).data<int64_t>();
+}
+
+// Throws unless the entries can be trusted, where it can be seen what they are.
+void check_indices(const Array& array, const int64_t* indices, int64_t count, int64_t size) {
+  if constexpr (kReadsArrays) check_distinct(array, indices, count, size);
 }
 
 Images images_of(const Array& x) {
@@ -74,7 +80,7 @@ void bind_gram(py::handle x, const std::vector<Pair>& window, int64_t groups, Pa
                py::handle gram, py::handle total, const std::optional<py::tuple>& target,
                const std::optional<py::tuple>& cross, const std::optional<py::tuple>& target_total,
                const std::optional<py::tuple>& target_square, const std::optional<py::tuple>& positions,
-               int64_t threads, const std::string& core, const std::string& form) {
+               const Where& where, const std::string& form) {
   if (window.size() != 4) throw std::invalid_argument("window must have four pairs");
   GramTask task{};
   task.input = images_of(Array(x, "x"));
@@ -106,7 +112,7 @@ void bind_gram(py::handle x, const std::vector<Pair>& window, int64_t groups, Pa
     const int64_t count = task.input.images, all = output.first * output.second;
     task.per_image = given.axes(2).size(1);
     task.positions = given.shaped({count, task.per_image}).data<int64_t>();
-    for (int64_t s = 0; s < count * task.per_image; ++s)
+    for (int64_t s = 0; kReadsArrays && s < count * task.per_image; ++s)
       if (task.positions[s] < 0 || task.positions[s] >= all)
         given.fail("holds " + std::to_string(task.positions[s]) + ", which is not in 0.." +
                    std::to_string(all - 1));
@@ -114,31 +120,30 @@ void bind_gram(py::handle x, const std::vector<Pair>& window, int64_t groups, Pa
   }
   if (form != "" && form != "rows" && form != "shift")
     throw std::invalid_argument("form: '" + form + "' is not one of rows, shift");
-  run_kernel(threads, core, [&](const Tile& tile) { gram_accumulate(task, form, threads, tile); });
+  run_kernel(where, [&](const Context& context) { gram_accumulate(task, form, context); });
 }
 
-void bind_mirror(py::handle gram, int64_t threads, const std::string& core) {
+void bind_mirror(py::handle gram, const Where& where) {
   const Array matrices(gram, "gram");
   const int64_t count = matrices.axes(3).size(0), size = matrices.size(1);
   double* data = matrices.shaped({count, size, size}).data<double>();
-  run_kernel(threads, core, [&](const Tile& tile) { gram_mirror(data, count, size, threads, tile); });
+  run_kernel(where, [&](const Context& context) { gram_mirror(data, count, size, context); });
 }
 
-std::vector<int64_t> bind_basis(const std::vector<py::tuple>& grams, const std::vector<double>& ridges,
-                                const std::vector<py::tuple>& bases, int64_t threads,
-                                const std::string& core) {
+void bind_basis(const std::vector<py::tuple>& grams, const std::vector<double>& ridges,
+                const std::vector<py::tuple>& bases, py::handle failed, const Where& where) {
   if (ridges.size() != grams.size() || bases.size() != grams.size())
     throw std::invalid_argument("grams, ridges and bases must be of one length");
+  int64_t* failures = each_failure(failed, grams.size());
   std::vector<BasisTask> tasks;
   for (size_t i = 0; i < grams.size(); ++i) {
-    const std::string place = "[" + std::to_string(i) + "]";
+    const std::string place = index_of(i);
     const Array gram(grams[i], "grams" + place), basis(bases[i], "bases" + place);
     const int64_t n = gram.axes(2).size(0);
-    tasks.push_back(
-        {gram.shaped({n, n}).data<double>(), ridges[i], basis.shaped({n, n}).data<double>(), n, -1});
+    tasks.push_back({gram.shaped({n, n}).data<double>(), ridges[i], basis.shaped({n, n}).data<double>(),
+                     n, failures + i});
   }
-  run_kernel(threads, core, [&](const Tile& tile) { basis_compute(tasks, threads, tile); });
-  return failed_of(tasks);
+  run_kernel(where, [&](const Context& context) { basis_compute(tasks, context); });
 }
 
 // What a consumer of a path and one of a scan of pairs have in common: (square, weight, columns,
@@ -155,7 +160,7 @@ Consumer consumer_of(const py::tuple& given, const std::string& place, int64_t u
   c.*square = matrix.shaped({c.features, c.features}).template data<double>();
   c.weight = weight.shaped({c.outputs, c.features}).template data<double>();
   c.columns = columns.shaped({units, c.taps}).template data<int64_t>();
-  check_distinct(columns, c.columns, units * c.taps, c.features);
+  check_indices(columns, c.columns, units * c.taps, c.features);
   c.scale = given[3].cast<double>();
   return c;
 }
@@ -187,7 +192,7 @@ void add_consumers(Task& task, const std::vector<py::tuple>& consumers, const st
                    Consumer (*read)(const py::tuple&, const std::string&, int64_t, int64_t)) {
   for (size_t j = 0; j < consumers.size(); ++j)
     task.consumers.push_back(
-        read(consumers[j], place + ".consumers[" + std::to_string(j) + "]", task.units, task.steps));
+        read(consumers[j], place + ".consumers" + index_of(j), task.units, task.steps));
 }
 
 // (consumers, forced, order, errors, status)
@@ -204,16 +209,16 @@ PathTask path_of(const py::tuple& given, const std::string& place) {
   add_consumers(task, consumers, place, path_consumer_of);
   task.forced = forced.axes(1).data<int64_t>();
   task.forced_count = forced.size(0);
-  check_distinct(forced, task.forced, task.forced_count, task.units);
+  check_indices(forced, task.forced, task.forced_count, task.units);
   task.order = order.data<int64_t>();
   task.errors = Array(given[3], place + ".errors").shaped({task.steps}).data<double>();
   task.status = Array(given[4], place + ".status").shaped({1}).data<int64_t>();
   return task;
 }
 
-void bind_path(const std::vector<py::tuple>& given, int64_t threads, const std::string& core) {
+void bind_path(const std::vector<py::tuple>& given, const Where& where) {
   std::vector<PathTask> tasks = tasks_of(given, path_of);
-  run_kernel(threads, core, [&](const Tile& tile) { path_eliminate(tasks, threads, tile); });
+  run_kernel(where, [&](const Context& context) { path_eliminate(tasks, context); });
 }
 
 // (weight, columns, order, factor, residual, cuts, weights)
@@ -230,14 +235,14 @@ CutsTask cuts_of(const py::tuple& given, const std::string& place) {
   task.count = cuts.axes(1).size(0);
   task.weight = weight.data<double>();
   task.columns = columns.data<int64_t>();
-  check_distinct(columns, task.columns, task.units * task.taps, task.features);
+  check_indices(columns, task.columns, task.units * task.taps, task.features);
   task.order = order.data<int64_t>();
-  check_distinct(order, task.order, task.steps, task.units);
+  check_indices(order, task.order, task.steps, task.units);
   const int64_t rows = task.steps * task.taps;
   task.factor = Array(given[3], place + ".factor").shaped({rows, task.features}).data<double>();
   task.residual = Array(given[4], place + ".residual").shaped({rows, task.outputs}).data<double>();
   task.cuts = cuts.data<int64_t>();
-  for (int64_t i = 0, least = 0; i < task.count; least = task.cuts[i++])
+  for (int64_t i = 0, least = 0; kReadsArrays && i < task.count; least = task.cuts[i++])
     if (task.cuts[i] < least || task.cuts[i] > task.steps)
       cuts.fail("must ascend within 0.." + std::to_string(task.steps));
   task.weights = Array(given[6], place + ".weights")
@@ -246,9 +251,9 @@ CutsTask cuts_of(const py::tuple& given, const std::string& place) {
   return task;
 }
 
-void bind_weights(const std::vector<py::tuple>& given, int64_t threads, const std::string& core) {
+void bind_weights(const std::vector<py::tuple>& given, const Where& where) {
   std::vector<CutsTask> tasks = tasks_of(given, cuts_of);
-  run_kernel(threads, core, [&](const Tile& tile) { path_weights(tasks, threads, tile); });
+  run_kernel(where, [&](const Context& context) { path_weights(tasks, context); });
 }
 
 // (gram, cross, kept, ridge, reference or None, weight)
@@ -263,22 +268,21 @@ SolveTask solve_of(const py::tuple& given, const std::string& place) {
   task.gram = gram.shaped({task.features, task.features}).data<double>();
   task.cross = cross.shaped({task.outputs, task.features}).data<double>();
   task.kept = kept.data<int64_t>();
-  check_distinct(kept, task.kept, task.kept_count, task.features);
+  check_indices(kept, task.kept, task.kept_count, task.features);
   task.ridge = given[3].cast<double>();
   if (!given[4].is_none())
     task.reference =
         Array(given[4], place + ".reference").shaped({task.outputs, task.features}).data<double>();
   task.weight =
       Array(given[5], place + ".weight").shaped({task.outputs, task.kept_count}).data<double>();
-  task.failed = -1;
   return task;
 }
 
-std::vector<int64_t> bind_solve(const std::vector<py::tuple>& given, int64_t threads,
-                                const std::string& core) {
+void bind_solve(const std::vector<py::tuple>& given, py::handle failed, const Where& where) {
   std::vector<SolveTask> tasks = tasks_of(given, solve_of);
-  run_kernel(threads, core, [&](const Tile& tile) { batch_solve(tasks, threads, tile); });
-  return failed_of(tasks);
+  int64_t* failures = each_failure(failed, tasks.size());
+  for (size_t i = 0; i < tasks.size(); ++i) tasks[i].failed = failures + i;
+  run_kernel(where, [&](const Context& context) { batch_solve(tasks, context); });
 }
 
 // (gram, weight, columns, scale, gains)
@@ -311,19 +315,19 @@ PairTask pairs_of(const py::tuple& given, const std::string& place) {
   return task;
 }
 
-void bind_pairs(const std::vector<py::tuple>& given, int64_t threads, const std::string& core) {
+void bind_pairs(const std::vector<py::tuple>& given, const Where& where) {
   std::vector<PairTask> tasks = tasks_of(given, pairs_of);
-  run_kernel(threads, core, [&](const Tile& tile) { pair_scan(tasks, threads, tile); });
+  run_kernel(where, [&](const Context& context) { pair_scan(tasks, context); });
 }
 
 // Each list holds one array for each weight (outputs, inputs, taps).
 void bind_zeros(const std::vector<py::tuple>& weights, const std::vector<py::tuple>& rows,
-                const std::vector<py::tuple>& columns, int64_t threads, const std::string& core) {
+                const std::vector<py::tuple>& columns, const Where& where) {
   if (rows.size() != weights.size() || columns.size() != weights.size())
     throw std::invalid_argument("weights, rows and columns must be of one length");
   std::vector<ZeroTask> tasks;
   for (size_t i = 0; i < weights.size(); ++i) {
-    const std::string place = "[" + std::to_string(i) + "]";
+    const std::string place = index_of(i);
     const Array weight(weights[i], "weights" + place);
     const int64_t outputs = weight.axes(3).size(0), inputs = weight.size(1);
     tasks.push_back({weight.data<float>(),
@@ -331,26 +335,33 @@ void bind_zeros(const std::vector<py::tuple>& weights, const std::vector<py::tup
                      Array(columns[i], "columns" + place).shaped({inputs}).data<float>(), outputs,
                      inputs, weight.size(2)});
   }
-  run_kernel(threads, core, [&](const Tile& tile) { zero_scan(tasks, threads, tile); });
+  run_kernel(where, [&](const Context& context) { zero_scan(tasks, context); });
 }
 
 }  // namespace
 }  // namespace reapx
 
-PYBIND11_MODULE(_cpu, m) {
-  m.doc() = "The CPU kernels. Use them through reapx._native.";
-  m.def("cores", &reapx::tile_names);
+PYBIND11_MODULE(REAPX_MODULE, m) {
+  m.doc() = "The kernels of one back end. Use them through reapx._native.";
+  py::register_local_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const reapx::BackendFailure& failure) {
+      py::set_error(py::module_::import("reapx.errors").attr("BackendError"), failure.what());
+    }
+  });
+  m.def("cores", &reapx::core_names);
   m.def("gram_accumulate", &reapx::bind_gram, py::arg("x"), py::arg("window"), py::arg("groups"),
         py::arg("output_size"), py::arg("gram"), py::arg("total"), py::arg("target"), py::arg("cross"),
-        py::arg("target_total"), py::arg("target_square"), py::arg("positions"), py::arg("threads"),
-        py::arg("core"), py::arg("form"));
-  m.def("gram_mirror", &reapx::bind_mirror, py::arg("gram"), py::arg("threads"), py::arg("core"));
+        py::arg("target_total"), py::arg("target_square"), py::arg("positions"), py::arg("where"),
+        py::arg("form"));
+  m.def("gram_mirror", &reapx::bind_mirror, py::arg("gram"), py::arg("where"));
   m.def("basis_compute", &reapx::bind_basis, py::arg("grams"), py::arg("ridges"), py::arg("bases"),
-        py::arg("threads"), py::arg("core"));
-  m.def("path_eliminate", &reapx::bind_path, py::arg("tasks"), py::arg("threads"), py::arg("core"));
-  m.def("path_weights", &reapx::bind_weights, py::arg("tasks"), py::arg("threads"), py::arg("core"));
-  m.def("batch_solve", &reapx::bind_solve, py::arg("tasks"), py::arg("threads"), py::arg("core"));
-  m.def("pair_scan", &reapx::bind_pairs, py::arg("tasks"), py::arg("threads"), py::arg("core"));
+        py::arg("failed"), py::arg("where"));
+  m.def("path_eliminate", &reapx::bind_path, py::arg("tasks"), py::arg("where"));
+  m.def("path_weights", &reapx::bind_weights, py::arg("tasks"), py::arg("where"));
+  m.def("batch_solve", &reapx::bind_solve, py::arg("tasks"), py::arg("failed"), py::arg("where"));
+  m.def("pair_scan", &reapx::bind_pairs, py::arg("tasks"), py::arg("where"));
   m.def("zero_scan", &reapx::bind_zeros, py::arg("weights"), py::arg("rows"), py::arg("columns"),
-        py::arg("threads"), py::arg("core"));
+        py::arg("where"));
 }

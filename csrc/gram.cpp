@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "context_cpu.h"
 #include "gram_forms.h"
 
 namespace reapx {
@@ -118,10 +119,10 @@ std::optional<ShiftPlan> choose_shift(const GramTask& task, const std::string& f
 
 }  // namespace
 
-void gram_accumulate(const GramTask& task, const std::string& form, int64_t threads, const Tile& tile) {
+void gram_accumulate(const GramTask& task, const std::string& form, const Context& context) {
   if (task.samples() == 0) return;
   const bool worth = rows_cost(task) * static_cast<double>(task.groups) > kWorthThreads;
-  Team team(worth ? threads : 1);
+  Team team(worth ? context.threads : 1);
   if (task.target.data) add_target_sums(task, team);
   if (task.features() == 0) return;
   const std::optional<ShiftPlan> plan = choose_shift(task, form);
@@ -130,23 +131,23 @@ void gram_accumulate(const GramTask& task, const std::string& form, int64_t thre
       team, task.groups, [&](int64_t) { return few; },
       [&](int64_t group, Team& helpers) {
         if (plan) {
-          gram_shift(task, *plan, group, helpers, tile);
+          gram_shift(task, *plan, group, helpers, context.tile);
         } else {
-          gram_rows(task, group, helpers, tile);
+          gram_rows(task, group, helpers, context.tile);
         }
       });
 }
 
-void gram_mirror(double* gram, int64_t count, int64_t size, int64_t threads, const Tile& tile) {
+void gram_mirror(double* gram, int64_t count, int64_t size, const Context& context) {
   constexpr int64_t side = 64;
   const int64_t sides = (size + side - 1) / side;
-  Team team(threads);
+  Team team(context.threads);
   team.run(count * sides, [&](int64_t item) {
     double* matrix = gram + item / sides * size * size;
     const int64_t begin = item % sides * side, rows = std::min(side, size - begin);
     for (int64_t from = 0; from < begin; from += side)
-      tile.transpose_doubles(rows, side, matrix + from * size + begin, size,
-                             matrix + begin * size + from, size);
+      context.tile.transpose_doubles(rows, side, matrix + from * size + begin, size,
+                                     matrix + begin * size + from, size);
     for (int64_t i = begin; i < begin + rows; ++i)
       for (int64_t j = begin; j < i; ++j) matrix[i * size + j] = matrix[j * size + i];
   });

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "tile.h"
+#include "context.h"
 
 namespace reapx {
 
@@ -59,10 +59,10 @@ struct GramTask {
 // copy of a few images. Results do not depend on `threads`. Any size may be 0.
 // `form`: "" picks the faster of "rows" and "shift" (falls back to "rows" where "shift" cannot be
 // used); the two agree to rounding.
-void gram_accumulate(const GramTask& task, const std::string& form, int64_t threads, const Tile& tile);
+void gram_accumulate(const GramTask& task, const std::string& form, const Context& context);
 
 // Copies the upper triangle of each of `count` matrices (size, size), float64, row-major, to the lower.
 // Any size may be 0.
-void gram_mirror(double* gram, int64_t count, int64_t size, int64_t threads, const Tile& tile);
+void gram_mirror(double* gram, int64_t count, int64_t size, const Context& context);
 
 }  // namespace reapx

@@ -7,6 +7,7 @@
 
 #include "gram.h"
 #include "parallel.h"
+#include "tile.h"
 
 namespace reapx {
 

@@ -5,6 +5,7 @@
 #include <limits>
 #include <utility>
 
+#include "context_cpu.h"
 #include "pair_reader.h"
 #include "parallel.h"
 
@@ -156,12 +157,12 @@ int64_t largest(const PairTask& task) {
 
 }  // namespace
 
-void pair_scan(std::vector<PairTask>& tasks, int64_t threads, const Tile& tile) {
-  const auto at = [&](int64_t i) -> PairTask& { return tasks[static_cast<size_t>(i)]; };
+void pair_scan(const std::vector<PairTask>& tasks, const Context& context) {
+  const auto at = [&](int64_t i) -> const PairTask& { return tasks[static_cast<size_t>(i)]; };
   run_tasks(
-      threads, static_cast<int64_t>(tasks.size()),
+      context.threads, static_cast<int64_t>(tasks.size()),
       [&](int64_t i) { return tasks.size() == 1 || largest(at(i)) >= kLarge; },
-      [&](int64_t i, Team& team) { Unification(at(i), team, tile).run(); });
+      [&](int64_t i, Team& team) { Unification(at(i), team, context.tile).run(); });
 }
 
 }  // namespace reapx

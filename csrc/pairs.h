@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "tile.h"
+#include "context.h"
 
 namespace reapx {
 
@@ -53,6 +53,6 @@ struct PairTask {
 // float64 throughout. Outputs are overwritten and overlap nothing; weights overlap no other array.
 // Any size may be 0. Tasks run side by side; a large one, or a single one, uses all threads; results do
 // not depend on `threads`.
-void pair_scan(std::vector<PairTask>& tasks, int64_t threads, const Tile& tile);
+void pair_scan(const std::vector<PairTask>& tasks, const Context& context);
 
 }  // namespace reapx

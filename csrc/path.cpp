@@ -6,6 +6,7 @@
 #include <memory>
 #include <numeric>
 
+#include "context_cpu.h"
 #include "path_state.h"
 
 namespace reapx {
@@ -121,22 +122,22 @@ class Elimination {
 
 }  // namespace
 
-void path_eliminate(std::vector<PathTask>& tasks, int64_t threads, const Tile& tile) {
+void path_eliminate(const std::vector<PathTask>& tasks, const Context& context) {
   // The longest first, so that no thread is left with a long one at the end.
   std::vector<size_t> sorted(tasks.size());
   std::iota(sorted.begin(), sorted.end(), size_t{0});
   std::stable_sort(sorted.begin(), sorted.end(),
                    [&](size_t i, size_t j) { return cost(tasks[i]) > cost(tasks[j]); });
-  const auto at = [&](int64_t i) -> PathTask& { return tasks[sorted[static_cast<size_t>(i)]]; };
+  const auto at = [&](int64_t i) -> const PathTask& { return tasks[sorted[static_cast<size_t>(i)]]; };
   run_tasks(
-      threads, static_cast<int64_t>(tasks.size()),
+      context.threads, static_cast<int64_t>(tasks.size()),
       [&](int64_t i) { return tasks.size() == 1 || largest(at(i)) >= kLarge; },
       [&](int64_t i, Team& team) {
         const PathTask& task = at(i);
         *task.status = -1;
         std::fill(task.order, task.order + task.steps, 0);
         std::fill(task.errors, task.errors + task.steps, 0.0);
-        if (task.steps > 0) Elimination(task, team, tile).run();
+        if (task.steps > 0) Elimination(task, team, context.tile).run();
       });
 }
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "tile.h"
+#include "context.h"
 
 namespace reapx {
 
@@ -44,7 +44,7 @@ struct PathTask {
 // from V either way. After a failure (status >= 0) outputs from that step on are zero. Outputs are
 // overwritten and overlap nothing. Any size may be 0. Tasks run side by side; a single task uses all
 // threads; results do not depend on `threads`.
-void path_eliminate(std::vector<PathTask>& tasks, int64_t threads, const Tile& tile);
+void path_eliminate(const std::vector<PathTask>& tasks, const Context& context);
 
 // One consumer of a path that was found, and the cuts at which its weights are wanted. Arrays are those
 // of PathConsumer and PathTask.
@@ -64,6 +64,6 @@ struct CutsTask {
 // run in order of the steps, so that weights[i] depends on the cuts before it only by rounding.
 //
 // weights are overwritten and overlap nothing. Any size may be 0. Results do not depend on `threads`.
-void path_weights(std::vector<CutsTask>& tasks, int64_t threads, const Tile& tile);
+void path_weights(const std::vector<CutsTask>& tasks, const Context& context);
 
 }  // namespace reapx

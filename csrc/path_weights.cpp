@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "context_cpu.h"
 #include "panels.h"
 #include "path.h"
 #include "path_rows.h"
@@ -102,16 +103,16 @@ class Cuts {
 
 }  // namespace
 
-void path_weights(std::vector<CutsTask>& tasks, int64_t threads, const Tile& tile) {
+void path_weights(const std::vector<CutsTask>& tasks, const Context& context) {
   const auto at = [&](int64_t i) -> const CutsTask& { return tasks[static_cast<size_t>(i)]; };
   run_tasks(
-      threads, static_cast<int64_t>(tasks.size()),
+      context.threads, static_cast<int64_t>(tasks.size()),
       [&](int64_t i) {
         const CutsTask& t = at(i);
         return t.steps * t.taps * t.features * t.outputs > kLarge;
       },
       [&](int64_t i, Team& team) {
-        if (at(i).count > 0) Cuts(at(i), team, tile).run();
+        if (at(i).count > 0) Cuts(at(i), team, context.tile).run();
       });
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "context_cpu.h"
 #include "panels.h"
 
 namespace reapx {
@@ -61,15 +62,15 @@ void write_weight(const SolveTask& task, int64_t p, const Panels& x) {
         task.weight[m * n + i] = *x.at(i, m);
 }
 
-void solve(const Tile& tile, Team& team, SolveTask& task) {
+void solve(const Tile& tile, Team& team, const SolveTask& task) {
   const int64_t n = task.kept_count;
   PanelPair r(n);
   Panels x(n, task.outputs, Panels::Raw());
   team.run(r.count(), [&](int64_t p) { gather_gram(task, p, r.upper()); });
   team.run(x.count(), [&](int64_t p) { gather_cross(task, p, x); });
   const std::vector<Strip> strips = whole_strips(x);
-  task.failed = cholesky_factor(tile, team, r.upper(), pivot_floor(r.upper()), strips);
-  if (task.failed >= 0) return;
+  *task.failed = cholesky_factor(tile, team, r.upper(), pivot_floor(r.upper()), strips);
+  if (*task.failed >= 0) return;
   team.run(r.count(), [&](int64_t p) { transpose_block(p, r); });
   solve_backward(tile, team, r.lower(), n, strips);
   team.run(x.count(), [&](int64_t p) { write_weight(task, p, x); });
@@ -77,12 +78,12 @@ void solve(const Tile& tile, Team& team, SolveTask& task) {
 
 }  // namespace
 
-void batch_solve(std::vector<SolveTask>& tasks, int64_t threads, const Tile& tile) {
-  const auto at = [&](int64_t i) -> SolveTask& { return tasks[static_cast<size_t>(i)]; };
+void batch_solve(const std::vector<SolveTask>& tasks, const Context& context) {
+  const auto at = [&](int64_t i) -> const SolveTask& { return tasks[static_cast<size_t>(i)]; };
   run_tasks(
-      threads, static_cast<int64_t>(tasks.size()),
+      context.threads, static_cast<int64_t>(tasks.size()),
       [&](int64_t i) { return at(i).kept_count >= kLarge; },
-      [&](int64_t i, Team& team) { solve(tile, team, at(i)); });
+      [&](int64_t i, Team& team) { solve(context.tile, team, at(i)); });
 }
 
 }  // namespace reapx

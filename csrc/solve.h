@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "tile.h"
+#include "context.h"
 
 namespace reapx {
 
@@ -16,7 +16,8 @@ struct SolveTask {
   double* weight;           // (outputs, kept_count) float64, row-major, overwritten
   double ridge;
   int64_t features, outputs, kept_count;  // 0 is legal for each
-  int64_t failed;  // out: -1, or the first pivot (position in kept) below the rounding floor
+  int64_t*
+      failed;  // out (1,) int64: -1, or the first pivot (position in kept) below the rounding floor
 };
 
 // W (G_RR + ridge I) = cross_R + ridge * reference_R for each task, R = kept: the least-squares
@@ -24,6 +25,6 @@ struct SolveTask {
 //
 // One Cholesky factorisation per task; a pivot fails as in basis_compute, and the weight is then
 // untouched. weight overlaps no input. Results do not depend on `threads`.
-void batch_solve(std::vector<SolveTask>& tasks, int64_t threads, const Tile& tile);
+void batch_solve(const std::vector<SolveTask>& tasks, const Context& context);
 
 }  // namespace reapx

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "buffer.h"
+#include "context_cpu.h"
 #include "parallel.h"
 
 namespace reapx {
@@ -56,7 +57,7 @@ void join_blocks(const Tile& tile, const ZeroTask& task, int64_t blocks, float* 
 
 }  // namespace
 
-void zero_scan(const std::vector<ZeroTask>& tasks, int64_t threads, const Tile& tile) {
+void zero_scan(const std::vector<ZeroTask>& tasks, const Context& context) {
   const std::vector<Block> blocks = list_blocks(tasks);
   int64_t size = 0;
   for (const Block& block : blocks) size += width_of(*block.task);
@@ -65,14 +66,14 @@ void zero_scan(const std::vector<ZeroTask>& tasks, int64_t threads, const Tile& 
     std::fill(task.rows, task.rows + task.outputs, 0.0F);
     std::fill(task.columns, task.columns + task.inputs, 0.0F);
   }
-  Team team(threads);
+  Team team(context.threads);
   team.run(static_cast<int64_t>(blocks.size()), [&](int64_t i) {
     const Block& block = blocks[static_cast<size_t>(i)];
-    read_block(tile, block, maxima.data() + block.maxima);
+    read_block(context.tile, block, maxima.data() + block.maxima);
   });
   for (size_t i = 0, next; i < blocks.size(); i = next) {
     for (next = i + 1; next < blocks.size() && blocks[next].task == blocks[i].task;) ++next;
-    join_blocks(tile, *blocks[i].task, static_cast<int64_t>(next - i),
+    join_blocks(context.tile, *blocks[i].task, static_cast<int64_t>(next - i),
                 maxima.data() + blocks[i].maxima);
   }
 }

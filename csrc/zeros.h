@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "tile.h"
+#include "context.h"
 
 namespace reapx {
 
@@ -21,6 +21,6 @@ struct ZeroTask {
 //
 // exactly; 0 where there is nothing to look at. A NaN is larger than all else and comes out as a NaN.
 // rows and columns overlap no weight. Results do not depend on `threads`.
-void zero_scan(const std::vector<ZeroTask>& tasks, int64_t threads, const Tile& tile);
+void zero_scan(const std::vector<ZeroTask>& tasks, const Context& context);
 
 }  // namespace reapx

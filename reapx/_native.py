@@ -1,30 +1,24 @@
 """The one door between torch and the compiled kernels.
 
-Tensors go through as ``(address, dtype, shape[, strides])``. Checked here: one device, and a layout
-that the kernel takes. Checked in ``csrc/bindings.cpp``: dtypes and every size relation. A numerical
-failure comes back as an index; the caller, who knows the layer's name, raises.
+Checked here and in :mod:`reapx._boundary`: one device, and a layout that the kernel takes. Checked in
+``csrc/bindings.cpp``: dtypes and every size relation. A numerical failure comes back as an index; the
+caller, who knows the layer's name, raises.
 
 Every function takes ``core``, the name of an instruction set out of :func:`cores`; the default is
-the best one. ``torch.get_num_threads()`` threads are used; results do not depend on how many.
+the best one. ``torch.get_num_threads()`` threads are used; results do not depend on how many. Tensors on a GPU
+are worked on in torch's current stream, without waiting; what indices they hold is not checked there.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
-from types import ModuleType
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from reapx._boundary import backend, device_of, given, packed, tensors
 from reapx._tasks import CutsTask, PairConsumer, PairTask, PathConsumer, PathTask, SolveTask, Window
-from reapx.errors import BackendError
-
-if TYPE_CHECKING:
-    from reapx._cpu import Array
 
 __all__ = [
     "CutsTask",
@@ -42,14 +36,20 @@ __all__ = [
     "pair_scan",
     "path_eliminate",
     "path_weights",
+    "require",
     "zero_scan",
 ]
 
 
 def cores() -> list[str]:
     """Names of the instruction sets this machine can run, best first."""
-    names: list[str] = _module("cpu").cores()
+    names: list[str] = backend(torch.device("cpu"))[0].cores()
     return names
+
+
+def require(device: torch.device) -> None:
+    """Raise BackendError unless there are kernels for a device."""
+    backend(device)
 
 
 def gram_accumulate(
@@ -106,9 +106,10 @@ def gram_accumulate(
         "target_square": target_square,
     }
     inputs = {"x": x, "target": target}
-    module = _module(_device([*inputs.items(), *outputs.items(), ("positions", positions)]))
-    passed = {name: _passed(name, t) for name, t in outputs.items()}
-    images = {name: _passed(name, t, images=True) for name, t in inputs.items()}
+    device = device_of([*inputs.items(), *outputs.items(), ("positions", positions)])
+    module, where = backend(device, core)
+    passed = {name: packed(name, t) for name, t in outputs.items()}
+    images = {name: None if t is None else given(name, t, images=True) for name, t in inputs.items()}
     module.gram_accumulate(
         images["x"],
         [window.kernel, window.stride, window.padding, window.dilation],
@@ -120,17 +121,16 @@ def gram_accumulate(
         passed["cross"],
         passed["target_total"],
         passed["target_square"],
-        _passed("positions", positions),
-        torch.get_num_threads(),
-        core,
+        packed("positions", positions),
+        where,
         form,
     )
 
 
 def gram_mirror(gram: Tensor, *, core: str = "") -> None:
     """Copy the upper triangles of matrices (n, D, D) float64 to the lower ones."""
-    module = _module(_device([("gram", gram)]))
-    module.gram_mirror(_given("gram", gram), torch.get_num_threads(), core)
+    module, where = backend(gram.device, core)
+    module.gram_mirror(given("gram", gram), where)
 
 
 def basis_compute(
@@ -148,10 +148,12 @@ def basis_compute(
         For each matrix -1, or the first Cholesky pivot that was not above
         ``D * eps * max(diag(gram + ridge I))``; that basis is then untouched.
     """
-    module = _module(_device([*_tensors("grams", grams), *_tensors("bases", bases)]))
-    passed = (_packed("grams", grams), [float(ridge) for ridge in ridges], _packed("bases", bases))
-    failed: list[int] = module.basis_compute(*passed, torch.get_num_threads(), core)
-    return failed
+    device = device_of([*tensors("grams", grams), *tensors("bases", bases)])
+    module, where = backend(device, core)
+    failed = torch.empty(len(grams), dtype=torch.int64, device=device)
+    passed = (packed("grams", grams), [float(ridge) for ridge in ridges], packed("bases", bases))
+    module.basis_compute(*passed, given("failed", failed), where)
+    return _read(failed)
 
 
 def path_eliminate(tasks: Sequence[PathTask], *, core: str = "") -> None:
@@ -160,12 +162,14 @@ def path_eliminate(tasks: Sequence[PathTask], *, core: str = "") -> None:
     The cost of unit u, exact for least-squares weights, is ``sum_j scale_j tr(W_u P_uu⁻¹ W_uᵀ)``
     with P and W brought up to date after every step. Ties go to the lowest index.
     """
-    _module(_device(_tensors("tasks", tasks))).path_eliminate(_packed("tasks", tasks), torch.get_num_threads(), core)
+    module, where = backend(device_of(tensors("tasks", tasks)), core)
+    module.path_eliminate(packed("tasks", tasks), where)
 
 
 def path_weights(tasks: Sequence[CutsTask], *, core: str = "") -> None:
     """Write the refitted weights at many cuts of each path; see :class:`CutsTask`."""
-    _module(_device(_tensors("tasks", tasks))).path_weights(_packed("tasks", tasks), torch.get_num_threads(), core)
+    module, where = backend(device_of(tensors("tasks", tasks)), core)
+    module.path_weights(packed("tasks", tasks), where)
 
 
 def batch_solve(tasks: Sequence[SolveTask], *, core: str = "") -> list[int]:
@@ -175,9 +179,11 @@ def batch_solve(tasks: Sequence[SolveTask], *, core: str = "") -> list[int]:
         For each task -1, or the first failing pivot, a position in ``kept`` (the test is that of
         :func:`basis_compute`); that weight is then untouched.
     """
-    module = _module(_device(_tensors("tasks", tasks)))
-    failed: list[int] = module.batch_solve(_packed("tasks", tasks), torch.get_num_threads(), core)
-    return failed
+    device = device_of(tensors("tasks", tasks))
+    module, where = backend(device, core)
+    failed = torch.empty(len(tasks), dtype=torch.int64, device=device)
+    module.batch_solve(packed("tasks", tasks), given("failed", failed), where)
+    return _read(failed)
 
 
 def pair_scan(tasks: Sequence[PairTask], *, core: str = "") -> None:
@@ -193,7 +199,8 @@ def pair_scan(tasks: Sequence[PairTask], *, core: str = "") -> None:
     there, with which the total is least, ties going to the lowest q and then the lowest p, adds ``a W_q`` to W_p and
     zeroes W_q. An error that is not finite counts as inf.
     """
-    _module(_device(_tensors("tasks", tasks))).pair_scan(_packed("tasks", tasks), torch.get_num_threads(), core)
+    module, where = backend(device_of(tensors("tasks", tasks)), core)
+    module.pair_scan(packed("tasks", tasks), where)
 
 
 def zero_scan(weights: Sequence[Tensor], *, core: str = "") -> list[tuple[Tensor, Tensor]]:
@@ -210,88 +217,21 @@ def zero_scan(weights: Sequence[Tensor], *, core: str = "") -> list[tuple[Tensor
         there is nothing to look at.
     """
     named = [(f"weights[{i}]", weight) for i, weight in enumerate(weights)]
-    module = _module(_device(named))
+    module, where = backend(device_of(named), core)
     passed, rows, columns = [], [], []
     for name, weight in named:
         shape = tuple(weight.shape)
         if len(shape) < 2:
             raise ValueError(f"{name} must have two axes or more, not shape {shape}")
-        address, dtype = _given(name, weight)[:2]
+        address, dtype = given(name, weight)[:2]
         passed.append((address, dtype, (*shape[:2], math.prod(shape[2:]))))
         rows.append(torch.empty(shape[0], dtype=torch.float32, device=weight.device))
         columns.append(torch.empty(shape[1], dtype=torch.float32, device=weight.device))
-    module.zero_scan(passed, _packed("rows", rows), _packed("columns", columns), torch.get_num_threads(), core)
+    module.zero_scan(passed, packed("rows", rows), packed("columns", columns), where)
     return list(zip(rows, columns, strict=True))
 
 
-def _device(named: Iterable[tuple[str, Tensor | None]]) -> str:
-    """The type of the one device of all tensors; "cpu" when there are none."""
-    first: tuple[str, torch.device] | None = None
-    for name, tensor in named:
-        if tensor is None:
-            continue
-        if first is None:
-            first = (name, tensor.device)
-        elif tensor.device != first[1]:
-            raise ValueError(f"{first[0]} is on {first[1]} but {name} is on {tensor.device}")
-    return "cpu" if first is None else first[1].type
-
-
-def require(device: torch.device) -> None:
-    """Raise BackendError unless there are kernels for a device."""
-    _module(device.type)
-
-
-def _module(device: str) -> ModuleType:
-    if device != "cpu":
-        raise BackendError(
-            f"the tensors are on '{device}', and reapx has no {device.upper()} kernels in this "
-            "build: move the model and the images to the CPU"
-        )
-    try:
-        return importlib.import_module("reapx._cpu")
-    except ModuleNotFoundError as error:
-        raise BackendError(
-            "the compiled module reapx._cpu is missing: install reapx with 'pip install .' "
-            "instead of importing it from its sources"
-        ) from error
-
-
-def _tensors(name: str, given: object) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a task or of a list of them, with their names."""
-    if isinstance(given, Tensor):
-        yield name, given
-    elif is_dataclass(given):
-        for field in fields(given):
-            yield from _tensors(f"{name}.{field.name}", getattr(given, field.name))
-    elif isinstance(given, Sequence):
-        for i, item in enumerate(given):
-            yield from _tensors(f"{name}[{i}]", item)
-
-
-def _packed(name: str, given: object) -> object:
-    """The same as the extension reads it: a tuple of fields for a task, a list for a list."""
-    if isinstance(given, Tensor):
-        return _given(name, given)
-    if is_dataclass(given):
-        return tuple(_packed(f"{name}.{field.name}", getattr(given, field.name)) for field in fields(given))
-    if isinstance(given, Sequence):
-        return [_packed(f"{name}[{i}]", item) for i, item in enumerate(given)]
-    return given
-
-
-def _passed(name: str, tensor: Tensor | None, *, images: bool = False) -> Array | None:
-    return None if tensor is None else _given(name, tensor, images=images)
-
-
-def _given(name: str, tensor: Tensor, *, images: bool = False) -> Array:
-    tensor = tensor.detach()
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    shape = tuple(tensor.shape)
-    if not images:
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} must be contiguous; its strides are {tensor.stride()}")
-        return (tensor.data_ptr(), dtype, shape)
-    if tensor.dim() == 4 and not (tensor.is_contiguous() or tensor.is_contiguous(memory_format=torch.channels_last)):
-        raise ValueError(f"{name} must be contiguous or channels-last; its strides are {tensor.stride()}")
-    return (tensor.data_ptr(), dtype, shape, tuple(tensor.stride()))
+def _read(failed: Tensor) -> list[int]:
+    """What a kernel wrote for each task; the only thing that waits for a GPU."""
+    indices: list[int] = failed.tolist()
+    return indices
