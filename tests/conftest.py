@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import kernels
 import pytest
 import torch
 
 
 def _named_devices() -> list[str]:
     """The devices in REAPX_TEST_DEVICES (comma-separated, default "cpu"); all must exist."""
-    names = [n.strip() for n in os.environ.get("REAPX_TEST_DEVICES", "cpu").split(",") if n.strip()]
-    for name in names:
+    for name in kernels.DEVICES:
         try:
             torch.empty(1, device=name)
         except (RuntimeError, AssertionError) as error:
             raise pytest.UsageError(
                 f"REAPX_TEST_DEVICES names '{name}', which this machine does not have: {error}"
             ) from error
-    return names
+    return kernels.DEVICES
 
 
 def pytest_configure(config: pytest.Config) -> None:

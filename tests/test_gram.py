@@ -5,18 +5,16 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import kernels
 import pytest
 import reference
 import torch
 from torch import Tensor
 
-from reapx import _native
 from reapx._native import Window
 
 # The references are many tiny operations, which more threads only slow down.
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-CORES = _native.cores()
 
 
 def natural_size(size: int, window: Window, axis: int) -> int:
@@ -40,8 +38,8 @@ def run(
         shapes |= {"cross": (groups, m // groups, d), "target_total": (m,), "target_square": (m,)}
     outputs = {n: torch.full(s, start, dtype=torch.float64) for n, s in shapes.items()}
     extra = {n: outputs[n] for n in outputs if n not in ("gram", "total")}
-    _native.gram_accumulate(x, window, size, outputs["gram"], outputs["total"], target=target, **extra, **options)
-    _native.gram_mirror(outputs["gram"], core=options.get("core", ""))
+    kernels.gram_accumulate(x, window, size, outputs["gram"], outputs["total"], target=target, **extra, **options)
+    kernels.gram_mirror(outputs["gram"], core=options.get("core", ""))
     return outputs
 
 
@@ -76,7 +74,7 @@ WINDOWS = [
 
 
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("core", kernels.CORES)
 @pytest.mark.parametrize("form", ["", "rows", "shift"])
 def test_windows(window: Window, core: str, form: str) -> None:
     for shape, layout in itertools.product(
@@ -93,7 +91,7 @@ def test_windows(window: Window, core: str, form: str) -> None:
 @pytest.mark.parametrize("form", ["rows", "shift"])
 def test_channel_counts(channels: int, form: str) -> None:
     x, y = whole(3, channels, 6, 5), whole(3, channels + 1, 6, 5)
-    for core in CORES:
+    for core in kernels.CORES:
         check(x, Window((3, 3), padding=(1, 1)), (6, 5), y, core=core, form=form)
 
 
@@ -121,12 +119,12 @@ def test_vectors_with_padding_are_no_linear_layer() -> None:
     check(whole(4, 3, 1, 1), Window(padding=(1, 1)), (3, 3))
 
 
-@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("core", kernels.CORES)
 @pytest.mark.parametrize("size", [0, 1, 7, 63, 64, 65, 130])
 def test_mirror(size: int, core: str) -> None:
     matrices = torch.randn(2, size, size, dtype=torch.float64)
     want = matrices.triu() + matrices.triu(1).mT
-    _native.gram_mirror(matrices, core=core)
+    kernels.gram_mirror(matrices, core=core)
     assert torch.equal(matrices, want)
 
 
@@ -199,7 +197,7 @@ def test_threads_do_not_change_a_bit(window: Window, form: str, groups: int) -> 
                 assert all(torch.equal(want[n], got[n]) for n in want)
 
 
-@pytest.mark.parametrize("core", CORES)
+@pytest.mark.parametrize("core", kernels.CORES)
 @pytest.mark.parametrize("form", ["rows", "shift"])
 @pytest.mark.parametrize("window", [WINDOWS[1], WINDOWS[2], WINDOWS[7]], ids=str)
 def test_rounding_is_that_of_short_float32_sums(window: Window, form: str, core: str) -> None:

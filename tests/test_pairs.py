@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import kernels
 import pytest
 import reference
 import torch
@@ -59,7 +60,7 @@ def run_and_check(task: PairTask, core: str = "") -> None:
     """The table; of each step its error, its gains and that no pair was better; the weights and their error."""
     grams, columns = [c.gram for c in task.consumers], [c.columns for c in task.consumers]
     scales, starts = [c.scale for c in task.consumers], [c.weight.clone() for c in task.consumers]
-    _native.pair_scan([task], core=core)
+    kernels.pair_scan([task], core=core)
     weights, moved = [start.clone() for start in starts], [0.0] * len(starts)
     alive = torch.ones(len(columns[0]), dtype=torch.bool)
     rounding = 0.0
@@ -99,7 +100,7 @@ def error_of(task: PairTask, starts: list[Tensor]) -> float:
     return sum(c.scale * reference.total_error(c.gram, c.weight - start) for c, start in each)
 
 
-@pytest.mark.parametrize("core", _native.cores())
+@pytest.mark.parametrize("core", kernels.CORES)
 @pytest.mark.parametrize(
     ("units", "taps", "extra", "outputs", "steps"),
     [
@@ -123,7 +124,7 @@ def test_every_step_is_the_best(units: int, taps: int, extra: int, outputs: int,
         run_and_check(make_task([consumer(gram, outputs, columns, steps)], steps), core)
 
 
-@pytest.mark.parametrize("core", _native.cores())
+@pytest.mark.parametrize("core", kernels.CORES)
 @pytest.mark.parametrize(("units", "many"), [(11, (1, 4, 9)), (19, (1, 1, 1))])
 def test_several_consumers(units: int, many: tuple[int, ...], core: str) -> None:
     """With different taps, and with one tap each, where rows of pairs may wait."""
@@ -135,7 +136,7 @@ def test_several_consumers(units: int, many: tuple[int, ...], core: str) -> None
     run_and_check(make_task(consumers, steps), core)
 
 
-@pytest.mark.parametrize("core", _native.cores())
+@pytest.mark.parametrize("core", kernels.CORES)
 @pytest.mark.parametrize("taps", [1, 4, 9])
 def test_a_duplicate_costs_nothing(taps: int, core: str) -> None:
     """Whatever the places of the two: exactly nothing, at a gain of exactly 1."""
@@ -146,27 +147,27 @@ def test_a_duplicate_costs_nothing(taps: int, core: str) -> None:
         c.gram[c.columns[second]] = c.gram[c.columns[first]]
         c.gram[:, c.columns[second]] = c.gram[:, c.columns[first]]
         kept = c.weight[:, c.columns[first]] + c.weight[:, c.columns[second]]
-        _native.pair_scan([task], core=core)
+        kernels.pair_scan([task], core=core)
         assert (int(task.removed), int(task.partner)) == (first, second)
         assert float(task.errors) == 0.0 and float(c.gains) == 1.0
         assert torch.equal(c.weight[:, c.columns[second]], kept)
 
 
-@pytest.mark.parametrize("core", _native.cores())
+@pytest.mark.parametrize("core", kernels.CORES)
 def test_a_negative_multiple_has_its_negative_gain(core: str) -> None:
     """x_1 = -2 x_4: unit 4 emulates unit 1 at gain -2, or 1 emulates 4 at -1/2."""
     x = torch.randn(50, 6, dtype=F64)
     x[:, 1] = -2 * x[:, 4]
     task = plain_task(x.T @ x, 3, 1, 1)
     y = x @ task.consumers[0].weight.T
-    _native.pair_scan([task], core=core)
+    kernels.pair_scan([task], core=core)
     gain = {(1, 4): -2.0, (4, 1): -0.5}[int(task.removed), int(task.partner)]
     c = task.consumers[0]
     assert abs(float(c.gains) - gain) <= 4 * len(x) * EPS
     assert (x @ c.weight.T - y).norm() <= 10 * len(x) * EPS * y.norm()
 
 
-@pytest.mark.parametrize("core", _native.cores())
+@pytest.mark.parametrize("core", kernels.CORES)
 def test_dead_channels(core: str) -> None:
     """A dead channel leaves first, at no cost; it can emulate nothing, at a gain of 0."""
     gram = random_gram(24)
@@ -175,7 +176,7 @@ def test_dead_channels(core: str) -> None:
     task = plain_task(gram, 5, 2, 11)
     run_and_check(copy.deepcopy(task), core)
     before = task.consumers[0].weight.clone()
-    _native.pair_scan([task], core=core)
+    kernels.pair_scan([task], core=core)
     assert task.removed[:2].tolist() == [2, 11]
     assert task.errors[:2].tolist() == [0.0, 0.0] and task.errors[2] > 0
     c = task.consumers[0]
@@ -194,20 +195,20 @@ def test_a_unit_that_nothing_reads_leaves_first() -> None:
     assert int(task.removed[0]) == 3 and float(task.errors[0]) == 0.0
 
 
-@pytest.mark.parametrize("core", _native.cores())
+@pytest.mark.parametrize("core", kernels.CORES)
 def test_ties_go_to_the_lowest_pair(core: str) -> None:
     """Orthogonal channels of one norm, all weights 1: every error is 2 and every gain 0."""
     for taps in (1, 3):
         task = plain_task(torch.eye(12 * taps, dtype=F64), 2, taps, 11)
         task.consumers[0].weight.fill_(1.0)
-        _native.pair_scan([task], core=core)
+        kernels.pair_scan([task], core=core)
         assert task.removed.tolist() == list(range(11))
         assert task.partner.tolist() == list(range(1, 12))
         assert task.errors.tolist() == [2.0 * taps] * 11
         assert task.consumers[0].gains.tolist() == [0.0] * 11
 
 
-@pytest.mark.parametrize("core", _native.cores())
+@pytest.mark.parametrize("core", kernels.CORES)
 def test_a_partner_that_leaves_is_replaced_by_the_next_best(core: str) -> None:
     """Every channel follows channel 0 closely, and channel 0 is the first to leave: all choose again."""
     x = torch.randn(100, 20, dtype=F64) * 0.1
@@ -220,14 +221,14 @@ def test_a_partner_that_leaves_is_replaced_by_the_next_best(core: str) -> None:
     assert int((task.table[1:].argmin(1) == 0).sum()) > 10
 
 
-@pytest.mark.parametrize("core", _native.cores())
+@pytest.mark.parametrize("core", kernels.CORES)
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_is_never_chosen_first(bad: float, core: str) -> None:
     """Channel 3 correlates to something not finite with channel 8, and channel 5 has no finite norm."""
     gram = random_gram(11)
     gram[3, 8] = gram[8, 3] = gram[5, 5] = bad
     task = plain_task(gram, 4, 1, 10)
-    _native.pair_scan([task], core=core)
+    kernels.pair_scan([task], core=core)
     assert task.table is not None
     assert bool(task.table[[3, 8, 5], [8, 3, 0]].isinf().all())
     assert not task.table.isnan().any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import kernels
 import pytest
 import reference
 import torch
@@ -87,7 +88,7 @@ def check_against_naive(task: PathTask, grams: list[Tensor]) -> None:
             assert (got - want).norm() <= tolerance * c.weight.norm()
 
 
-@pytest.mark.parametrize("core", _native.cores())
+@pytest.mark.parametrize("core", kernels.CORES)
 @pytest.mark.parametrize(
     ("units", "taps", "extra", "outputs", "steps"),
     [
@@ -113,7 +114,7 @@ def test_every_step_is_the_best(units: int, taps: int, extra: int, outputs: int,
     gram = random_gram(units * taps + extra)
     columns = pick_columns(units, taps, len(gram))
     task = make_task([consumer(gram, outputs, columns, steps)], steps)
-    _native.path_eliminate([task], core=core)
+    kernels.path_eliminate([task], core=core)
     check_against_naive(task, [gram])
 
 
@@ -183,7 +184,7 @@ def check_against_right_looking(task: PathTask, tolerance: float) -> None:
     assert (weight_at(c, steps) - weight).norm() <= tolerance * c.weight.norm()
 
 
-@pytest.mark.parametrize("core", _native.cores())
+@pytest.mark.parametrize("core", kernels.CORES)
 @pytest.mark.parametrize(
     ("units", "taps", "outputs"),
     [(150, 1, 40), (60, 4, 30), (40, 9, 70), (150, 1, 300), (60, 4, 600), (40, 9, 1100)],
@@ -192,7 +193,7 @@ def test_long_paths_against_the_right_looking_form(units: int, taps: int, output
     """Long enough for several panels and for columns of units that left to be dropped, in both forms."""
     gram = random_gram(units * taps + 7)
     task = make_task([consumer(gram, outputs, pick_columns(units, taps, len(gram)), units)], units)
-    _native.path_eliminate([task], core=core)
+    kernels.path_eliminate([task], core=core)
     tolerance = bound([gram])
     check_against_right_looking(task, tolerance)
     c = task.consumers[0]

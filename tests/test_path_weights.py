@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import kernels
 import pytest
 import reference
 import torch
@@ -46,7 +47,7 @@ def check_cuts(task: CutsTask) -> None:
         assert (task.weights - want).abs().max() <= terms * EPS * size
 
 
-@pytest.mark.parametrize("core", _native.cores())
+@pytest.mark.parametrize("core", kernels.CORES)
 @pytest.mark.parametrize(
     ("units", "taps", "extra", "outputs", "steps", "cuts"),
     [
@@ -64,7 +65,7 @@ def test_weights_at_cuts(
     units: int, taps: int, extra: int, outputs: int, steps: int, cuts: list[int], core: str
 ) -> None:
     task = make_cuts(units, taps, extra, outputs, steps, cuts)
-    _native.path_weights([task], core=core)
+    kernels.path_weights([task], core=core)
     check_cuts(task)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import kernels
 import pytest
 import torch
 from torch import Tensor
@@ -38,28 +39,28 @@ def check(weight: Tensor, found: tuple[Tensor, Tensor]) -> None:
     assert torch.equal(columns, maximum(weight, (0, *others), weight.shape[1]))
 
 
-@pytest.mark.parametrize("core", _native.cores())
+@pytest.mark.parametrize("core", kernels.CORES)
 def test_sizes(core: str) -> None:
     weights = [torch.randn(shape) for shape in SHAPES]
-    for weight, found in zip(weights, _native.zero_scan(weights, core=core), strict=True):
+    for weight, found in zip(weights, kernels.zero_scan(weights, core=core), strict=True):
         check(weight, found)
 
 
-@pytest.mark.parametrize("core", _native.cores())
+@pytest.mark.parametrize("core", kernels.CORES)
 def test_every_place_counts(core: str) -> None:
     """One weight that is not zero, in each place: the only row and the only column with a maximum."""
     weight = torch.zeros(6, 5, 9)
     for i in range(weight.numel()):
         weight.view(-1)[i] = -1e-42  # subnormal
-        ((rows, columns),) = _native.zero_scan([weight], core=core)
+        ((rows, columns),) = kernels.zero_scan([weight], core=core)
         assert rows.nonzero().flatten().tolist() == [i // 45]
         assert columns.nonzero().flatten().tolist() == [i // 9 % 5]
         weight.view(-1)[i] = -0.0
-    ((rows, columns),) = _native.zero_scan([weight], core=core)
+    ((rows, columns),) = kernels.zero_scan([weight], core=core)
     assert not rows.signbit().any() and not columns.signbit().any()
 
 
-@pytest.mark.parametrize("core", _native.cores())
+@pytest.mark.parametrize("core", kernels.CORES)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_nan_is_never_zero(sign: float, core: str) -> None:
     """NaN of either sign, beside infinities and elsewhere."""
@@ -68,7 +69,7 @@ def test_nan_is_never_zero(sign: float, core: str) -> None:
         weight = torch.zeros(9, 19, 4)
         weight[place[0]] = torch.inf
         weight[place] = nan
-        ((rows, columns),) = _native.zero_scan([weight], core=core)
+        ((rows, columns),) = kernels.zero_scan([weight], core=core)
         assert rows.isnan().nonzero().flatten().tolist() == [place[0]]
         assert columns.isnan().nonzero().flatten().tolist() == [place[1]]
         assert int((rows == 0).sum()) == 8

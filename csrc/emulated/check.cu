@@ -1,0 +1,141 @@
+// Kernels that are right, in both orders of threads, and kernels that are wrong: the emulator must run
+// the ones and refuse the others, and say why.
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "device_buffer.h"
+#include "launch.h"
+
+namespace {
+
+using reapx::Context;
+using reapx::launch;
+using reapx::Shape;
+
+constexpr unsigned kAll = 0xffffffff;
+int failures = 0;
+
+void expect(bool right, const char* what, bool backward) {
+  if (right) return;
+  std::printf("%s, %s: wrong\n", what, backward ? "backward" : "forward");
+  ++failures;
+}
+
+// Sums of what the threads of a block hold, by shared memory of both kinds and by shuffles.
+__global__ void sum_block(const int* from, int* to) {
+  __shared__ int total;
+  int* values = reapx::dynamic_shared<int>();
+  const int i = static_cast<int>(threadIdx.x);
+  values[i] = from[blockIdx.x * blockDim.x + threadIdx.x];
+  if (i == 0) total = 0;
+  __syncthreads();
+  int sum = values[blockDim.x - 1 - threadIdx.x];
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_down_sync(kAll, sum, step);
+  if (i % warpSize == 0) atomicAdd(&total, sum);
+  __syncthreads();
+  if (i == 0) to[blockIdx.x] = total;
+}
+
+__global__ void exchange_lanes(int* to) {
+  const int lane = static_cast<int>(threadIdx.x);
+  int good = __shfl_xor_sync(kAll, lane, 1) == (lane ^ 1);
+  good &= __shfl_sync(kAll, lane, 3, 8) == lane / 8 * 8 + 3;
+  good &= __shfl_up_sync(kAll, 2.5 * lane, 2) == 2.5 * (lane < 2 ? lane : lane - 2);
+  good &= __ballot_sync(kAll, lane % 2) == 0xaaaaaaaa;
+  good &= __reduce_max_sync(kAll, static_cast<unsigned>(lane)) == 31;
+  if (lane < 16) good &= __shfl_sync(0xffff, lane, 15) == 15;
+  __syncwarp();
+  good &= __syncthreads_and(1) && !__syncthreads_or(0) && __syncthreads_count(lane < 5) == 5;
+  to[lane] = good;
+}
+
+// Each block adds its neighbour's value of the round before.
+__global__ void pass_around(int* values, int rounds) {
+  __shared__ int own;
+  own = static_cast<int>(blockIdx.x);
+  for (int round = 0; round < rounds; ++round) {
+    if (threadIdx.x == 0) values[blockIdx.x] = own;
+    reapx::grid_sync();
+    if (threadIdx.x == 0) own += values[(blockIdx.x + 1) % gridDim.x];
+    reapx::grid_sync();
+  }
+  if (threadIdx.x == 0) values[blockIdx.x] = own;
+}
+
+void check_right(bool backward) {
+  const Context context({0, backward ? 1 : 0});
+  std::vector<int> values(3 * 96);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<int>(i);
+  const reapx::DeviceBuffer<int> from(context, values), to(context, 96);
+  launch(context, {"sum_block", dim3(3), dim3(96), 96 * sizeof(int)}, sum_block, from.data(),
+         to.data());
+  for (int b = 0; b < 3; ++b)
+    expect(to.data()[b] == (b * 96 + b * 96 + 95) * 48, "sum_block", backward);
+  launch(context, {"exchange_lanes", dim3(1), dim3(32)}, exchange_lanes, to.data());
+  for (int i = 0; i < 32; ++i) expect(to.data()[i], "exchange_lanes", backward);
+  Shape shape{"pass_around", dim3(1), dim3(64), 0, true};
+  shape.grid = reapx::blocks_of(reapx::blocks_at_once(context, shape, pass_around));
+  launch(context, shape, pass_around, to.data(), 2);
+  expect(to.data()[0] + to.data()[1] + to.data()[2] == 12, "pass_around", backward);
+  launch(context, {"empty", dim3(0), dim3(32)}, exchange_lanes, static_cast<int*>(nullptr));
+}
+
+__global__ void return_before_barrier() {
+  if (threadIdx.x == 7) return;
+  __syncthreads();
+}
+__global__ void part_at_barriers() {
+  if (threadIdx.x < 8) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+}
+__global__ void part_in_warp() {
+  if (threadIdx.x < 8) __shfl_sync(kAll, 1, 0);
+}
+__global__ void read_from_outside() {
+  __shfl_sync(1U << threadIdx.x, 1, static_cast<int>(threadIdx.x) ^ 1);
+}
+__global__ void write_behind() { reapx::dynamic_shared<char>()[64] = 1; }
+__global__ void sync_grid() { reapx::grid_sync(); }
+__global__ void leave_grid() {
+  if (blockIdx.x == 0) reapx::grid_sync();
+}
+
+void check_wrong(const char* expected, const Shape& shape, void (*kernel)()) {
+  try {
+    launch(Context({0, 0}), shape, kernel);
+  } catch (const std::exception& error) {
+    if (std::string(error.what()).find(expected) != std::string::npos) return;
+    std::printf("%s: it says '%s'\n", shape.name, error.what());
+    ++failures;
+    return;
+  }
+  std::printf("%s: not noticed\n", shape.name);
+  ++failures;
+}
+
+}  // namespace
+
+int main() {
+  for (const bool backward : {false, true}) check_right(backward);
+  const dim3 one(1), many(32);
+  check_wrong("thread 7 has returned", {"return_before_barrier", one, many}, return_before_barrier);
+  check_wrong("thread 8 waits at", {"part_at_barriers", one, many}, part_at_barriers);
+  check_wrong("thread 8 has returned", {"part_in_warp", one, many}, part_in_warp);
+  check_wrong("takes no part", {"read_from_outside", one, many}, read_from_outside);
+#if !defined(__SANITIZE_ADDRESS__)  // it ends the process by itself
+  check_wrong("64 bytes of shared memory", {"write_behind", one, one, 64}, write_behind);
+#endif
+  check_wrong("needs Shape::together", {"sync_grid", one, many}, sync_grid);
+  check_wrong("not all blocks", {"leave_grid", dim3(2), many, 0, true}, leave_grid);
+  check_wrong("more blocks than run at once", {"sync_grid", dim3(9), many, 0, true}, sync_grid);
+  check_wrong("too many threads", {"sync_grid", one, dim3(1025)}, sync_grid);
+  check_wrong("invalid argument", {"sync_grid", one, many, 300 << 10}, sync_grid);
+  std::printf(failures ? "the emulator is wrong\n"
+                       : "the emulator runs right kernels and refuses wrong ones\n");
+  return failures != 0;
+}

@@ -1,0 +1,67 @@
+// Blocks of fibers; see cuda_runtime.h. What these functions throw std::logic_error for:
+//
+// - a barrier of a block, a warp or the grid that not all of its threads reach, or from different
+// lines;
+// - a shuffle from a lane that does not take part;
+// - a write beyond the dynamic shared memory that the launch asked for (with the address sanitizer, a
+// read
+//   too), or beyond a thread's stack;
+// - a grid, a block or shared memory larger than a device takes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace emulated {
+
+inline constexpr int kMostThreads = 1024;      // of a block
+inline constexpr int kMostShared = 227 << 10;  // bytes of a block
+inline constexpr int kProcessors = 3;          // so that few blocks are resident: kernels must loop
+inline constexpr unsigned kLanes = 32;
+
+struct Site {
+  const char* file;
+  int line;
+  bool operator==(const Site&) const = default;
+};
+
+enum class Exchange { kNothing, kShuffle, kBallot, kLargest };
+
+// What a thread brings to a meeting of its warp.
+struct WarpCall {
+  Site site;
+  unsigned mask;
+  Exchange exchange;
+  std::uint64_t value;
+  unsigned source;  // of a shuffle: whose value it wants
+  bool same_meeting(const WarpCall& other) const {
+    return site == other.site && mask == other.mask && exchange == other.exchange;
+  }
+};
+
+enum class State { kReady, kAtBlock, kAtWarp, kAtGrid, kDone };
+
+struct Fiber {
+  uint3 thread;
+  unsigned rank;  // within the block
+  State state;
+  Site site;
+  WarpCall call;
+  std::uint64_t result;
+  void* stack_pointer;
+};
+
+// The thread whose code runs now.
+extern thread_local constinit Fiber* fiber;
+
+// Runs `body` once for each thread of the grid, and returns when all are done.
+void run_grid(const cudaLaunchConfig_t& shape, const std::function<void()>& body);
+
+// Wait for all threads of the block; how many of them gave true. For the lanes of the mask; what the
+// exchange gives to this lane. For all threads of the grid.
+int meet_block(Site site, bool given);
+std::uint64_t meet_warp(const WarpCall& call);
+void meet_grid(Site site);
+
+}  // namespace emulated
