@@ -8,7 +8,7 @@ BUILD_TOOLS := "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.21" ninja
 # Threads that wait do not spin, so that tests do not crawl beside other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test lint format types sanitize benchmark clean
+.PHONY: install demo test lint format types cuda emulated sanitize benchmark clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -22,7 +22,7 @@ $(VENV)/torch:
 	$(BIN)/pip install -q $(BUILD_TOOLS)
 	touch $@
 
-$(VENV)/installed: $(VENV)/torch pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+$(VENV)/installed: $(VENV)/torch pyproject.toml CMakeLists.txt $(wildcard csrc/*.*)
 	$(BIN)/pip install -q --no-build-isolation -e ".[demo,test]"
 	touch $@
 
@@ -36,30 +36,49 @@ $(VENV)/dev: $(VENV)/installed
 	$(BIN)/pip install -q --no-build-isolation -e ".[dev]"
 	touch $@
 
+SOURCES = $(wildcard $(addprefix csrc/,*.h *.cpp *.cu emulated/*.h emulated/*.cpp emulated/*.cu))
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i csrc/*.h csrc/*.cpp
+	$(BIN)/clang-format -i $(SOURCES)
 
 types: $(VENV)/dev
 	$(BIN)/mypy
 
-# The kernel tests against an extension that watches every address and every undefined operation.
-# -S and PYTHONPATH put it before the editable install; so does leaving the folder that holds reapx/.
-SANITIZED := $(CURDIR)/build/sanitized
-SITE       = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+# The CUDA module by itself, to see that it compiles: it needs nvcc, but no GPU.
+cuda: $(VENV)/torch
+	$(BIN)/cmake -S . -B build/cuda -G Ninja -D CMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -D REAPX_CUDA=ON \
+		-D Python_EXECUTABLE=$(CURDIR)/$(BIN)/python -D pybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(BIN)/cmake --build build/cuda --target _cuda
+
+# Another build than the installed one, under build/, and the kernel tests on it. -S and PYTHONPATH put it before the
+# editable install; so does leaving the folder that holds reapx/. $(1): its name; $(2): CMake definitions;
+# $(3), $(4): the environment of the emulator's own check and of the tests; $(5): which tests.
+SITE         = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+KERNEL_TESTS = $(addprefix test_,$(addsuffix .py,gram basis path path_weights solve pairs zeros))
+define test_build
+	$(BIN)/pip install -q --no-build-isolation --no-deps --upgrade --target $(CURDIR)/build/$(1) \
+		-C build-dir=build/$(1)-objects $(addprefix -C cmake.define.,REAPX_CUDA=OFF REAPX_EMULATED=ON $(2)) .
+	$(3) build/$(1)-objects/csrc/emulated/emulated_check
+	cd tests && PYTHONPATH=$(CURDIR)/build/$(1):$(SITE) $(4) $(CURDIR)/$(BIN)/python -S -m pytest \
+		-c ../pyproject.toml $(KERNEL_TESTS) $(5)
+endef
+
+# The CUDA kernels on an emulated device, for machines without a GPU.
+emulated: install
+	$(call test_build,emulated,,,,-k emulated)
+
+# All kernels, emulated ones too, in an extension that watches every address and every undefined operation.
 SANITIZERS = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file-name=libubsan.so)
+SANITIZE   = ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+COMMA     := ,
 sanitize: install
-	$(BIN)/pip install -q --no-build-isolation --no-deps --upgrade --target $(SANITIZED) \
-		-C build-dir=build/sanitized-objects -C cmake.define.REAPX_SANITIZE=address,undefined .
-	cd tests && PYTHONPATH=$(SANITIZED):$(SITE) LD_PRELOAD=$(SANITIZERS) ASAN_OPTIONS=detect_leaks=0 \
-		UBSAN_OPTIONS=print_stacktrace=1 $(CURDIR)/$(BIN)/python -S -m pytest -c ../pyproject.toml \
-		test_gram.py test_basis.py test_path.py test_path_weights.py test_solve.py test_pairs.py test_zeros.py
+	$(call test_build,sanitized,REAPX_SANITIZE=address$(COMMA)undefined,$(SANITIZE),$(SANITIZE) LD_PRELOAD=$(SANITIZERS))
 
 $(VENV)/benchmark: $(VENV)/installed
 	$(BIN)/pip install -q --no-build-isolation -e ".[benchmark]"

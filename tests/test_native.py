@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from reapx import _native
+import reapx
+from reapx import _boundary, _native
 from reapx._native import PairConsumer, PairTask, PathConsumer, PathTask, SolveTask, Window
 from reapx.errors import BackendError, ReapxError
 
@@ -192,6 +195,27 @@ def test_other_devices() -> None:
     with pytest.raises(BackendError, match="no META kernels in this build: move the model") as info:
         basis(grams=[zeros(3, 3).to("meta")], bases=[zeros(3, 3).to("meta")])
     assert isinstance(info.value, ReapxError)
+
+
+def test_without_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked of the device alone: there need not be one."""
+    device = torch.device("cuda", 0)
+    monkeypatch.setitem(sys.modules, "reapx._cuda", None)
+    with pytest.raises(BackendError, match=r"_cuda is missing, .*nvcc.*REAPX_CUDA=ON.*model\.cpu\(\)"):
+        _native.require(device)
+
+
+def test_broken_cuda_kernels_raise_their_own_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "_cuda.py").write_text("raise ImportError('libsomething.so: cannot open shared object file')")
+    monkeypatch.delitem(sys.modules, "reapx._cuda", raising=False)
+    monkeypatch.setattr(reapx, "__path__", [str(tmp_path)])
+    with pytest.raises(ImportError, match=r"libsomething\.so"):
+        _native.require(torch.device("cuda", 0))
+
+
+def test_cores_are_the_cpus() -> None:
+    with pytest.raises(ValueError, match="core: 'generic' is for tensors on the CPU; these are on 'cuda:0'"):
+        _boundary.backend(torch.device("cuda", 0), "generic")
 
 
 def test_devices_of_this_run_have_kernels(devices: list[str]) -> None:

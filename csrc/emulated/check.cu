@@ -99,7 +99,7 @@ __global__ void part_in_warp() {
 __global__ void read_from_outside() {
   __shfl_sync(1U << threadIdx.x, 1, static_cast<int>(threadIdx.x) ^ 1);
 }
-__global__ void write_behind() { reapx::dynamic_shared<char>()[64] = 1; }
+[[maybe_unused]] __global__ void write_behind() { reapx::dynamic_shared<char>()[64] = 1; }
 __global__ void sync_grid() { reapx::grid_sync(); }
 __global__ void leave_grid() {
   if (blockIdx.x == 0) reapx::grid_sync();

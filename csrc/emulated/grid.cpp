@@ -36,6 +36,7 @@ thread_local constinit Fiber* fiber = nullptr;
 namespace {
 
 constexpr std::size_t kStack = 256 << 10, kStackGuard = 64;
+constexpr std::size_t kShared = sizeof reapx::all_dynamic_shared;
 constexpr unsigned char kUnwritten = 0xff, kGuardByte = 0xa5;
 
 [[noreturn]] void fail(const std::string& what) { throw std::logic_error("emulated CUDA: " + what); }
@@ -111,7 +112,7 @@ class Block {
     ::gridDim = shape_.gridDim;
     done_ = 0;
     given_ = 0;
-    ASAN_POISON_MEMORY_REGION(shared + shape_.dynamicSmemBytes, reapx::kGuard);
+    ASAN_POISON_MEMORY_REGION(shared + shape_.dynamicSmemBytes, kShared - shape_.dynamicSmemBytes);
     Block* outer = std::exchange(current, this);
     std::exception_ptr error;
     try {
@@ -121,7 +122,7 @@ class Block {
     }
     current = outer;
     fiber = nullptr;
-    ASAN_UNPOISON_MEMORY_REGION(shared + shape_.dynamicSmemBytes, reapx::kGuard);
+    ASAN_UNPOISON_MEMORY_REGION(shared, kShared);
     if (error) std::rethrow_exception(error);
     check_guards();
   }
