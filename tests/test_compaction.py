@@ -226,6 +226,28 @@ def test_mean_over_a_padded_map_depends_on_its_size(middle: str, size: tuple[int
     assert not left(done)
 
 
+class Bordered(nn.Module):
+    """The mean of a map and of other numbers beside it."""
+
+    def __init__(self, joined: bool) -> None:
+        super().__init__()
+        self.one, self.two, self.joined = nn.Conv2d(3, 6, 3), nn.Linear(6, 4), joined
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.one(x))
+        x = torch.cat([x, x[:, :, :2] * 0 + 0.25], 2) if self.joined else F.pad(x, (2, 0, 1, 0), value=0.25)
+        return self.two(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_share_of_a_border_depends_on_the_size(joined: bool) -> None:
+    model = lively(Bordered(joined))
+    for unit, bias in ((0, 0.5), (1, 0.25), (2, -0.5)):
+        kill(model.one, unit, bias)
+    done = compacted(model, images(3, 6, 6), (3, 8, 9))
+    assert gone(done) == {"one": [1]}  # the number that stands there anyway
+
+
 class Summed(nn.Module):
     def __init__(self, reduce: str) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ _ADDING = ("sum", "prod", "linalg_vector_norm", "cumsum")
 """Operators over positions that make zeros of zeros, but of other constants what depends on how many there are."""
 _COUNTING = ("logsumexp", "softmax", "_softmax", "log_softmax", "_log_softmax")
 """Operators over positions that make even of zeros what depends on how many there are."""
+_PADS, _JOINS = ("pad", "constant_pad_nd"), ("cat", "concat")
 _AVERAGES = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 
 
@@ -89,6 +90,9 @@ def _value(node: Node, value_of: Value, unsure: set[Node]) -> Any:
         sources = [value_of(argument) for argument in node.all_input_nodes]
         value = _marked(value, sources)
         return _emptied(value, sources) if name == "mul" else value
+    if isinstance(value, Tensor) and value.is_floating_point():
+        grown = _grown_axes(node, value.dim())
+        return _even(value, grown) if grown else value
     return value
 
 
@@ -102,15 +106,30 @@ def _depends_on_size(node: Node, value_of: Value) -> bool:
         padding, kernel = given["padding"], value_of(node.all_input_nodes[1]).shape[2:]
         padded = padding == "same" and kernel.numel() > 1 if isinstance(padding, str) else any(padding)
         return padded or "transpose" in name or bool(given.get("transposed", False))
-    if name in ("pad", "constant_pad_nd"):
-        given, axes = arguments(node), value_of(node.all_input_nodes[0]).dim()
-        widths = given["pad"][: 2 * (axes - 2)] if axes > 3 else given["pad"]  # channels may be added
-        return any(widths) and given.get("mode", "constant") == "constant"
     if name in _AVERAGES:
         given = arguments(node)
         padded, counted = any(given["padding"]), given.get("divisor_override") is None
         return (padded and given["count_include_pad"]) if counted else (padded or given["ceil_mode"])
     return False
+
+
+def _grown_axes(node: Node, axes: int) -> list[int]:
+    """The axes of positions along which an operator puts other values beside those that it reads."""
+    name = operator_name(node)
+    given = arguments(node) if name in (*_PADS, *_JOINS) else {}
+    if name in _JOINS:
+        joined = int(given["dim"]) % axes
+        return [joined] if joined > 1 and axes > 3 else []
+    if name not in _PADS or given.get("mode", "constant") != "constant":
+        return []
+    widths = given["pad"]
+    grown = [axes - 1 - step // 2 for step, width in enumerate(widths) if width]
+    return sorted({axis for axis in grown if axes < 4 or axis > 1})  # of images, channels may be added
+
+
+def _even(value: Tensor, axes: list[int]) -> Tensor:
+    """NaN wherever a value changes along some axes."""
+    return value.masked_fill(value.amin(axes, keepdim=True) != value.amax(axes, keepdim=True), torch.nan)
 
 
 def _only_zeros(source: Node, value_of: Value) -> Value:
