@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -32,10 +34,11 @@ def example_of(model: nn.Module) -> Tensor:
     else:
         axes = weight.dim() - 2
         shapes = [(first.in_channels, *[size] * axes) for size in SIZES]
+    tried_on = copy.deepcopy(model)  # forward() may change buffers
     generator = torch.Generator().manual_seed(0)
     for shape in shapes:
         images = torch.randn(COUNT, *shape, generator=generator).to(weight.device, weight.dtype)
-        if _runs(model, images):
+        if _runs(tried_on, images):
             return images
     tried = ", ".join(str(tuple(shape)) for shape in shapes[:4])
     raise InputError(

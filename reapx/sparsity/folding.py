@@ -122,8 +122,8 @@ def _no_place(graph: Graph, layer: Layer) -> str | None:
     padded = layer.spatial > 0 and (any(layer.window.padding) or (given.get("padding") == "same" and layer.taps > 1))
     if layer.kind == "transposed" or padded:
         return f"its constant is none at the border of {layer.name}, which pads with zeros"
-    if layer.bias is None and tail_of(graph, layer).norm is None:
-        return f"{layer.name} reads its constant and has neither a bias nor a batch norm behind it to take it"
+    if _place(graph, layer) is None:
+        return f"{layer.name} reads its constant and has neither a bias nor a batch norm behind it that can take it"
     return None
 
 
@@ -140,7 +140,8 @@ def _carrier(held: list[int], readings: Sequence[Reading]) -> int:
 
 def _stands_for(carrier: int, unit: int, readings: Sequence[Reading]) -> bool:
     return all(
-        bool(reading.silent[unit]) or bool(((reading.constant[unit] == 0) | (reading.constant[carrier] != 0)).all())
+        bool(reading.silent[unit])
+        or bool(((reading.constant[unit] == 0) | (reading.constant[carrier].abs() > 0)).all())  # NaN is not
         for reading in readings
     )
 
@@ -166,7 +167,9 @@ def fold(graph: Graph, group: Group, readings: Sequence[Reading], verdict: Verdi
         if bool(constant.any()):
             if _no_place(graph, layer) is None:
                 shift = own[:, columns.flatten()] @ spread.flatten()
-                name, sign = _place(graph, layer)
+                place = _place(graph, layer)
+                assert place is not None
+                name, sign = place
                 before = changed.get(name, tensors[name])
                 after = before.double().clone()
                 after[part * len(shift) : (part + 1) * len(shift)] += sign * shift
@@ -181,11 +184,14 @@ def fold(graph: Graph, group: Group, readings: Sequence[Reading], verdict: Verdi
     return changed
 
 
-def _place(graph: Graph, layer: Layer) -> tuple[str, int]:
-    """The bias that takes a layer's constant, and its sign there; or the running mean of the norm behind."""
-    if layer.bias is not None:
+def _place(graph: Graph, layer: Layer) -> tuple[str, int] | None:
+    """The bias that takes a layer's constant, and its sign there; or the running mean of the norm behind; or None.
+
+    What forward() also returns as it is must not change.
+    """
+    returned = {graph.parameter_of(node) for node in graph.outputs}
+    if layer.bias is not None and layer.bias not in returned:
         return layer.bias, 1
     norm = tail_of(graph, layer).norm
     mean = None if norm is None else graph.parameter_of(norm.args[3])
-    assert mean is not None
-    return mean, -1
+    return None if mean is None or mean in returned else (mean, -1)

@@ -115,7 +115,7 @@ class ZeroNodes:
             InputError: the model has changed since.
             ProofError: the smaller network differs by more than ``tolerance``; the model is as it was.
         """
-        if not isinstance(tolerance, int | float) or not tolerance >= 0:
+        if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not tolerance >= 0:
             raise InputError(f"tolerance={tolerance!r}: give a number from 0; math.inf takes any difference")
         check_model(self._model)
         graph, images = self._found._graph, self._found._images

@@ -49,8 +49,9 @@ def _sizes(graph: Graph, layer: Layer, tensors: Mapping[str, Tensor], rows: Tens
 
 
 def limits_of(sizes: Sizes, relative: float, absolute: float) -> Limits:
-    """What counts as zero: at most ``absolute``, or ``relative`` of the layer's largest."""
-    largest = [float(values.max()) if len(values) else 0.0 for values in (sizes.incoming, sizes.outgoing)]
+    """What counts as zero: at most ``absolute``, or ``relative`` of the layer's largest finite one."""
+    finite = [values[values.isfinite()] for values in (sizes.incoming, sizes.outgoing)]
+    largest = [float(values.max()) if len(values) else 0.0 for values in finite]
     return Limits(*(max(absolute, relative * value) for value in largest))
 
 
