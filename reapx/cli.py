@@ -103,8 +103,7 @@ def _add_compact(commands: Commands) -> None:
     compact.add_argument(
         "--tolerance",
         type=float,
-        default=TOLERANCE,
-        help="largest change of the outputs, as a share of the largest; default %(default)s",
+        help=f"largest change of the outputs, as a share of the largest; default {TOLERANCE}",
     )
     compact.add_argument("--plot", type=Path, metavar="FILE", help="draw the sizes of all nodes: .png, .svg or .pdf")
     compact.add_argument("--dry-run", action="store_true", help="show what can leave and stop; nothing goes to --out")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import reapx
 
 Labelled = tuple[Tensor, Tensor]
-SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3)
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Of what compaction left, that REAP is asked for, one after another."""
 KEEPING = ("method", "strength")
 

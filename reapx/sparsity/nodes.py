@@ -29,7 +29,8 @@ from .sizes import dead_rows
 RELATIVE = 1e-4
 """Default share of a layer's largest weight up to which weights count as zero."""
 TOLERANCE = 1e-5
-"""Default largest difference from the model's outputs, as a share of the largest output."""
+"""Default largest difference from the model's outputs, as a share of the largest output; for parameters of less than
+single precision twice what rounds them."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +105,19 @@ class ZeroNodes:
         """
         write_histogram(path, self.sizes, self.limits)
 
-    def remove(self, *, tolerance: float = TOLERANCE, inplace: bool = False) -> Compacted:
+    def remove(self, *, tolerance: float | None = None, inplace: bool = False) -> Compacted:
         """Remove them, and prove that the network computes what it did.
 
         Args:
-            tolerance: Largest difference from the model's outputs, as a share of the largest.
+            tolerance: Largest difference from the model's outputs, as a share of the largest; by default 1e-5, for
+                parameters of half precision twice what rounds them.
             inplace: Change the user's model instead of a copy; its parameters are new objects.
 
         Raises:
             InputError: the model has changed since.
             ProofError: the smaller network differs by more than ``tolerance``; the model is as it was.
         """
+        tolerance = _tolerance(self._model) if tolerance is None else tolerance
         if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not tolerance >= 0:
             raise InputError(f"tolerance={tolerance!r}: give a number from 0; math.inf takes any difference")
         check_model(self._model)
@@ -232,6 +235,13 @@ def zero_nodes(
     )
 
 
+def _tolerance(model: nn.Module) -> float:
+    """What rounding folded constants may change."""
+    kinds = {value.dtype for value in model.parameters() if value.is_floating_point()}
+    coarse = [torch.finfo(kind).eps for kind in kinds if torch.finfo(kind).bits < 32]
+    return max([TOLERANCE, *(2 * eps for eps in coarse)])
+
+
 def _zero(group: Group, rows: dict[str, Tensor]) -> int:
     """Units whose incoming weights count as zero in every layer that produces them."""
     zero = [rows[x.weight][torch.from_numpy(group.cuts[x.weight, x.out_axis])].all(1) for x in group.producers]
@@ -245,7 +255,7 @@ def compact(
     relative: float = RELATIVE,
     absolute: float = 0.0,
     exclude: Sequence[str] = (),
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
     inplace: bool = False,
 ) -> nn.Module:
     """A smaller module with the same function: ``zero_nodes``, and their removal in one call.
