@@ -20,6 +20,8 @@ Labelled = tuple[Tensor, Tensor]
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Of what compaction left, that REAP is asked for, one after another."""
 KEEPING = ("method", "strength")
+THRESHOLDS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+"""Shares of a layer's largest node that could count as zero."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ def report(
         print(f"{run.name}: removed {100 * rows[-1]['removed']:.2f} %, gap {rows[-1]['gap']:.0e}", flush=True)
     means = summary(rows)
     show(means)
+    for index, relative in enumerate(THRESHOLDS):
+        own = [row["thresholds"][index] for row in rows if row["method"] == "adam_l2"]
+        removed = statistics.mean(value["removed"] for value in own)
+        print(f"Adam-L2, zero up to {relative:.0e} of the largest node: {removed:.2%} removed, outputs differ by at most "
+              f"{max(value['gap'] for value in own):.0e} of the largest")  # fmt: skip
     best = {method: chosen(means, method, slack) for method in dict.fromkeys(run.method for run in runs)}
     if not options.quick or options.json:
         write(stem, rows, options.json, means=means, chosen=best, recipe=asdict(recipe))
@@ -84,7 +91,15 @@ def measure(model: nn.Module, data: Data, slack: float) -> dict[str, Any]:
         "macs_removed": 1 - nodes.macs[1] / nodes.macs[0],
         "nodes": {entry.group.name: [entry.group.size, len(entry.removed)] for entry in nodes.groups},
     }
+    row["thresholds"] = [_at(model, data, relative) for relative in THRESHOLDS]
     return {**row, **beyond(result.model, data, slack, before)}
+
+
+def _at(model: nn.Module, data: Data, relative: float) -> dict[str, float]:
+    """What one threshold removes, and how far the outputs move."""
+    nodes = reapx.zero_nodes(model, data.calibration[:8], relative=relative)
+    gap = nodes.remove(tolerance=math.inf).gap
+    return {"relative": relative, "removed": 1 - nodes.params[1] / nodes.params[0], "gap": gap}
 
 
 def _unread_inputs(model: nn.Module) -> int:
