@@ -63,8 +63,8 @@ def report(
     for index, relative in enumerate(THRESHOLDS):
         own = [row["thresholds"][index] for row in rows if row["method"] == "adam_l2"]
         removed = statistics.mean(value["removed"] for value in own)
-        print(f"Adam-L2, zero up to {relative:.0e} of the largest node: {removed:.2%} removed, outputs differ by at most "
-              f"{max(value['gap'] for value in own):.0e} of the largest")  # fmt: skip
+        print(f"Adam-L2, zero up to {relative:.0e} of the largest node: {removed:.2%} removed, outputs differ by "
+              f"{max(value['gap'] for value in own):.0e} of the largest at most")  # fmt: skip
     best = {method: chosen(means, method, slack) for method in dict.fromkeys(run.method for run in runs)}
     if not options.quick or options.json:
         write(stem, rows, options.json, means=means, chosen=best, recipe=asdict(recipe))
