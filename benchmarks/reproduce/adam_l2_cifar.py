@@ -27,7 +27,7 @@ SLACK = 0.002
 WIDTH, HIDDEN = 0.25, 2
 RECIPE = Recipe(epochs=12, lr=2e-3, sgd_lr=0.1, batch=128, bf16=True)
 QUICK = Recipe(epochs=1, lr=2e-3, sgd_lr=0.1, batch=128)
-STRENGTHS = {"adam": [0.0], "adam_l2": [1e-3, 2e-3, 3e-3], "group sparse": [1e-5]}
+STRENGTHS = {"adam": [0.0], "adam_l2": [1e-3, 2e-3, 3e-3], "group sparse": [5e-6]}
 
 
 def network() -> nn.Module:
