@@ -69,4 +69,4 @@ def gone(done: reapx.Compacted) -> dict[str, list[int]]:
 
 def reasons(done: reapx.Compacted) -> str:
     """Why dead nodes stay."""
-    return "; ".join(reason for entry in done.nodes.groups for reason in entry.kept.values())
+    return "; ".join(reason for entry in done.nodes.groups for reason in entry.staying.values())

@@ -121,7 +121,7 @@ def test_a_carrier_stands_for_all_other_constants(kind: str) -> None:
     done = compacted(model, images(), (3, 12, 15))
     count = 1 if kind == "grouped" else 2
     assert left(done) == {"0": count} and done.nodes.groups[0].constant == count
-    (stays,) = done.nodes.groups[0].kept
+    (stays,) = done.nodes.groups[0].staying
     assert "2 reads its constant" in reasons(done) or "border of 2" in reasons(done)
     if kind != "grouped":
         assert stays == 2, "the largest constant carries the others with the smallest weights"

@@ -167,7 +167,7 @@ def test_a_carrier_carries_what_dies_later() -> None:
         model[2].weight[4, [0, 2, 3]] = 0  # node 4 reads the constant alone,
         model[2].weight[4, 1], model[2].bias[4] = 4.0, 0.1  # and hands on 2.1, more than the others
     done = compacted(model, images(), (3, 5, 6))
-    assert gone(done) == {"0": [1], "2": [0, 3]} and list(done.nodes.groups[1].kept) == [4]
+    assert gone(done) == {"0": [1], "2": [0, 3]} and list(done.nodes.groups[1].staying) == [4]
     own = weights(model, "4.weight")
     wanted = own[:, 4] + 0.2 / 2.1 * own[:, 0] + 0.6 / 2.1 * own[:, 3]
     torch.testing.assert_close(weights(done.model, "4.weight")[:, 2], wanted, rtol=1e-5, atol=1e-6)

@@ -135,7 +135,7 @@ def test_what_is_dead_leaves_and_what_lives_stays(name: str, way: str) -> None:
             assert "varies" not in ways or unit not in removed, (entry.group.name, unit)
             must = unit in units[entry.group.name] and ways <= {"ignored", "zero"}
             if must and (name not in UNSEEN or ways == {"ignored"}):
-                assert unit in removed, (entry.group.name, unit, entry.kept)
+                assert unit in removed, (entry.group.name, unit, entry.staying)
         if way == "columns":
             assert entry.group.size - 1 in removed
     done = nodes.remove()

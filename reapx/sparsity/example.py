@@ -1,4 +1,4 @@
-"""Images to look at a model with when the user gives none: their values do not matter, only their shape."""
+"""Random images of a shape that a model runs on, when the user gives none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..proof import tensors_in
 
-SIZES = (224, 32, 28, 64, 96, 128, 256, 299, 384, 512)
+SIZES = (32, 28, 64, 96, 128, 224, 256, 299, 384, 512)
 """Heights and widths that are tried, one after another."""
 COUNT = 8
 

@@ -55,16 +55,16 @@ class Verdict:
         removable: (count,) units that can leave.
         constant: How many of them hand a constant on, which goes elsewhere.
         carrier: Unit that stays and takes over the constants of others, or None.
-        kept: Dead units that stay, the carrier among them -> why.
+        staying: Dead units that stay, the carrier among them -> why.
     """
 
     removable: Tensor
     constant: int
     carrier: int | None
-    kept: dict[int, str]
+    staying: dict[int, str]
 
 
-def read(graph: Graph, group: Group, tensors: Tensors, values: dict[torch.fx.Node, Tensor]) -> list[Reading]:
+def read(group: Group, tensors: Tensors, values: dict[torch.fx.Node, Tensor]) -> list[Reading]:
     """What each consumer of a group gets, from values that are known to be the same for all images."""
     return [_reading(consumer, tensors, values[consumer.layer.input]) for consumer in group.consumers]
 
@@ -99,21 +99,21 @@ def judge(graph: Graph, group: Group, readings: Sequence[Reading], gone: Tensor,
             stuck |= dead & ~reading.silent
             reasons.append((reading, reason))
     held = stuck.nonzero().flatten().tolist()
-    kept: dict[int, str] = {}
+    staying: dict[int, str] = {}
     carrier = None
     if held:
         carrier = _carrier(held, [reading for reading, _ in reasons])
         for unit in held:
             if unit == carrier or not _stands_for(carrier, unit, [reading for reading, _ in reasons]):
-                kept[unit] = next(reason for reading, reason in reasons if not reading.silent[unit])
+                staying[unit] = next(reason for reading, reason in reasons if not reading.silent[unit])
     removable = dead.clone()
-    removable[list(kept)] = False
+    removable[list(staying)] = False
     if not droppable and int(removable.sum()) + len(gone) == group.size:
         last = int(removable.nonzero()[0])
-        removable[last], kept[last] = False, "it is the last of its group"
+        removable[last], staying[last] = False, "it is the last of its group"
     silent = torch.stack([reading.silent for reading in readings]).all(0)
     constant = int((removable & ~silent).sum())
-    return Verdict(removable.nonzero().flatten(), constant, carrier if len(held) > len(kept) else None, kept)
+    return Verdict(removable.nonzero().flatten(), constant, carrier if len(held) > len(staying) else None, staying)
 
 
 def _no_place(graph: Graph, layer: Layer) -> str | None:
@@ -153,7 +153,7 @@ def fold(graph: Graph, group: Group, readings: Sequence[Reading], verdict: Verdi
         tensors: Qualified name -> parameter of the network.
 
     Returns:
-        Qualified name -> weight, bias or running mean, of full size, with zeros where the units were read.
+        Qualified name -> weight, bias or running mean, of full size, float64, with zeros where the units were read.
     """
     changed: Tensors = {}
     gone = verdict.removable
@@ -170,17 +170,15 @@ def fold(graph: Graph, group: Group, readings: Sequence[Reading], verdict: Verdi
                 place = _place(graph, layer)
                 assert place is not None
                 name, sign = place
-                before = changed.get(name, tensors[name])
-                after = before.double().clone()
-                after[part * len(shift) : (part + 1) * len(shift)] += sign * shift
-                changed[name] = after.to(before.dtype)
+                changed[name] = changed.get(name, tensors[name]).double().clone()
+                changed[name][part * len(shift) : (part + 1) * len(shift)] += sign * shift
             else:
                 assert verdict.carrier is not None
                 base = reading.constant[verdict.carrier].repeat_interleave(layer.taps)
                 ratios = torch.where(spread == 0, 0.0, spread / base)
                 own[:, reading.columns[verdict.carrier]] += torch.einsum("ouc,uc->oc", own[:, columns], ratios)
         own[:, columns.flatten()] = 0
-        changed[layer.weight] = layer.weight_from(matrix, weight)
+        changed[layer.weight] = layer.weight_from(matrix, weight.double())
     return changed
 
 

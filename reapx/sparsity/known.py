@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from ..axis_rules import axes_of
 from ..execution import evaluate, last_reads
 from ..graph import Graph, arguments, operator_name
 from ..layers import LAYERS, NORMS
-from ..rules import ELEMENTWISE, RULES
+from ..rules import ELEMENTWISE, PER_CHANNEL, REDUCTIONS, RULES, SKIPPED
 
 Value = Callable[[Node], Any]
 _ADDING = ("sum", "prod", "linalg_vector_norm", "cumsum")
@@ -62,7 +63,7 @@ def _run(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node], dty
     found: dict[Node, Tensor] = {}
     with torch.no_grad():
         for node in graph.nodes:
-            value = values[node] = _value(node, values.__getitem__, unsure)
+            value = values[node] = _value(graph, node, values.__getitem__, unsure)
             read = [argument for argument in node.all_input_nodes if argument in unsure or _has_nan(values[argument])]
             items = _tensors(value)
             if read and items and not any(item.is_floating_point() for item in items):
@@ -74,16 +75,19 @@ def _run(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node], dty
     return found
 
 
-def _value(node: Node, value_of: Value, unsure: set[Node]) -> Any:
+def _value(graph: Graph, node: Node, value_of: Value, unsure: set[Node]) -> Any:
     name, first = operator_name(node), node.all_input_nodes[:1]
     if first and _depends_on_size(node, value_of):
-        value_of = _only_zeros(first[0], value_of)
+        value_of = _replaced(first[0], _only_zeros(value_of(first[0])), value_of)
+    elif first and name in (*PER_CHANNEL, *REDUCTIONS):
+        value_of = _replaced(first[0], _even(value_of(first[0]), _pooled_axes(node, value_of(first[0]))), value_of)
     if name in LAYERS and not any(argument in unsure for argument in node.all_input_nodes):
         return _layer(node, value_of)
     if name in NORMS and first and isinstance(value_of(first[0]), Tensor):
         return _norm(node, value_of)
     value = evaluate(node, value_of)
-    strange = name not in RULES and any(_has_nan(value_of(argument)) for argument in node.all_input_nodes)
+    computed = [argument for argument in node.all_input_nodes if argument not in graph.parameters]
+    strange = name not in (*RULES, *SKIPPED) and computed
     if strange or name in _COUNTING or any(argument in unsure for argument in node.all_input_nodes):
         return _without(value)
     if name in ELEMENTWISE and isinstance(value, Tensor) and value.is_floating_point():
@@ -91,8 +95,7 @@ def _value(node: Node, value_of: Value, unsure: set[Node]) -> Any:
         value = _marked(value, sources)
         return _emptied(value, sources) if name == "mul" else value
     if isinstance(value, Tensor) and value.is_floating_point():
-        grown = _grown_axes(node, value.dim())
-        return _even(value, grown) if grown else value
+        return _even(value, _grown_axes(node, value.dim()), zeros=name in _JOINS and value.dim() == 3)
     return value
 
 
@@ -119,7 +122,7 @@ def _grown_axes(node: Node, axes: int) -> list[int]:
     given = arguments(node) if name in (*_PADS, *_JOINS) else {}
     if name in _JOINS:
         joined = int(given["dim"]) % axes
-        return [joined] if joined > 1 and axes > 3 else []
+        return [joined] if joined > 1 or (joined == 1 and axes == 3) else []
     if name not in _PADS or given.get("mode", "constant") != "constant":
         return []
     widths = given["pad"]
@@ -127,16 +130,30 @@ def _grown_axes(node: Node, axes: int) -> list[int]:
     return sorted({axis for axis in grown if axes < 4 or axis > 1})  # of images, channels may be added
 
 
-def _even(value: Tensor, axes: list[int]) -> Tensor:
-    """NaN wherever a value changes along some axes."""
-    return value.masked_fill(value.amin(axes, keepdim=True) != value.amax(axes, keepdim=True), torch.nan)
+def _pooled_axes(node: Node, value: Any) -> list[int]:
+    """The axes whose positions an operator mixes: larger images have others in each of its windows."""
+    axes = getattr(value, "ndim", 0)
+    if operator_name(node) in PER_CHANNEL:
+        return list(range(2, axes))
+    return sorted(set(axes_of(arguments(node).get("dim"), axes)) - {0})
 
 
-def _only_zeros(source: Node, value_of: Value) -> Value:
-    """Operands as they are, but NaN wherever one of them is not zero."""
-    value = value_of(source)
-    if isinstance(value, Tensor) and value.is_floating_point():
-        value = torch.where(value == 0, value, torch.nan)
+def _even(value: Any, axes: list[int], *, zeros: bool = False) -> Any:
+    """NaN wherever a value changes along some axes; zeros may stay, where those could be axes of channels."""
+    if not axes or not isinstance(value, Tensor) or not value.is_floating_point() or 0 in value.shape:
+        return value
+    uneven = value.amin(axes, keepdim=True) != value.amax(axes, keepdim=True)
+    return value.masked_fill(uneven & (value != 0) if zeros else uneven, torch.nan)
+
+
+def _only_zeros(value: Any) -> Any:
+    """NaN wherever a value is not zero."""
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return torch.where(value == 0, value, torch.nan) if floating else value
+
+
+def _replaced(source: Node, value: Any, value_of: Value) -> Value:
+    """Operands as they are, but one."""
     return lambda other: value if other is source else value_of(other)
 
 

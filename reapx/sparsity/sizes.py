@@ -44,7 +44,9 @@ def sizes_of(graph: Graph, layers: Sequence[Layer], tensors: Mapping[str, Tensor
 def _sizes(graph: Graph, layer: Layer, tensors: Mapping[str, Tensor], rows: Tensor, columns: Tensor) -> Sizes:
     norm = tail_of(graph, layer).norm
     if norm is not None:
-        rows = rows * norm_affine(graph, norm, tensors)[0].abs().float()
+        scale = norm_affine(graph, norm, tensors)[0].abs().float()
+        if len(scale) == len(rows):  # not of grouped transposed convolutions, whose channels all stay
+            rows = rows * scale
     return Sizes(rows, columns)
 
 
