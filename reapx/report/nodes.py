@@ -121,6 +121,7 @@ def write_histogram(path: str | Path, values: Mapping[str, Tensor], limits: Mapp
 
 
 def checked_target(path: str | Path) -> Path:
+    """A path that pictures can be written to; refuses other endings."""
     target = Path(path)
     if target.suffix.lower() not in ENDINGS:
         raise InputError(f"{target.name!r}: pictures are written as {', '.join(ENDINGS)}; give a path that ends so")
