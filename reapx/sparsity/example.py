@@ -12,7 +12,7 @@ from ..proof import tensors_in
 
 SIZES = (32, 28, 64, 96, 128, 224, 256, 299, 384, 512)
 """Heights and widths that are tried, one after another."""
-COUNT = 8
+COUNT = 32
 
 
 def example_of(model: nn.Module) -> Tensor:

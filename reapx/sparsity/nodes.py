@@ -23,6 +23,8 @@ from .folding import Tensors
 
 TOLERANCE = 1e-5
 """Default largest difference from the model's outputs, as a share of the largest output."""
+CHECKED = 32
+"""Images of the first batch that it is looked for on, at most."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class ZeroNodes:
         )
         updates = {name: narrow(value, removal.kept.get(name, {})) for name, value in self._changed.items()}
         exact = shrunk_exactly(self._model, removal.kept, updates, removal.endings)
-        gap, _ = difference(exact, graph, graph.tensors, images)
+        gap, _ = difference(exact, graph, graph.tensors, images, CHECKED)
         if not gap <= tolerance:
             raise ProofError(
                 f"without the nodes that count as zero, outputs differ by {gap:.1e} of the largest (at most "
@@ -144,7 +146,7 @@ class ZeroNodes:
                 "Exclude that layer, lower the threshold (relative=..., absolute=...; plot() shows the sizes), or take "
                 "the difference with tolerance=math.inf"
             )
-        gap, _ = difference(removal.model, graph, graph.tensors, images)
+        gap, _ = difference(removal.model, graph, graph.tensors, images, CHECKED)
         before = sum(value.numel() for value in self._model.parameters())
         if inplace:
             removal.repeat(self._model)
