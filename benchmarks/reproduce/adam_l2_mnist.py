@@ -27,7 +27,7 @@ STRENGTHS = {
     "adam_l2": [1e-4, 2e-4, 3e-4, 5e-4, 1e-3],
     "adamw": [1e-2],
     "sgd": [5e-4],
-    "group lasso": [3e-5, 1e-4],
+    "group lasso": [1e-4],
     "group sparse": [5e-6],
 }
 
