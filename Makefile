@@ -84,7 +84,7 @@ $(VENV)/benchmark: $(VENV)/installed
 	$(BIN)/pip install -q --no-build-isolation -e ".[benchmark]"
 	touch $@
 
-# Every figure of the README, about three hours alone on two cores; with QUICK=--quick, only that all of it runs.
+# Every figure of the README, about eight hours alone on two cores; with QUICK=--quick, only that all of it runs.
 # Torch waits in its own way where times are taken.
 WORKS := gram path selection solve pairs zeros growth
 REPRODUCE := pro_resnet56 pro_choices retrain_resnet56 selections srn_table srn_cifar \

@@ -1,12 +1,17 @@
-"""What watching nodes costs: a record of the monitor and a zero_scan, as shares of a training step."""
+"""What watching nodes costs, as shares of a training step; and the zero nodes of pretrained networks.
+
+The latter were trained by others with momentum SGD and without a thought of it.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from typing import Any
 
+import models
 import torch
 import torch.nn.functional as F
-from models import Vgg16Bn
 from timing import interleaved, parser, write
 from torch import Tensor, nn
 
@@ -23,9 +28,37 @@ def mlp() -> nn.Module:
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "MLP 784-500-300-10, batch 128": (mlp, (128, 784), 200),
-    "VGG16-BN at a quarter, batch 128": (lambda: Vgg16Bn(0.25, 2), (128, 3, 32, 32), 15),
-    "VGG16-BN, batch 32": (lambda: Vgg16Bn(1.0, 2), (32, 3, 32, 32), 7),
+    "VGG16-BN at a quarter, batch 128": (lambda: models.Vgg16Bn(0.25, 2), (128, 3, 32, 32), 15),
+    "VGG16-BN, batch 32": (lambda: models.Vgg16Bn(1.0, 2), (32, 3, 32, 32), 7),
 }
+
+
+def pretrained() -> dict[str, tuple[Callable[[], nn.Module], Tensor]]:
+    """Networks that others trained, and a few of their images."""
+    cifar = models.cifar10("train_1", 16)[0]
+    found = {f"ResNet-{depth}": (lambda depth=depth: models.cifar_resnet(depth), cifar) for depth in (20, 32, 56)}
+    found["VGG16-BN"] = (models.cifar_vgg16bn, models.cifar10("train_1", 16, models.VGG_NORM)[0])
+    found["SqueezeNet"] = (models.squeezenet, models.imagenet_sample()[0][:8])
+    found["MNIST CNN"] = (models.mnist_cnn, models.mnist("train", 16)[0])
+    return found
+
+
+def dead(name: str, model: nn.Module, images: Tensor) -> dict[str, object]:
+    """What compaction takes from one of them."""
+    start = time.perf_counter()
+    nodes = reapx.zero_nodes(model, images)
+    found = time.perf_counter()
+    result = nodes.remove()
+    return {
+        "network": name,
+        "nodes": sum(entry.group.size for entry in nodes.groups),
+        "removed": sum(len(entry.removed) for entry in nodes.groups),
+        "params": nodes.params,
+        "macs": nodes.macs,
+        "gap": result.gap,
+        "find_seconds": found - start,
+        "remove_seconds": time.perf_counter() - found,
+    }
 
 
 def step_of(model: nn.Module, images: Tensor) -> Callable[[], None]:
@@ -54,8 +87,18 @@ def main() -> None:
         rows.append({"case": name, **dict(zip(("step", "record", "zero_scan"), times, strict=True))})
     header = ["network", "step, ms", "record, ms", "of a step", "every 100", "zero_scan, ms", "of a step"]
     print(table([_cells(*map(row.__getitem__, ("case", "step", "record", "zero_scan"))) for row in rows], header))
+    wanted = list(pretrained().items()) if models.has_data() else []
+    others = [dead(name, build(), images) for name, (build, images) in wanted[: 1 if options.quick else None]]
+    titles = ["network", "nodes", "zero", "parameters", "MACs", "outputs differ", "find, s", "remove, s"]
+    print(table([_line(row) for row in others], titles))
     if options.json or not options.quick:
-        write("sparsity", rows, options.json)
+        write("sparsity", rows, options.json, pretrained=others)
+
+
+def _line(row: dict[str, Any]) -> list[str]:
+    shares = [f"x{after / before:.4f}" for before, after in (row["params"], row["macs"])]
+    seconds = [f"{row[name]:.1f}" for name in ("find_seconds", "remove_seconds")]
+    return [row["network"], str(row["nodes"]), str(row["removed"]), *shares, f"{row['gap']:.0e}", *seconds]
 
 
 def _cells(name: object, step: float, record: float, scan: float) -> list[str]:

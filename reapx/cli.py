@@ -19,9 +19,11 @@ from .pipeline import DAMPING, plan
 from .plan import Plan
 from .report import plots
 from .report.html import write_report
+from .report.nodes import checked_target
 from .selection import SELECTIONS
 from .sparsity import zero_nodes
-from .sparsity.nodes import RELATIVE, TOLERANCE
+from .sparsity.compaction import RELATIVE
+from .sparsity.nodes import TOLERANCE
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -219,6 +221,9 @@ def _write_tradeoff(planned: Plan, path: Path) -> None:
 
 def _compact(options: argparse.Namespace) -> None:
     _check_out(options)
+    if options.plot is not None:
+        plots.require()
+        checked_target(options.plot)
     images = None if options.images is None else images_of(options.images, options.count)
     nodes = zero_nodes(
         model_of(options), images, relative=options.relative, absolute=options.absolute, exclude=options.exclude

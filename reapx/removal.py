@@ -77,7 +77,9 @@ def remove(
     endings = find_endings(graph, groups, kept)
     updates: dict[str, Tensor] = {}
     if refit is None:
-        updates = {name: narrow(value, kept.get(name, {})) for name, value in changed.items()}
+        updates = {
+            name: narrow(value, kept.get(name, {})).to(graph.tensors[name].dtype) for name, value in changed.items()
+        }
     fits: list[Refit] = []
     if refit is not None and kept:
         wider = kept_positions(groups, _but_one(groups, removed), graph.tensors)

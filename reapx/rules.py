@@ -27,14 +27,16 @@ ELEMENTWISE = (
     "zeros_like ones_like full_like masked_fill"
 ).split()
 """Operators that act on positions one by one, with broadcasting."""
-_PER_CHANNEL = (
+PER_CHANNEL = (
     "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d "
     "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
     "_adaptive_avg_pool2d lp_pool2d adaptive_max_pool1d adaptive_max_pool2d "
     "upsample_nearest1d upsample_nearest2d upsample_linear1d upsample_bilinear2d "
     "upsample_bicubic2d _upsample_nearest_exact2d"
 ).split()
-_REDUCTIONS = ("mean sum amax amin var std prod logsumexp linalg_vector_norm").split()
+"""Operators that pool or resize the positions of each channel."""
+REDUCTIONS = ("mean sum amax amin var std prod logsumexp linalg_vector_norm").split()
+"""Operators that make one value of all along some axes."""
 _RESHAPES = "reshape view _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as".split()
 
 
@@ -132,8 +134,8 @@ def _extremum(walk: Walk, node: Node) -> Result:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
-    **dict.fromkeys(_PER_CHANNEL, _pool),
-    **dict.fromkeys(_REDUCTIONS, _reduction),
+    **dict.fromkeys(PER_CHANNEL, _pool),
+    **dict.fromkeys(REDUCTIONS, _reduction),
     **dict.fromkeys(_RESHAPES, axis_rules.reshape_rule),
     **dict.fromkeys(NORMS, _batch_norm),
     **dict.fromkeys(["prelu", "instance_norm"], _join_parameters),

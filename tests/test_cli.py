@@ -141,7 +141,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     printed = capsys.readouterr().out
-    assert all(command in printed for command in ("prune", "inspect", "demo"))
+    assert all(command in printed for command in ("prune", "compact", "inspect", "demo"))
 
 
 def with_dead_nodes(name: str) -> nn.Module:

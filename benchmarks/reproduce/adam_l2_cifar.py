@@ -2,8 +2,8 @@
 
 VGG16 with batch norms and three linear layers, at a quarter of its widths, trained for few epochs in bfloat16, so that
 a CPU can: the report does not call its network narrow. Adam + L2 at several strengths, next to plain Adam (the dense
-network) and group sparse (Scardapane et al.), which the report compares with. Of each network: what ``reapx.compact``
-removes, and what REAP removes beyond that at equal accuracy. Everything is chosen on the last 2000 training images.
+network). Of each network: what ``reapx.compact`` removes, and what REAP removes beyond that at equal accuracy.
+Everything is chosen on the last 2000 training images.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,12 +21,12 @@ from sparse_training import Recipe, options_of, runs_of, train_all
 from training import HELD_OUT, data
 
 CALIBRATION = 1000
-SLACK = 0.002
-"""Accuracy that REAP may cost."""
+LOSS = 0.01
+"""Held-out accuracy that a strength may cost, as in the report."""
 WIDTH, HIDDEN = 0.25, 2
-RECIPE = Recipe(epochs=12, lr=2e-3, sgd_lr=0.1, batch=128, bf16=True)
-QUICK = Recipe(epochs=1, lr=2e-3, sgd_lr=0.1, batch=128)
-STRENGTHS = {"adam": [0.0], "adam_l2": [1e-3, 2e-3, 3e-3], "group sparse": [1e-5]}
+RECIPE = Recipe(epochs=12, lr=2e-3, batch=128, bf16=True)
+QUICK = Recipe(epochs=1, lr=2e-3, batch=128)
+STRENGTHS = {"adam": [0.0], "adam_l2": [1e-3, 2e-3, 3e-3]}
 
 
 def network() -> nn.Module:
@@ -36,20 +35,19 @@ def network() -> nn.Module:
 
 
 def main() -> None:
-    options = options_of(__doc__ or "", "adam_l2_cifar").parse_args()
+    options = options_of(__doc__ or "", "adam_l2_cifar")
     if not models.has_data():
         return
-    torch.set_num_threads(options.threads)
     images, labels, held = data(validate=True, quick=options.quick)
     assert held is not None and len(held[0]) in (200, HELD_OUT)
     recipe = QUICK if options.quick else RECIPE
-    strengths = {"adam": [0.0]} if options.quick else STRENGTHS
+    strengths = {"adam": [0.0], "adam_l2": [3e-3]} if options.quick else STRENGTHS
     runs = runs_of(strengths, options)
     train_all(runs, options.folder, network, images, labels, recipe, augment)
     if not options.train_only:
         test = models.cifar10("test", 500 if options.quick else None)
         found = Data(images[:CALIBRATION], held, test)
-        report(options, "adam_l2_cifar", runs, network, found, recipe, SLACK)
+        report(options, "adam_l2_cifar", runs, network, found, recipe, LOSS)
 
 
 if __name__ == "__main__":

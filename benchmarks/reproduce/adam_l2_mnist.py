@@ -12,8 +12,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import models
@@ -21,8 +19,8 @@ from sparse_table import Data, report
 from sparse_training import Recipe, mnist_mlp, options_of, pixels, runs_of, train_all
 
 HELD, CALIBRATION = 5000, 2000
-SLACK = 2e-4
-"""Accuracy that may be lost, as in the report."""
+LOSS = 2e-4
+"""Held-out accuracy that a strength may cost, as in the report."""
 RECIPE = Recipe(epochs=50, lr=3e-3, sgd_lr=0.1, batch=128)
 STRENGTHS = {
     "adam": [0.0],
@@ -30,15 +28,14 @@ STRENGTHS = {
     "adamw": [1e-2],
     "sgd": [5e-4],
     "group lasso": [1e-4],
-    "group sparse": [1e-5],
+    "group sparse": [5e-6],
 }
 
 
 def main() -> None:
-    options = options_of(__doc__ or "", "adam_l2_mnist").parse_args()
+    options = options_of(__doc__ or "", "adam_l2_mnist")
     if not models.has_data():
         return
-    torch.set_num_threads(options.threads)
     images, labels = pixels("train", 2000 if options.quick else None)
     held = 200 if options.quick else HELD
     recipe = replace(RECIPE, epochs=1) if options.quick else RECIPE
@@ -47,7 +44,7 @@ def main() -> None:
     if not options.train_only:
         test = pixels("test", 500 if options.quick else None)
         found = Data(images[:CALIBRATION], (images[-held:], labels[-held:]), test)
-        report(options, "adam_l2_mnist", runs, mnist_mlp, found, recipe, SLACK)
+        report(options, "adam_l2_mnist", runs, mnist_mlp, found, recipe, LOSS)
 
 
 if __name__ == "__main__":

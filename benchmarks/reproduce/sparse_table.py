@@ -17,9 +17,15 @@ from torch import Tensor, nn
 import reapx
 
 Labelled = tuple[Tensor, Tensor]
-SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3)
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 """Of what compaction left, that REAP is asked for, one after another."""
+EQUAL = 0.001
+"""Held-out accuracy that REAP may cost."""
+DENSE = 0.02
+"""Share of the parameters that a dense network may lose to compaction."""
 KEEPING = ("method", "strength")
+THRESHOLDS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+"""Shares of a layer's largest node that could count as zero."""
 
 
 @dataclass(frozen=True)
@@ -44,33 +50,43 @@ def report(
     build: Callable[[], nn.Module],
     data: Data,
     recipe: Recipe,
-    slack: float,
+    loss: float,
 ) -> None:
     """Measure every run, print means over the seeds, and write both.
 
     Args:
-        slack: Held-out accuracy that may be lost.
+        loss: Held-out accuracy that a strength may cost, against the dense networks, to be chosen.
     """
     rows: list[dict[str, Any]] = []
     for run in runs:
-        row = measure(trained(run, options.folder, build), data, slack)
+        row = measure(trained(run, options.folder, build), data)
         rows.append({"method": run.method, "strength": run.strength, "seed": run.seed, **row})
         print(f"{run.name}: removed {100 * rows[-1]['removed']:.2f} %, gap {rows[-1]['gap']:.0e}", flush=True)
     means = summary(rows)
-    show(means)
-    best = {method: chosen(means, method, slack) for method in dict.fromkeys(run.method for run in runs)}
+    best = {method: chosen(means, method, loss) for method in dict.fromkeys(run.method for run in runs)}
     if not options.quick or options.json:
         write(stem, rows, options.json, means=means, chosen=best, recipe=asdict(recipe))
+    show(means)
+    show_thresholds(rows)
+    for method, line in best.items():
+        if line is not None:
+            print(f"{method}: {line['strength']:.0e}, the most removed at a held-out loss of at most {loss:.2%}")
 
 
-def measure(model: nn.Module, data: Data, slack: float) -> dict[str, Any]:
-    """A trained network before and after compaction, and after REAP.
+def show_thresholds(rows: Sequence[dict[str, Any]]) -> None:
+    """What other thresholds would remove, and how far outputs would move."""
+    for method in dict.fromkeys(row["method"] for row in rows):
+        for index, relative in enumerate(THRESHOLDS):
+            own = [row["thresholds"][index] for row in rows if row["method"] == method]
+            removed = statistics.mean(value["removed"] for value in own)
+            gap = max(value["gap"] for value in own)
+            print(f"{method:13s} zero up to {relative:.0e}: {removed:.2%} removed, outputs differ by {gap:.0e} at most")
 
-    Args:
-        slack: Held-out accuracy that REAP may cost.
-    """
+
+def measure(model: nn.Module, data: Data) -> dict[str, Any]:
+    """A trained network before and after compaction, and after REAP."""
     nodes = reapx.zero_nodes(model, data.calibration[:8])
-    result = nodes.remove(tolerance=math.inf)
+    result = nodes.remove()
     before, after = nodes.params
     row: dict[str, Any] = {
         "accuracy": models.accuracy(model, *data.test),
@@ -84,7 +100,15 @@ def measure(model: nn.Module, data: Data, slack: float) -> dict[str, Any]:
         "macs_removed": 1 - nodes.macs[1] / nodes.macs[0],
         "nodes": {entry.group.name: [entry.group.size, len(entry.removed)] for entry in nodes.groups},
     }
-    return {**row, **beyond(result.model, data, slack, before)}
+    row["thresholds"] = [_at(model, data, relative) for relative in THRESHOLDS]
+    return {**row, **beyond(result.model, data, before)}
+
+
+def _at(model: nn.Module, data: Data, relative: float) -> dict[str, float]:
+    """What one threshold removes, and how far the outputs move."""
+    nodes = reapx.zero_nodes(model, data.calibration[:8], relative=relative)
+    gap = nodes.remove(tolerance=math.inf).gap
+    return {"relative": relative, "removed": 1 - nodes.params[1] / nodes.params[0], "gap": gap}
 
 
 def _unread_inputs(model: nn.Module) -> int:
@@ -95,13 +119,13 @@ def _unread_inputs(model: nn.Module) -> int:
     return int(idle.sum()) * first.weight[:, 0].numel()
 
 
-def beyond(model: nn.Module, data: Data, slack: float, params: int) -> dict[str, Any]:
-    """How much more REAP takes from a network before its held-out accuracy falls by more than ``slack``.
+def beyond(model: nn.Module, data: Data, params: int) -> dict[str, Any]:
+    """How much more REAP takes from a network before its held-out accuracy falls by more than ``EQUAL``.
 
     Args:
         params: Of the network that was trained.
     """
-    wanted = models.accuracy(model, *data.held) - slack
+    wanted = models.accuracy(model, *data.held) - EQUAL
     plan = reapx.plan(model, data.calibration, budget=reapx.MACs(SHARES[0]), progress=False)
     best, share = model, 1.0
     for tried in SHARES:
@@ -149,12 +173,14 @@ def show(lines: Sequence[dict[str, Any]]) -> None:
         print(f"{line['method']!s:13s}{line['strength']:9.0e}" + "".join(f"{cell:>18s}" for cell in cells))
 
 
-def chosen(lines: Sequence[dict[str, Any]], method: str, slack: float) -> dict[str, Any] | None:
-    """Of a method's strengths the one that removes most, among those whose held-out accuracy is that of the dense net.
+def chosen(lines: Sequence[dict[str, Any]], method: str, loss: float) -> dict[str, Any] | None:
+    """Of a method's strengths the one that removes most, of those with nearly the held-out accuracy of dense networks.
+
+    Dense are all lines that lost no nodes to speak of, whatever trained them; the best of them counts.
 
     Args:
-        slack: Held-out accuracy that may be lost.
+        loss: Held-out accuracy that may be lost.
     """
-    dense = max(float(line["held_accuracy"]) for line in lines if line["strength"] == 0)
-    fit = [x for x in lines if x["method"] == method and float(x["held_accuracy"]) >= dense - slack]
+    dense = max((line["held_accuracy"] for line in lines if line["removed"] < DENSE), default=1.0)
+    fit = [line for line in lines if line["method"] == method and line["held_accuracy"] >= dense - loss]
     return max(fit, key=lambda line: float(line["removed"]), default=None)

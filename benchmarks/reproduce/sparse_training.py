@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,8 +33,6 @@ PENALTIES: dict[str, Callable[[nn.Module, float], Tensor]] = {
 
 METHODS = ("adam", "adam_l2", "adamw", "sgd", *PENALTIES)
 MOMENTUM = 0.9
-DROPS = (0.6, 0.85)
-"""Shares of the training after which the learning rate is divided by ten."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +62,14 @@ class Recipe:
     """How all runs of one table train.
 
     Attributes:
-        lr: Adam's learning rate at the start.
+        lr: Adam's learning rate at the start; it cools down to zero along a cosine.
         sgd_lr: That of momentum SGD.
-        schedule: ``"cosine"`` to zero, or ``"steps"``: a tenth after each of ``DROPS``.
     """
 
     epochs: int
     lr: float
-    sgd_lr: float
     batch: int
-    schedule: str = "cosine"
+    sgd_lr: float = 0.1
     bf16: bool = False
 
 
@@ -98,7 +95,7 @@ def train(
     optimiser, penalty = optimiser_of(run, model, recipe), PENALTIES.get(run.method)
     peak = optimiser.param_groups[0]["lr"]
     steps = len(images) // recipe.batch
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / (recipe.epochs * steps), recipe))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / (recipe.epochs * steps)))
     losses = []
     for epoch in range(recipe.epochs):
         total, start = 0.0, time.perf_counter()
@@ -116,16 +113,14 @@ def train(
             optimiser.step()
             schedule.step()
         losses.append(total / steps)
-        print(f"{run.name}, epoch {epoch + 1}/{recipe.epochs}: lr {peak * _rate(epoch / recipe.epochs, recipe):.1g}, "
+        print(f"{run.name}, epoch {epoch + 1}/{recipe.epochs}: lr {peak * _rate(epoch / recipe.epochs):.1g}, "
               f"loss {losses[-1]:.4f}, {time.perf_counter() - start:.1f} s", flush=True)  # fmt: skip
     return model.eval(), losses
 
 
-def _rate(done: float, recipe: Recipe) -> float:
+def _rate(done: float) -> float:
     """The learning rate as a share of its start."""
-    if recipe.schedule == "cosine":
-        return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * done))))
-    return 0.1 ** sum(done >= drop for drop in DROPS)
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 def train_all(
@@ -184,8 +179,8 @@ def pixels(split: str, count: int | None = None) -> tuple[Tensor, Tensor]:
     return images * 0.3081 + 0.1307, labels
 
 
-def options_of(text: str, folder: str) -> argparse.ArgumentParser:
-    """Options that both tables have."""
+def options_of(text: str, folder: str) -> argparse.Namespace:
+    """The options that both tables have; a tiny run keeps its weights apart."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all of the table's")
@@ -194,4 +189,8 @@ def options_of(text: str, folder: str) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--quick", action="store_true", help="tiny: shows that it runs, measures nothing")
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/; nothing with --quick")
-    return parser
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.quick:
+        options.folder = options.folder / "quick"
+    return options

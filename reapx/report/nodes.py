@@ -70,7 +70,7 @@ def write_curves(shown: Curves, path: str | Path) -> Path:
         InputError: the path ends in something else.
         ReapxError: matplotlib is not installed.
     """
-    target = _target(path)
+    target = checked_target(path)
     figure, panels = _grid(list(shown.norms))
     picked = np.unique(np.linspace(0, len(shown.steps) - 1, LINES).round().astype(int))
     curves = {layer: _values(norms)[picked] for layer, norms in shown.norms.items()}
@@ -107,7 +107,7 @@ def write_histogram(path: str | Path, values: Mapping[str, Tensor], limits: Mapp
         InputError: the path ends in something else, or there is nothing to draw.
         ReapxError: matplotlib is not installed.
     """
-    target = _target(path)
+    target = checked_target(path)
     if not values:
         raise InputError("there are no layers to draw: give the sizes of at least one")
     figure, panels = _grid(list(values))
@@ -120,7 +120,8 @@ def write_histogram(path: str | Path, values: Mapping[str, Tensor], limits: Mapp
     return _save(figure, target, {"alive": ALIVE, "dead: up to the limit (dashed)": DEAD})
 
 
-def _target(path: str | Path) -> Path:
+def checked_target(path: str | Path) -> Path:
+    """A path that pictures can be written to; refuses other endings."""
     target = Path(path)
     if target.suffix.lower() not in ENDINGS:
         raise InputError(f"{target.name!r}: pictures are written as {', '.join(ENDINGS)}; give a path that ends so")

@@ -22,15 +22,15 @@ class Elimination:
     Attributes:
         removed: Group -> (count,) units.
         constant: Group -> how many of them hand on a constant that is not zero.
-        kept: Group -> dead units that stay -> why.
-        changed: Qualified name -> tensor of full size that stands for the network's own when the units are gone.
+        staying: Group -> dead units that stay -> why.
+        changed: Qualified name -> float64 tensor of full size that takes the place of the network's own.
         sizes: Of each layer, as it was.
         limits: Of each layer.
     """
 
     removed: dict[str, Tensor]
     constant: dict[str, int]
-    kept: dict[str, dict[int, str]]
+    staying: dict[str, dict[int, str]]
     changed: Tensors
     sizes: list[Sizes]
     limits: list[Limits]
@@ -80,11 +80,11 @@ def _round(
 ) -> Verdict:
     """Let a group's newly dead units leave the tensors."""
     before = found.removed[group.name]
-    readings = read(graph, group, tensors, values)
+    readings = read(group, tensors, values)
     verdict = judge(graph, group, readings, before, droppable)
     for target in (tensors, found.changed):
         target.update(fold(graph, group, readings, verdict, {**graph.tensors, **target}))
     found.removed[group.name] = torch.cat([before, verdict.removable]).sort().values
     found.constant[group.name] += verdict.constant
-    found.kept[group.name] = verdict.kept
+    found.staying[group.name] = verdict.staying
     return verdict

@@ -1,6 +1,8 @@
-"""Images to look at a model with when the user gives none: their values do not matter, only their shape."""
+"""Random images of a shape that a model runs on, when the user gives none."""
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +10,9 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..proof import tensors_in
 
-SIZES = (224, 32, 28, 64, 96, 128, 256, 299, 384, 512)
+SIZES = (32, 28, 64, 96, 128, 224, 256, 299, 384, 512)
 """Heights and widths that are tried, one after another."""
-COUNT = 8
+COUNT = 32
 
 
 def example_of(model: nn.Module) -> Tensor:
@@ -32,10 +34,11 @@ def example_of(model: nn.Module) -> Tensor:
     else:
         axes = weight.dim() - 2
         shapes = [(first.in_channels, *[size] * axes) for size in SIZES]
+    tried_on = copy.deepcopy(model)  # forward() may change buffers
     generator = torch.Generator().manual_seed(0)
     for shape in shapes:
         images = torch.randn(COUNT, *shape, generator=generator).to(weight.device, weight.dtype)
-        if _runs(model, images):
+        if _runs(tried_on, images):
             return images
     tried = ", ".join(str(tuple(shape)) for shape in shapes[:4])
     raise InputError(

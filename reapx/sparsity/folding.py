@@ -55,16 +55,16 @@ class Verdict:
         removable: (count,) units that can leave.
         constant: How many of them hand a constant on, which goes elsewhere.
         carrier: Unit that stays and takes over the constants of others, or None.
-        kept: Dead units that stay, the carrier among them -> why.
+        staying: Dead units that stay, the carrier among them -> why.
     """
 
     removable: Tensor
     constant: int
     carrier: int | None
-    kept: dict[int, str]
+    staying: dict[int, str]
 
 
-def read(graph: Graph, group: Group, tensors: Tensors, values: dict[torch.fx.Node, Tensor]) -> list[Reading]:
+def read(group: Group, tensors: Tensors, values: dict[torch.fx.Node, Tensor]) -> list[Reading]:
     """What each consumer of a group gets, from values that are known to be the same for all images."""
     return [_reading(consumer, tensors, values[consumer.layer.input]) for consumer in group.consumers]
 
@@ -99,21 +99,21 @@ def judge(graph: Graph, group: Group, readings: Sequence[Reading], gone: Tensor,
             stuck |= dead & ~reading.silent
             reasons.append((reading, reason))
     held = stuck.nonzero().flatten().tolist()
-    kept: dict[int, str] = {}
+    staying: dict[int, str] = {}
     carrier = None
     if held:
         carrier = _carrier(held, [reading for reading, _ in reasons])
         for unit in held:
             if unit == carrier or not _stands_for(carrier, unit, [reading for reading, _ in reasons]):
-                kept[unit] = next(reason for reading, reason in reasons if not reading.silent[unit])
+                staying[unit] = next(reason for reading, reason in reasons if not reading.silent[unit])
     removable = dead.clone()
-    removable[list(kept)] = False
+    removable[list(staying)] = False
     if not droppable and int(removable.sum()) + len(gone) == group.size:
         last = int(removable.nonzero()[0])
-        removable[last], kept[last] = False, "it is the last of its group"
+        removable[last], staying[last] = False, "it is the last of its group"
     silent = torch.stack([reading.silent for reading in readings]).all(0)
     constant = int((removable & ~silent).sum())
-    return Verdict(removable.nonzero().flatten(), constant, carrier if len(held) > len(kept) else None, kept)
+    return Verdict(removable.nonzero().flatten(), constant, carrier if len(held) > len(staying) else None, staying)
 
 
 def _no_place(graph: Graph, layer: Layer) -> str | None:
@@ -122,8 +122,8 @@ def _no_place(graph: Graph, layer: Layer) -> str | None:
     padded = layer.spatial > 0 and (any(layer.window.padding) or (given.get("padding") == "same" and layer.taps > 1))
     if layer.kind == "transposed" or padded:
         return f"its constant is none at the border of {layer.name}, which pads with zeros"
-    if layer.bias is None and tail_of(graph, layer).norm is None:
-        return f"{layer.name} reads its constant and has neither a bias nor a batch norm behind it to take it"
+    if _place(graph, layer) is None:
+        return f"{layer.name} reads its constant and has neither a bias nor a batch norm behind it that can take it"
     return None
 
 
@@ -140,7 +140,8 @@ def _carrier(held: list[int], readings: Sequence[Reading]) -> int:
 
 def _stands_for(carrier: int, unit: int, readings: Sequence[Reading]) -> bool:
     return all(
-        bool(reading.silent[unit]) or bool(((reading.constant[unit] == 0) | (reading.constant[carrier] != 0)).all())
+        bool(reading.silent[unit])
+        or bool(((reading.constant[unit] == 0) | (reading.constant[carrier].abs() > 0)).all())  # NaN is not
         for reading in readings
     )
 
@@ -152,7 +153,7 @@ def fold(graph: Graph, group: Group, readings: Sequence[Reading], verdict: Verdi
         tensors: Qualified name -> parameter of the network.
 
     Returns:
-        Qualified name -> weight, bias or running mean, of full size, with zeros where the units were read.
+        Qualified name -> weight, bias or running mean, of full size, float64, with zeros where the units were read.
     """
     changed: Tensors = {}
     gone = verdict.removable
@@ -166,26 +167,29 @@ def fold(graph: Graph, group: Group, readings: Sequence[Reading], verdict: Verdi
         if bool(constant.any()):
             if _no_place(graph, layer) is None:
                 shift = own[:, columns.flatten()] @ spread.flatten()
-                name, sign = _place(graph, layer)
-                before = changed.get(name, tensors[name])
-                after = before.double().clone()
-                after[part * len(shift) : (part + 1) * len(shift)] += sign * shift
-                changed[name] = after.to(before.dtype)
+                place = _place(graph, layer)
+                assert place is not None
+                name, sign = place
+                changed[name] = changed.get(name, tensors[name]).double().clone()
+                changed[name][part * len(shift) : (part + 1) * len(shift)] += sign * shift
             else:
                 assert verdict.carrier is not None
                 base = reading.constant[verdict.carrier].repeat_interleave(layer.taps)
                 ratios = torch.where(spread == 0, 0.0, spread / base)
                 own[:, reading.columns[verdict.carrier]] += torch.einsum("ouc,uc->oc", own[:, columns], ratios)
         own[:, columns.flatten()] = 0
-        changed[layer.weight] = layer.weight_from(matrix, weight)
+        changed[layer.weight] = layer.weight_from(matrix, weight.double())
     return changed
 
 
-def _place(graph: Graph, layer: Layer) -> tuple[str, int]:
-    """The bias that takes a layer's constant, and its sign there; or the running mean of the norm behind."""
-    if layer.bias is not None:
+def _place(graph: Graph, layer: Layer) -> tuple[str, int] | None:
+    """The bias that takes a layer's constant, and its sign there; or the running mean of the norm behind; or None.
+
+    What forward() also returns as it is must not change.
+    """
+    returned = {graph.parameter_of(node) for node in graph.outputs}
+    if layer.bias is not None and layer.bias not in returned:
         return layer.bias, 1
     norm = tail_of(graph, layer).norm
     mean = None if norm is None else graph.parameter_of(norm.args[3])
-    assert mean is not None
-    return mean, -1
+    return None if mean is None or mean in returned else (mean, -1)

@@ -9,19 +9,28 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from ..axis_rules import axes_of
 from ..execution import evaluate, last_reads
-from ..graph import Graph, operator_name
+from ..graph import Graph, arguments, operator_name
 from ..layers import LAYERS, NORMS
-from ..rules import ELEMENTWISE, RULES
+from ..rules import ELEMENTWISE, PER_CHANNEL, REDUCTIONS, RULES, SKIPPED
 
 Value = Callable[[Node], Any]
+_ADDING = ("sum", "prod", "linalg_vector_norm", "cumsum")
+"""Operators over positions that make zeros of zeros, but of other constants what depends on how many there are."""
+_COUNTING = ("logsumexp", "softmax", "_softmax", "log_softmax", "_log_softmax")
+"""Operators over positions that make even of zeros what depends on how many there are."""
+_PADS, _JOINS = ("pad", "constant_pad_nd"), ("cat", "concat")
+_AVERAGES = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 
 
 def known_values(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node]) -> dict[Node, Tensor]:
-    """Some nodes' values, NaN wherever they could depend on the images.
+    """Some nodes' values, NaN wherever they could depend on the images, or on how large those are.
 
     The images are NaN, and what arithmetic does to NaN does the rest. Zero weights need help, since 0 · NaN is NaN:
     layers and norms are run without the NaN, and what reaches them through a weight that is not zero is marked.
+    Zeros around a value, and sums over positions, are other numbers for larger images: of what such an operator reads
+    only zeros count as known.
 
     Args:
         tensors: Qualified name -> parameter.
@@ -30,6 +39,8 @@ def known_values(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[No
     Returns:
         Each node's value for two images.
     """
+    if not wanted:
+        return {}
     try:
         return _run(graph, tensors, wanted, torch.float64)
     except (RuntimeError, TypeError):  # a dtype is written down in forward()
@@ -42,7 +53,7 @@ def _run(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node], dty
 
     values: dict[Node, Any] = {node: cast(tensors[name]) for node, name in graph.parameters.items()}
     unsure: set[Node] = set()
-    """Nodes whose value holds no NaN though it depends on the images: whole numbers, truth values."""
+    """Nodes whose value has no room for NaN though it depends on the images: whole numbers, truth values."""
     for node in graph.inputs:
         image = torch.zeros(graph.shape(node), dtype=node.meta["val"].dtype)
         values[node] = torch.full_like(cast(image), torch.nan) if image.is_floating_point() else image
@@ -52,9 +63,10 @@ def _run(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node], dty
     found: dict[Node, Tensor] = {}
     with torch.no_grad():
         for node in graph.nodes:
-            value = values[node] = _value(node, values.__getitem__, unsure)
+            value = values[node] = _value(graph, node, values.__getitem__, unsure)
             read = [argument for argument in node.all_input_nodes if argument in unsure or _has_nan(values[argument])]
-            if read and any(not item.is_floating_point() for item in _tensors(value)):
+            items = _tensors(value)
+            if read and items and not any(item.is_floating_point() for item in items):
                 unsure.add(node)
             if node in wanted:
                 found[node] = value
@@ -63,19 +75,86 @@ def _run(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node], dty
     return found
 
 
-def _value(node: Node, value_of: Value, unsure: set[Node]) -> Any:
+def _value(graph: Graph, node: Node, value_of: Value, unsure: set[Node]) -> Any:
     name, first = operator_name(node), node.all_input_nodes[:1]
+    if first and _depends_on_size(node, value_of):
+        value_of = _replaced(first[0], _only_zeros(value_of(first[0])), value_of)
+    elif first and name in (*PER_CHANNEL, *REDUCTIONS):
+        value_of = _replaced(first[0], _even(value_of(first[0]), _pooled_axes(node, value_of(first[0]))), value_of)
     if name in LAYERS and not any(argument in unsure for argument in node.all_input_nodes):
         return _layer(node, value_of)
     if name in NORMS and first and isinstance(value_of(first[0]), Tensor):
         return _norm(node, value_of)
     value = evaluate(node, value_of)
-    strange = name not in RULES and any(_has_nan(value_of(argument)) for argument in node.all_input_nodes)
-    if strange or any(argument in unsure for argument in node.all_input_nodes):
+    computed = [argument for argument in node.all_input_nodes if argument not in graph.parameters]
+    strange = name not in (*RULES, *SKIPPED) and computed
+    if strange or name in _COUNTING or any(argument in unsure for argument in node.all_input_nodes):
         return _without(value)
     if name in ELEMENTWISE and isinstance(value, Tensor) and value.is_floating_point():
-        return _marked(value, [value_of(argument) for argument in node.all_input_nodes])
+        sources = [value_of(argument) for argument in node.all_input_nodes]
+        value = _marked(value, sources)
+        return _emptied(value, sources) if name == "mul" else value
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return _even(value, _grown_axes(node, value.dim()), zeros=name in _JOINS and value.dim() == 3)
     return value
+
+
+def _depends_on_size(node: Node, value_of: Value) -> bool:
+    """Whether an operator makes something else of a constant at the border, or where there are more positions."""
+    name = operator_name(node)
+    if name in _ADDING:
+        return True
+    if name in LAYERS and name != "linear":
+        given = arguments(node)
+        padding, kernel = given["padding"], value_of(node.all_input_nodes[1]).shape[2:]
+        padded = padding == "same" and kernel.numel() > 1 if isinstance(padding, str) else any(padding)
+        return padded or "transpose" in name or bool(given.get("transposed", False))
+    if name in _AVERAGES:
+        given = arguments(node)
+        padded, counted = any(given["padding"]), given.get("divisor_override") is None
+        return (padded and given["count_include_pad"]) if counted else (padded or given["ceil_mode"])
+    return False
+
+
+def _grown_axes(node: Node, axes: int) -> list[int]:
+    """The axes of positions along which an operator puts other values beside those that it reads."""
+    name = operator_name(node)
+    given = arguments(node) if name in (*_PADS, *_JOINS) else {}
+    if name in _JOINS:
+        joined = int(given["dim"]) % axes
+        return [joined] if joined > 1 or (joined == 1 and axes == 3) else []
+    if name not in _PADS or given.get("mode", "constant") != "constant":
+        return []
+    widths = given["pad"]
+    grown = [axes - 1 - step // 2 for step, width in enumerate(widths) if width]
+    return sorted({axis for axis in grown if axes < 4 or axis > 1})  # of images, channels may be added
+
+
+def _pooled_axes(node: Node, value: Any) -> list[int]:
+    """The axes whose positions an operator mixes: larger images have others in each of its windows."""
+    axes = getattr(value, "ndim", 0)
+    if operator_name(node) in PER_CHANNEL:
+        return list(range(2, axes))
+    return sorted(set(axes_of(arguments(node).get("dim"), axes)) - {0})
+
+
+def _even(value: Any, axes: list[int], *, zeros: bool = False) -> Any:
+    """NaN wherever a value changes along some axes; zeros may stay, where those could be axes of channels."""
+    if not axes or not isinstance(value, Tensor) or not value.is_floating_point() or 0 in value.shape:
+        return value
+    uneven = value.amin(axes, keepdim=True) != value.amax(axes, keepdim=True)
+    return value.masked_fill(uneven & (value != 0) if zeros else uneven, torch.nan)
+
+
+def _only_zeros(value: Any) -> Any:
+    """NaN wherever a value is not zero."""
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return torch.where(value == 0, value, torch.nan) if floating else value
+
+
+def _replaced(source: Node, value: Any, value_of: Value) -> Value:
+    """Operands as they are, but one."""
+    return lambda other: value if other is source else value_of(other)
 
 
 def _layer(node: Node, value_of: Value) -> Tensor:
@@ -97,10 +176,13 @@ def _norm(node: Node, value_of: Value) -> Any:
     """A batch norm's value, NaN where it reads NaN, unless its scale is zero there."""
     source = value_of(node.all_input_nodes[0])
     scale = value_of(node.args[1]) if isinstance(node.args[1], Node) else None
+    batch = not isinstance(node.args[3], Node)  # statistics of the images themselves
     value = evaluate(node, lambda other: source.nan_to_num(nan=0.0) if other is node.args[0] else value_of(other))
     lost = source.isnan()
+    if batch:
+        lost = lost.transpose(0, 1).flatten(1).any(1).reshape(-1, *[1] * (source.dim() - 2)).expand(source.shape)
     if scale is not None:
-        lost &= scale.ne(0).reshape(-1, *[1] * (source.dim() - 2))
+        lost = lost & scale.ne(0).reshape(-1, *[1] * (source.dim() - 2))
     for item in _tensors(value)[:1]:
         item.masked_fill_(lost, torch.nan)
     return value
@@ -111,6 +193,14 @@ def _marked(value: Tensor, sources: list[Any]) -> Tensor:
     for source in sources:
         if isinstance(source, Tensor) and source.is_floating_point() and _has_nan(source):
             value = torch.where(source.isnan().expand(value.shape), torch.nan, value)
+    return value
+
+
+def _emptied(value: Tensor, factors: list[Any]) -> Tensor:
+    """A product, zero wherever a factor is, whatever the others are: a dead channel behind a gate."""
+    for factor in factors:
+        if isinstance(factor, Tensor):
+            value = value.masked_fill((factor == 0).expand(value.shape), 0.0)
     return value
 
 

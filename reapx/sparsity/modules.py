@@ -10,7 +10,7 @@ _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 def matrices_of(model: nn.Module) -> dict[str, Tensor]:
-    """Path of each convolution and linear layer -> its weight as (conv groups, outputs, inputs, taps), a view.
+    """Path of each convolution and linear layer -> its weight as (conv groups, outputs, inputs, taps).
 
     Outputs and inputs are those of one conv group. Layers that share a weight appear once.
 

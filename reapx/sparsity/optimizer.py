@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..errors import InputError
 
-_DECAYS = {
+_REFUSED = {
     "weight_decay": "the penalty is called l2 here",
     "decoupled_weight_decay": "that is AdamW: it decays weights outside of Adam's normalisation, only exponentially",
     "amsgrad": "it never forgets the largest gradient, which every later step is divided by",
 }
-"""Options of ``torch.optim.Adam`` that would change or undo the penalty, and why."""
+"""Options of ``torch.optim.Adam`` that go by another name, or would change or undo the penalty, and why."""
 
 
 def adam_l2(params: Iterable[Any], lr: float = 1e-3, l2: float = 1e-4, **options: Any) -> torch.optim.Adam:
@@ -28,13 +28,12 @@ def adam_l2(params: Iterable[Any], lr: float = 1e-3, l2: float = 1e-4, **options
     incoming weights of a node whose ReLU rarely fires, so whole nodes vanish. ``reapx.compact`` removes them, and
     ``reapx.NodeMonitor`` shows them go.
 
-    Decoupled decay (``torch.optim.AdamW``) and momentum SGD shrink such weights only exponentially, with the learning
-    rate: they stay far from zero. So do the options that this function refuses.
+    Decoupled decay (``torch.optim.AdamW``), AMSGrad and momentum SGD shrink such weights only exponentially.
 
     Args:
         params: As ``torch.optim.Adam`` takes them: tensors, (name, tensor) pairs, or dicts, one a parameter group,
             which may hold ``lr`` and ``l2`` of their own.
-        lr: Learning rate. Large and constant makes more nodes vanish; lower it at the end only.
+        lr: Learning rate. Large at first and then cooling down slowly, such as along a cosine, makes many nodes vanish.
         l2: Strength of the penalty, usually from 1e-5 to 1e-3; more removes more.
         options: Others of ``torch.optim.Adam``: betas, eps, fused, ...
 
@@ -85,7 +84,7 @@ def _group(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    for name, reason in _DECAYS.items():
+    for name, reason in _REFUSED.items():
         if options.get(name, False) is not False:
             raise InputError(
                 f"{name}={options[name]!r}: {reason}. Give l2=..., as in adam_l2(params, lr=1e-3, l2=1e-4)"

@@ -52,8 +52,9 @@ def group_lasso(model: nn.Module, *, filters: float = 0.0, channels: float = 0.0
 def group_sparse(model: nn.Module, strength: float, *, lasso: bool = False) -> Tensor:
     """Group-sparse regularisation over nodes, to be added to a loss.
 
-    R = strength · (Σ_g √|g| ‖g‖ + Σ |w|), whose groups g are all outgoing weights of each node and input, and each bias
-    by itself; |g| is how many weights a group has. The second sum only with ``lasso``, over all of them.
+    R = strength · (Σ_g √|g| ‖g‖ + Σ |w|), whose groups g are all outgoing weights of each input of a layer (of each
+    position by itself where a linear layer reads a flattened map), and each bias by itself; |g| is how many weights a
+    group has. The second sum only with ``lasso``, over all of them.
 
     Args:
         model: The network in training.

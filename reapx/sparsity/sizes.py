@@ -44,13 +44,16 @@ def sizes_of(graph: Graph, layers: Sequence[Layer], tensors: Mapping[str, Tensor
 def _sizes(graph: Graph, layer: Layer, tensors: Mapping[str, Tensor], rows: Tensor, columns: Tensor) -> Sizes:
     norm = tail_of(graph, layer).norm
     if norm is not None:
-        rows = rows * norm_affine(graph, norm, tensors)[0].abs().float()
+        scale = norm_affine(graph, norm, tensors)[0].abs().float()
+        if len(scale) == len(rows):  # not of grouped transposed convolutions, whose channels all stay
+            rows = rows * scale
     return Sizes(rows, columns)
 
 
 def limits_of(sizes: Sizes, relative: float, absolute: float) -> Limits:
-    """What counts as zero: at most ``absolute``, or ``relative`` of the layer's largest."""
-    largest = [float(values.max()) if len(values) else 0.0 for values in (sizes.incoming, sizes.outgoing)]
+    """What counts as zero: at most ``absolute``, or ``relative`` of the layer's largest finite one."""
+    finite = [values[values.isfinite()] for values in (sizes.incoming, sizes.outgoing)]
+    largest = [float(values.max()) if len(values) else 0.0 for values in finite]
     return Limits(*(max(absolute, relative * value) for value in largest))
 
 
