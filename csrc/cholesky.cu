@@ -1,6 +1,7 @@
 // Panels of kSide columns. To save passes over the large rest of a matrix, panels are taken kGroup at a
-// time: within a group a panel is brought up to date just before its turn, and what lies beyond the
-// group once, when the group is done. All systems take the same step in one launch.
+// time: one that is solved is at once eliminated from the others of its group, and what lies beyond the
+// group is brought up to date once, when the group is done. All systems take the same step in one
+// launch.
 #include <algorithm>
 #include <limits>
 
@@ -205,8 +206,8 @@ std::vector<Step> forward_steps(int64_t blocks) {
   for (int64_t top = 0; top < blocks; top += kGroup) {
     const int64_t bottom = std::min(top + kGroup, blocks);
     for (int64_t panel = top; panel < bottom; ++panel) {
-      if (panel > top) steps.push_back({panel, 1, top, panel});
       steps.push_back({panel, 0, 0, 0});
+      if (panel + 1 < bottom) steps.push_back({panel + 1, bottom - panel - 1, panel, panel + 1});
     }
     if (bottom < blocks) steps.push_back({bottom, blocks - bottom, top, bottom});
   }
@@ -218,8 +219,8 @@ std::vector<Step> backward_steps(int64_t blocks) {
   for (int64_t top = (blocks - 1) / kGroup * kGroup; top >= 0 && blocks > 0; top -= kGroup) {
     const int64_t bottom = std::min(top + kGroup, blocks);
     for (int64_t panel = bottom - 1; panel >= top; --panel) {
-      if (panel < bottom - 1) steps.push_back({panel, 1, panel + 1, bottom});
       steps.push_back({panel, 0, 0, 0});
+      if (panel > top) steps.push_back({top, panel - top, panel, panel + 1});
     }
     if (top > 0) steps.push_back({0, top, top, bottom});
   }
