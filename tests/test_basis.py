@@ -70,14 +70,40 @@ def test_first_dependent_column_is_named(size: int, copy: int, core: str) -> Non
     check(gram, 1.0, basis)
 
 
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_only_the_upper_triangle_is_read(core: str) -> None:
+    gram = random_gram(150)
+    basis = torch.empty_like(gram)
+    given = gram.triu() + torch.full_like(gram, float("nan")).tril(-1)
+    assert kernels.basis_compute([given], [0.5], [basis], core=core) == [-1]
+    check(gram, 0.5, basis)
+
+
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_company_does_not_change_a_bit(core: str) -> None:
+    grams = [random_gram(size) for size in (30, 64, 330, 7, 200, 330, 65)]
+    for broken, copy in ((1, 40), (2, 300), (4, 70)):
+        grams[broken][copy], grams[broken][:, copy] = grams[broken][0], grams[broken][:, 0]
+        grams[broken][copy, copy] = grams[broken][0, 0]
+    together = [torch.full_like(gram, 7.0) for gram in grams]
+    assert kernels.basis_compute(grams, [0.0] * 7, together, core=core) == [-1, 40, 300, -1, 70, -1, -1]
+    for gram, basis in zip(grams, together, strict=True):
+        alone = torch.full_like(gram, 7.0)
+        kernels.basis_compute([gram], [0.0], [alone], core=core)
+        assert torch.equal(basis, alone)
+    check(grams[5], 0.0, together[5])
+
+
+@pytest.mark.parametrize("core", kernels.CORES)
 @pytest.mark.parametrize(("value", "index"), [(0.0, 3), (float("nan"), 3), (float("inf"), 3)])
-def test_dead_or_broken_pivot(value: float, index: int) -> None:
+def test_dead_or_broken_pivot(value: float, index: int, core: str) -> None:
     gram = torch.eye(9, dtype=F64)
     gram[index, index] = value
-    failed = _native.basis_compute([gram], [0.0], [torch.empty_like(gram)])[0]
+    failed = kernels.basis_compute([gram], [0.0], [torch.empty_like(gram)], core=core)[0]
     assert failed >= 0
     assert failed == index or value != 0.0
 
 
-def test_nothing_to_do() -> None:
-    assert _native.basis_compute([], [], []) == []
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_nothing_to_do(core: str) -> None:
+    assert kernels.basis_compute([], [], [], core=core) == []

@@ -69,22 +69,48 @@ def test_threads_do_not_change_a_bit() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_residual_is_orthogonal_to_the_kept_inputs() -> None:
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_company_does_not_change_a_bit(core: str) -> None:
+    tasks = [
+        make(60, 20, 30, 0.1, False),
+        make(600, 70, 580, 0.1, True),
+        make(90, 5, 90, 0.0, True),
+        make(70, 0, 66, 0.0, False),
+        make(400, 130, 320, 0.1, False),
+    ]
+    assert kernels.batch_solve(tasks, core=core) == [-1] * len(tasks)
+    for task in tasks:
+        check(task)
+        together = task.weight.clone()
+        assert kernels.batch_solve([task], core=core) == [-1]
+        assert torch.equal(task.weight, together)
+
+
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_residual_is_orthogonal_to_the_kept_inputs(core: str) -> None:
     x, y = torch.randn(200, 30, dtype=F64), torch.randn(200, 8, dtype=F64)
     kept = torch.arange(0, 30, 2)
     weight = torch.empty(8, 15, dtype=F64)
-    assert _native.batch_solve([SolveTask(x.T @ x, y.T @ x, kept, 0.0, None, weight)]) == [-1]
+    assert kernels.batch_solve([SolveTask(x.T @ x, y.T @ x, kept, 0.0, None, weight)], core=core) == [-1]
     inputs = x[:, kept]
     rounding = 1000 * EPS * inputs.norm() * y.norm()
     assert ((y - inputs @ weight.T).T @ inputs).norm() <= rounding
 
 
-def test_failing_pivot_is_a_position_in_kept() -> None:
-    task = make(20, 4, 12, 0.0, False)
-    first, second = int(task.kept[2]), int(task.kept[9])
+@pytest.mark.parametrize("core", kernels.CORES)
+@pytest.mark.parametrize(("kept", "place"), [(12, 9), (300, 64), (300, 290)])
+def test_failing_pivot_is_a_position_in_kept(kept: int, place: int, core: str) -> None:
+    task = make(kept + 8, 4, kept, 0.0, False)
+    first, second = int(task.kept[2]), int(task.kept[place])
     task.gram[second] = task.gram[first]
     task.gram[:, second] = task.gram[:, first]
     good = make(10, 3, 5, 0.0, False)
-    assert _native.batch_solve([good, task]) == [-1, 9]
+    assert kernels.batch_solve([good, task], core=core) == [-1, place]
     assert bool(task.weight.isnan().all())
     check(good)
+
+
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_nothing_to_do(core: str) -> None:
+    assert kernels.batch_solve([], core=core) == []
+    assert kernels.batch_solve([make(3, 2, 0, 1.0, True)], core=core) == [-1]
