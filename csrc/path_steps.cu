@@ -28,17 +28,30 @@ struct Candidate {
 };
 
 // The alive unit with the least score, on all threads of the block; the lowest of equal ones. Each
-// thread looks at every blockDim-th unit; shared memory has the best of each warp.
+// thread looks at every kPivotThreads-th unit, some at once so that it waits for memory less often;
+// shared memory has the best of each warp.
 __device__ int64_t choose_unit(const Reader* readers, const Reader& c) {
+  constexpr int kAtOnce = 8;
   __shared__ Candidate best_of[kPivotThreads / kWarp];
   Candidate best{kInfinity, kNone};
-  for (int64_t u = threadIdx.x; u < c.units; u += kPivotThreads) {
-    if (c.gone[u]) continue;
-    double score = 0.0;
-    for (int64_t r = c.first; r < c.last; ++r) score += readers[r].scale * readers[r].scores[u];
-    if (isnan(score)) score = kInfinity;
-    const Candidate own{score, u};
-    if (own.better_than(best)) best = own;
+  for (int64_t first = threadIdx.x; first < c.units; first += kAtOnce * kPivotThreads) {
+    int64_t gone[kAtOnce], unit[kAtOnce];
+    double score[kAtOnce] = {};
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      unit[i] = min(first + i * kPivotThreads, c.units - 1);  // the last one again does no harm
+      gone[i] = c.gone[unit[i]];
+    }
+    for (int64_t r = c.first; r < c.last; ++r) {
+      const double scale = readers[r].scale, *scores = readers[r].scores;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) score[i] += scale * scores[unit[i]];
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const Candidate own{isnan(score[i]) ? kInfinity : score[i], unit[i]};
+      if (gone[i] == 0 && own.better_than(best)) best = own;
+    }
   }
   for (int step = kWarp / 2; step > 0; step /= 2) {
     const Candidate other{__shfl_xor_sync(kAll, best.score, step),
@@ -53,33 +66,34 @@ __device__ int64_t choose_unit(const Reader* readers, const Reader& c) {
 }
 
 // r (q, q) becomes R, r = R^T R, in its upper triangle; k becomes R^-T k R^-1: all of it, or only the
-// lower triangle. By all threads of a block.
-__device__ void whiten(double* r, double* k, int64_t q, bool all) {
-  const int64_t thread = threadIdx.x, threads = blockDim.x;
-  for (int64_t i = 0; i < q; ++i) {
+// lower triangle. By all threads of a block. Indices are int here: a division of int64_t takes longer
+// than most of the rest.
+__device__ void whiten(double* r, double* k, int q, bool all) {
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  for (int i = 0; i < q; ++i) {
     __syncthreads();
     const double root = sqrt(r[i * q + i]);
     __syncthreads();
-    for (int64_t j = i + thread; j < q; j += threads) r[i * q + j] /= root;
+    for (int j = i + thread; j < q; j += threads) r[i * q + j] /= root;
     __syncthreads();
-    const int64_t rest = q - i - 1;
-    for (int64_t e = thread; e < rest * rest; e += threads) {
-      const int64_t x = i + 1 + e / rest, y = i + 1 + e % rest;
+    const int rest = q - i - 1;
+    for (int e = thread; e < rest * rest; e += threads) {
+      const int x = i + 1 + e / rest, y = i + 1 + e % rest;
       if (x <= y) r[x * q + y] -= r[i * q + x] * r[i * q + y];
     }
   }
   __syncthreads();
-  for (int64_t j = thread; j < q; j += threads)
-    for (int64_t i = 0; i < q; ++i) {
+  for (int j = thread; j < q; j += threads)
+    for (int i = 0; i < q; ++i) {
       double value = k[i * q + j];
-      for (int64_t row = 0; row < i; ++row) value -= r[row * q + i] * k[row * q + j];
+      for (int row = 0; row < i; ++row) value -= r[row * q + i] * k[row * q + j];
       k[i * q + j] = value / r[i * q + i];
     }
   __syncthreads();
-  for (int64_t i = thread; i < q; i += threads)
-    for (int64_t j = 0; j < (all ? q : i + 1); ++j) {
+  for (int i = thread; i < q; i += threads)
+    for (int j = 0; j < (all ? q : i + 1); ++j) {
       double value = k[i * q + j];
-      for (int64_t row = 0; row < j; ++row) value -= k[i * q + row] * r[row * q + j];
+      for (int row = 0; row < j; ++row) value -= k[i * q + row] * r[row * q + j];
       k[i * q + j] = value / r[j * q + j];
     }
   __syncthreads();
@@ -98,7 +112,7 @@ __global__ void __launch_bounds__(kPivotThreads) pivot_units(const Reader* reade
     r[i] = c.blocks[unit * size + i];
     k[i] = c.products[unit * size + i];
   }
-  whiten(r, k, q, true);
+  whiten(r, k, static_cast<int>(q), true);
   int wrong = 0;
   for (int64_t i = threadIdx.x; i < q; i += kPivotThreads)
     wrong |= !(r[i * q + i] > 0.0) || !isfinite(r[i * q + i]);
@@ -136,12 +150,12 @@ __device__ void solve_column(const double* root, int64_t q, double* x, int64_t s
 // L[I_u] and Z[I_u] of those taps. Beyond that it has the new rows, if they are few, while they become
 // R^-T times themselves; otherwise they do so where they belong.
 template <int kChunk>
-__global__ void __launch_bounds__(kSlices* kWarp)
+__global__ void __launch_bounds__(kSlices* kWarp, kChunk == 1 ? 3 : 2)
     advance_rows(const Reader* readers, int64_t count, int64_t step) {
   const Reader& c = readers[find_reader(readers, count, blockIdx.x, &Reader::first_tile)];
   if (step >= c.steps) return;
   const int64_t tile = blockIdx.x - c.first_tile;
-  if (!goes_on(readers, c, step, tile == 0 && c.scores == readers[c.first].scores)) return;
+  if (!goes_on(readers, c, step, blockIdx.x == readers[c.first].first_tile)) return;
 
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t q = c.taps, n = c.features, unit = *c.chosen, j = tile * kColumns + lane;
@@ -172,6 +186,7 @@ __global__ void __launch_bounds__(kSlices* kWarp)
     __syncthreads();
     double sum_l[kChunk] = {}, sum_z[kChunk] = {};
     if (needed)
+#pragma unroll 4
       for (int64_t k = warp; k < gathered; k += kSlices) {
         const double l_kj = l_rows[k * n + j], z_kj = z_rows[k * n + j];
 #pragma unroll
@@ -222,7 +237,7 @@ __device__ void score_unit(const Reader& c, int64_t unit, double* r, double* k) 
     r[i] = c.blocks[unit * size + i];
     k[i] = c.products[unit * size + i];
   }
-  whiten(r, k, q, false);
+  whiten(r, k, static_cast<int>(q), false);
   if (threadIdx.x > 0) return;
   double sum = 0.0;
   for (int64_t i = 0; i < q; ++i) sum += k[i * q + i];

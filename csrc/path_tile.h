@@ -35,6 +35,7 @@ struct Factors {
 template <int kWidth>
 __device__ void load_terms(double (*to)[kWidth], const double* from, int64_t stride, int64_t terms,
                            int64_t width) {
+#pragma unroll 2  // more takes registers that the sums need
   for (int i = static_cast<int>(threadIdx.x); i < kTerms * kWidth; i += kProductThreads) {
     const int k = i / kWidth, j = i % kWidth;
     to[k][j] = k < terms && j < width ? from[k * stride + j] : 0.0;

@@ -271,7 +271,8 @@ def test_company_does_not_change_a_bit(core: str) -> None:
         forced = [*range(8, 138), 7] if units == 140 else []
         tasks.append(make_task([consumer(gram, outputs, pick_columns(units, taps, len(gram)), steps)], steps, forced))
         tasks[-1].consumers.append(consumer(random_gram(units), 2, pick_columns(units, 1, units), steps, 0.1))
-    tasks[1].consumers[1].basis[7, 7] *= -1.0
+    tasks[1].consumers[1].basis = torch.eye(140, dtype=F64)
+    tasks[1].consumers[1].basis.diagonal()[tasks[1].consumers[1].columns[7]] = -1.0
     results = []
     for batches in [[tasks], [[task] for task in tasks[::-1]]]:
         for batch in batches:
