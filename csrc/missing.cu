@@ -3,7 +3,6 @@
 
 #include "gram.h"
 #include "pairs.h"
-#include "path.h"
 
 namespace reapx {
 
@@ -17,8 +16,6 @@ namespace {
 }  // namespace
 
 void gram_accumulate(const GramTask&, const std::string&, const Context&) { fail("gram_accumulate"); }
-void path_eliminate(const std::vector<PathTask>&, const Context&) { fail("path_eliminate"); }
-void path_weights(const std::vector<CutsTask>&, const Context&) { fail("path_weights"); }
 void pair_scan(const std::vector<PairTask>&, const Context&) { fail("pair_scan"); }
 
 }  // namespace reapx

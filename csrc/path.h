@@ -38,7 +38,7 @@ struct PathTask {
 // weight - residual[:t*taps]^T factor[:t*taps], exactly zero (to rounding) on removed columns.
 // Columns of units that left earlier are exactly zero in `factor`.
 //
-// float64 throughout; steps are gathered into panels of up to 64 columns, after which P and W (or, for
+// float64 throughout; steps are gathered into panels, after which P and W (or, for
 // many outputs, W^T W, which is cheaper to keep then) are brought up to date, and every few dozen steps
 // the blocks that the scores need are read anew from them, so that scores do not drift. The errors come
 // from V either way. After a failure (status >= 0) outputs from that step on are zero. Outputs are

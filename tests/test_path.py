@@ -102,6 +102,7 @@ def check_against_naive(task: PathTask, grams: list[Tensor]) -> None:
         (12, 3, 5, 1, 5),
         (3, 25, 0, 8, 2),
         (2, 70, 0, 3, 2),
+        (2, 130, 1, 4, 2),
         (5, 2, 0, 0, 5),
         # So many outputs that the kernel keeps their Gram matrix instead of the weights.
         (9, 1, 3, 60, 9),
@@ -118,7 +119,8 @@ def test_every_step_is_the_best(units: int, taps: int, extra: int, outputs: int,
     check_against_naive(task, [gram])
 
 
-def test_several_consumers_with_different_taps() -> None:
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_several_consumers_with_different_taps(core: str) -> None:
     """The last one has so many outputs that it is kept in the other form."""
     units, steps = 10, 10
     grams = [random_gram(units * taps + 2) for taps in (1, 4, 9, 1)]
@@ -127,20 +129,22 @@ def test_several_consumers_with_different_taps() -> None:
         for g, q, m, scale in zip(grams, (1, 4, 9, 1), (5, 3, 8, 200), (0.5, 2.0, 0.01, 0.02), strict=True)
     ]
     task = make_task(consumers, steps)
-    _native.path_eliminate([task])
+    kernels.path_eliminate([task], core=core)
     check_against_naive(task, grams)
 
 
+@pytest.mark.parametrize("core", kernels.CORES)
 @pytest.mark.parametrize("forced", [[3], [5, 0, 2], [7, 6, 5, 4, 3, 2, 1, 0]])
-def test_forced_units_leave_first(forced: list[int]) -> None:
+def test_forced_units_leave_first(forced: list[int], core: str) -> None:
     gram = random_gram(26)
     for steps in (1, 4, 8):
         task = make_task([consumer(gram, 4, pick_columns(8, 3, 26), steps)], steps, forced)
-        _native.path_eliminate([task])
+        kernels.path_eliminate([task], core=core)
         check_against_naive(task, [gram])
 
 
-def test_dead_and_duplicate_channels_leave_first_at_no_cost() -> None:
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_dead_and_duplicate_channels_leave_first_at_no_cost(core: str) -> None:
     """A dead channel costs nothing; of two equal ones, the first to go costs nothing."""
     x = torch.randn(300, 12, dtype=F64)
     x[:, 4] = 0.0
@@ -151,7 +155,7 @@ def test_dead_and_duplicate_channels_leave_first_at_no_cost() -> None:
     c = task.consumers[0]
     c.weight[:, 4] = 0.0
     c.weight[:, 9] = c.weight[:, 2]
-    _native.path_eliminate([task])
+    kernels.path_eliminate([task], core=core)
     assert int(task.status) == -1
     assert int(task.order[0]) == 4
     assert int(task.order[1]) in (2, 9)
@@ -161,10 +165,11 @@ def test_dead_and_duplicate_channels_leave_first_at_no_cost() -> None:
     assert torch.allclose(weight_at(c, 2)[:, left], 2 * c.weight[:, 2], rtol=1e-6)
 
 
-def test_exact_ties_go_to_the_lowest_index() -> None:
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_exact_ties_go_to_the_lowest_index(core: str) -> None:
     task = make_task([consumer(torch.eye(20, dtype=F64), 3, torch.arange(20)[:, None], 20)], 20)
     task.consumers[0].weight.fill_(1.0)
-    _native.path_eliminate([task])
+    kernels.path_eliminate([task], core=core)
     assert task.order.tolist() == list(range(20))
 
 
@@ -257,14 +262,37 @@ def test_threads_do_not_change_a_bit() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_indefinite_pivot_stops_the_path() -> None:
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_company_does_not_change_a_bit(core: str) -> None:
+    """Tasks of all kinds together and one by one: paths of different lengths, several taps, one that fails."""
+    tasks = []
+    for units, taps, extra, outputs, steps in [(14, 9, 2, 9, 14), (140, 1, 0, 3, 135), (3, 20, 0, 70, 2)]:
+        gram = random_gram(units * taps + extra)
+        forced = [*range(8, 138), 7] if units == 140 else []
+        tasks.append(make_task([consumer(gram, outputs, pick_columns(units, taps, len(gram)), steps)], steps, forced))
+        tasks[-1].consumers.append(consumer(random_gram(units), 2, pick_columns(units, 1, units), steps, 0.1))
+    tasks[1].consumers[1].basis = torch.eye(140, dtype=F64)
+    tasks[1].consumers[1].basis.diagonal()[tasks[1].consumers[1].columns[7]] = -1.0
+    results = []
+    for batches in [[tasks], [[task] for task in tasks[::-1]]]:
+        for batch in batches:
+            kernels.path_eliminate(batch, core=core)
+        outputs = [(t.order, t.errors, t.status) for t in tasks]
+        outputs += [(c.factor, c.residual) for t in tasks for c in t.consumers]
+        results.append([value.clone() for group in outputs for value in group])
+    assert [int(task.status) for task in tasks] == [-1, 130, -1]
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_indefinite_pivot_stops_the_path(core: str) -> None:
     """The last consumer fails at the third step: nothing is left of what the others did for it."""
     good, bad = torch.eye(6, dtype=F64), torch.eye(6, dtype=F64)
     bad[5, 5] = -1.0
     consumers = [consumer(g, m, torch.arange(6)[:, None], 6) for g, m in ((good, 2), (good, 80), (good, 2))]
     consumers[2].basis = bad
     task = make_task(consumers, 6, [1, 0, 5])
-    _native.path_eliminate([task])
+    kernels.path_eliminate([task], core=core)
     assert int(task.status) == 2
     assert task.order[:2].tolist() == [1, 0]
     for c in consumers:
@@ -272,22 +300,24 @@ def test_indefinite_pivot_stops_the_path() -> None:
         assert torch.allclose(weight_at(c, 2)[:, 2:], c.weight[:, 2:])
 
 
-def test_an_indefinite_unit_is_the_last_choice() -> None:
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_an_indefinite_unit_is_the_last_choice(core: str) -> None:
     basis = torch.eye(4, dtype=F64)
     basis[0, 0] = -1.0
     c = consumer(torch.eye(4, dtype=F64), 2, torch.arange(4)[:, None], 4)
     c.basis = basis
     task = make_task([c], 4)
-    _native.path_eliminate([task])
+    kernels.path_eliminate([task], core=core)
     assert int(task.status) == 3
     assert 0 not in task.order[:3].tolist()
 
 
-def test_empty() -> None:
-    _native.path_eliminate([])
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_empty(core: str) -> None:
+    kernels.path_eliminate([], core=core)
     for units, features in [(0, 0), (0, 5), (4, 4)]:
         gram = random_gram(features)
         columns = torch.arange(units)[:, None].contiguous()
         task = make_task([consumer(gram, 3, columns, 0)], 0)
-        _native.path_eliminate([task])
+        kernels.path_eliminate([task], core=core)
         assert int(task.status) == -1
