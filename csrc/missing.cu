@@ -3,7 +3,6 @@
 
 #include "basis.h"
 #include "gram.h"
-#include "pairs.h"
 #include "path.h"
 #include "solve.h"
 
@@ -23,6 +22,5 @@ void basis_compute(const std::vector<BasisTask>&, const Context&) { fail("basis_
 void path_eliminate(const std::vector<PathTask>&, const Context&) { fail("path_eliminate"); }
 void path_weights(const std::vector<CutsTask>&, const Context&) { fail("path_weights"); }
 void batch_solve(const std::vector<SolveTask>&, const Context&) { fail("batch_solve"); }
-void pair_scan(const std::vector<PairTask>&, const Context&) { fail("pair_scan"); }
 
 }  // namespace reapx
