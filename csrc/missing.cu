@@ -2,7 +2,6 @@
 #include <string>
 
 #include "gram.h"
-#include "pairs.h"
 
 namespace reapx {
 
@@ -16,6 +15,5 @@ namespace {
 }  // namespace
 
 void gram_accumulate(const GramTask&, const std::string&, const Context&) { fail("gram_accumulate"); }
-void pair_scan(const std::vector<PairTask>&, const Context&) { fail("pair_scan"); }
 
 }  // namespace reapx

@@ -188,10 +188,11 @@ def test_dead_channels(core: str) -> None:
         assert abs(float(task.table[q, 2]) - want) <= 100 * EPS * float(before[:, own].square().sum() * gram.max())
 
 
-def test_a_unit_that_nothing_reads_leaves_first() -> None:
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_a_unit_that_nothing_reads_leaves_first(core: str) -> None:
     task = plain_task(random_gram(24), 3, 4, 5)
     task.consumers[0].weight[:, 12:16] = 0.0
-    run_and_check(task)
+    run_and_check(task, core)
     assert int(task.removed[0]) == 3 and float(task.errors[0]) == 0.0
 
 
@@ -239,10 +240,11 @@ def test_what_is_not_finite_is_never_chosen_first(bad: float, core: str) -> None
     assert bool(task.consumers[0].weight.isfinite().all())
 
 
-def test_all_errors_infinite() -> None:
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_all_errors_infinite(core: str) -> None:
     task = plain_task(torch.full((5, 5), torch.nan, dtype=F64), 4, 1, 4)
     left = task.consumers[0].weight[:, 4].clone()
-    _native.pair_scan([task])
+    kernels.pair_scan([task], core=core)
     assert task.removed.tolist() == [0, 1, 2, 3] and task.partner.tolist() == [1, 2, 3, 4]
     assert bool(task.errors.isinf().all())
     assert task.consumers[0].gains.tolist() == [0.0] * 4
@@ -286,29 +288,70 @@ def test_threads_do_not_change_a_bit() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_tasks_side_by_side_are_as_alone(core: str) -> None:
+    """With other sizes, consumers and numbers of steps: to the bit."""
+    grams = [random_gram(size) for size in (70, 63, 5, 80)]
+    tasks = [
+        make_task([consumer(grams[0], 6, in_order(70, 1, 70), 4)], 4),
+        make_task([consumer(grams[0], 3, in_order(1, 1, 70), 0)], 0),
+        make_task([consumer(grams[1], 10, in_order(7, 9, 63), 6), consumer(grams[3], 9, shuffled(7, 2, 80), 6)], 6),
+        make_task([consumer(grams[2], 2, in_order(5, 1, 5), 0)], 0),
+        make_task([consumer(grams[3], 40, in_order(20, 4, 80), 19)], 19),
+    ]
+    alone = copy.deepcopy(tasks)
+    kernels.pair_scan(tasks, core=core)
+    for task in alone:
+        kernels.pair_scan([task], core=core)
+    for task, other in zip(tasks, alone, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(tensors_of(task), tensors_of(other), strict=True))
+
+
+@pytest.mark.parametrize("core", kernels.CORES)
+@pytest.mark.parametrize(("units", "taps", "steps"), [(1030, 1, 3), (90, 3, 40), (65, 1, 64), (64, 6, 9)])
+def test_many_units_leave_in_one_order(units: int, taps: int, steps: int, core: str) -> None:
+    """In the order of the first core, which other tests compare to the reference; here it would take too long."""
+    gram = random_gram(units * taps)
+    task = make_task([consumer(gram, 5, in_order(units, taps, len(gram)), steps)], steps)
+    c, before, want = task.consumers[0], task.consumers[0].weight.clone(), copy.deepcopy(task)
+    kernels.pair_scan([want], core=kernels.CORES[0])
+    kernels.pair_scan([task], core=core)
+    assert torch.equal(task.removed, want.removed) and torch.equal(task.partner, want.partner)
+    assert want.table is not None and task.table is not None
+    size = float(before.square().sum() * gram.diagonal().max())
+    assert bool((task.table - want.table).abs().fill_diagonal_(0).max() <= 8 * taps**2 * EPS * size)
+    now = before.clone()
+    for q, p, gain in zip(task.removed, task.partner, c.gains, strict=True):
+        reference.unify([now], [c.columns], int(q), int(p), [float(gain)])
+    assert (c.weight - now).abs().max() <= steps * EPS * before.abs().max() * (1 + c.gains.abs().max())
+
+
 def tensors_of(task: PairTask) -> list[Tensor]:
     assert task.table is not None
     outputs = [task.table, task.removed, task.partner, task.errors]
     return outputs + [t for c in task.consumers for t in (c.weight, c.gains)]
 
 
-def test_the_table_is_optional_and_changes_nothing() -> None:
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_the_table_is_optional_and_changes_nothing(core: str) -> None:
     task = plain_task(random_gram(36), 5, 3, 8)
     without = copy.deepcopy(task)
     without.table = None
-    _native.pair_scan([task, without])
+    kernels.pair_scan([task, without], core=core)
     assert torch.equal(task.removed, without.removed) and torch.equal(task.errors, without.errors)
     assert torch.equal(task.consumers[0].weight, without.consumers[0].weight)
 
 
-def test_without_steps_weights_stay() -> None:
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_without_steps_weights_stay(core: str) -> None:
     task = plain_task(random_gram(10), 5, 1, 0)
     before = task.consumers[0].weight.clone()
-    run_and_check(task)
+    run_and_check(task, core)
     assert torch.equal(task.consumers[0].weight, before)
 
 
-def test_empty() -> None:
-    _native.pair_scan([])
+@pytest.mark.parametrize("core", kernels.CORES)
+def test_empty(core: str) -> None:
+    kernels.pair_scan([], core=core)
     for units, features, outputs in [(0, 0, 0), (0, 5, 2), (1, 3, 0), (1, 1, 1)]:
-        run_and_check(make_task([consumer(random_gram(features), outputs, in_order(units, 1, features), 0)], 0))
+        run_and_check(make_task([consumer(random_gram(features), outputs, in_order(units, 1, features), 0)], 0), core)
