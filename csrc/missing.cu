@@ -2,7 +2,6 @@
 #include <string>
 
 #include "basis.h"
-#include "gram.h"
 #include "pairs.h"
 #include "path.h"
 #include "solve.h"
@@ -18,7 +17,6 @@ namespace {
 
 }  // namespace
 
-void gram_accumulate(const GramTask&, const std::string&, const Context&) { fail("gram_accumulate"); }
 void basis_compute(const std::vector<BasisTask>&, const Context&) { fail("basis_compute"); }
 void path_eliminate(const std::vector<PathTask>&, const Context&) { fail("path_eliminate"); }
 void path_weights(const std::vector<CutsTask>&, const Context&) { fail("path_weights"); }
