@@ -72,8 +72,9 @@ void accumulate_rows(const GramTask& task, const Context& context) {
 
 }  // namespace
 
-void gram_accumulate(const GramTask& task, const std::string&, const Context& context) {
-  if (task.samples() > 0) accumulate_rows(task, context);
+void gram_accumulate(const GramTask& task, const std::string& form, const Context& context) {
+  if (task.samples() == 0) return;
+  if (!accumulate_shift(task, form, context)) accumulate_rows(task, context);
 }
 
 void gram_mirror(double* gram, int64_t count, int64_t size, const Context& context) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "context_cuda.h"
@@ -71,5 +72,8 @@ void multiply(const std::vector<Product>& products, const Context& context);
 
 // Estimated work of A^T B, in multiply-adds.
 double product_cost(int64_t rows, int64_t columns, int64_t square, int64_t terms);
+
+// The task in form "shift", where that can be done and is wanted; otherwise nothing is done.
+bool accumulate_shift(const GramTask& task, const std::string& form, const Context& context);
 
 }  // namespace reapx
