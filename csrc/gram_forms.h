@@ -86,7 +86,8 @@ struct ShiftUse {
 };
 
 struct ShiftPlan {
-  explicit ShiftPlan(const GramTask& task);
+  // At most so many copies of the channels: whoever has no panels wants one.
+  explicit ShiftPlan(const GramTask& task, int64_t most_copies = kFloatWidth);
 
   // A product with the target holds `copies` neighbouring taps of a phase: how many there are of a
   // phase, of a kernel row, in all; and the product and the copy that hold a tap.

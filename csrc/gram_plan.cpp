@@ -84,12 +84,12 @@ bool suits(const AxisPlan& plan) {
 
 }  // namespace
 
-ShiftPlan::ShiftPlan(const GramTask& task)
+ShiftPlan::ShiftPlan(const GramTask& task, int64_t most_copies)
     : rows(task.rows),
       columns(task.columns),
       possible(task.taps() > 1 && suits(rows) && suits(columns)),
       copies(std::clamp<int64_t>(kFloatWidth / std::max<int64_t>(1, task.group_channels()), 1,
-                                 2 * columns.most - 1)) {
+                                 std::min(most_copies, 2 * columns.most - 1))) {
   if (!possible) return;
   const int64_t taps = task.taps(), kernel = task.columns.kernel;
   const auto row_pieces = all_pieces(rows, 1), column_pieces = all_pieces(columns, copies);

@@ -11,10 +11,14 @@ import reference
 import torch
 from torch import Tensor
 
+from reapx import _native
 from reapx._native import Window
 
 # The references are many tiny operations, which more threads only slow down.
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+# One core of each: what depends on shapes alone, and not on instructions.
+BACK_ENDS = ["", *(core for core in kernels.CORES if core not in _native.cores())]
 
 
 def natural_size(size: int, window: Window, axis: int) -> int:
@@ -97,26 +101,29 @@ def test_channel_counts(channels: int, form: str) -> None:
 
 @pytest.mark.parametrize("form", ["rows", "shift"])
 @pytest.mark.parametrize(("channels", "groups"), [(6, 2), (6, 6), (40, 40), (72, 2), (99, 3)])
-def test_groups(channels: int, groups: int, form: str) -> None:
+@pytest.mark.parametrize("core", BACK_ENDS)
+def test_groups(channels: int, groups: int, form: str, core: str) -> None:
     window = Window((3, 3), padding=(1, 1), groups=groups)
     x, y = whole(2, channels, 7, 9), whole(2, 2 * groups, 7, 9)
-    check(x, window, (7, 9), y, form=form)
-    check(x.to(memory_format=torch.channels_last), window, (7, 9), form=form)
+    check(x, window, (7, 9), y, form=form, core=core)
+    check(x.to(memory_format=torch.channels_last), window, (7, 9), form=form, core=core)
 
 
 @pytest.mark.parametrize("form", ["rows", "shift"])
-def test_output_sizes_other_than_the_natural_one(form: str) -> None:
+@pytest.mark.parametrize("core", BACK_ENDS)
+def test_output_sizes_other_than_the_natural_one(form: str, core: str) -> None:
     """Zeros after the last row and column may differ from those before the first."""
     x = whole(2, 4, 6, 7)
     for size in [(6, 7), (7, 8), (5, 9), (4, 5), (1, 1), (12, 3), (8, 20)]:
-        check(x, Window((3, 3), padding=(1, 0)), size, whole(2, 3, *size), form=form)
+        check(x, Window((3, 3), padding=(1, 0)), size, whole(2, 3, *size), form=form, core=core)
 
 
-def test_vectors_with_padding_are_no_linear_layer() -> None:
+@pytest.mark.parametrize("core", BACK_ENDS)
+def test_vectors_with_padding_are_no_linear_layer(core: str) -> None:
     """One position that reads only zeros, and one of which a part does."""
-    check(whole(4, 3, 1, 1), Window(padding=(1, 1)), (1, 1), whole(4, 2, 1, 1))
-    check(whole(4, 3, 1, 1), Window(stride=(3, 3), padding=(1, 1)), (1, 1))
-    check(whole(4, 3, 1, 1), Window(padding=(1, 1)), (3, 3))
+    check(whole(4, 3, 1, 1), Window(padding=(1, 1)), (1, 1), whole(4, 2, 1, 1), core=core)
+    check(whole(4, 3, 1, 1), Window(stride=(3, 3), padding=(1, 1)), (1, 1), core=core)
+    check(whole(4, 3, 1, 1), Window(padding=(1, 1)), (3, 3), core=core)
 
 
 @pytest.mark.parametrize("core", kernels.CORES)
@@ -129,23 +136,25 @@ def test_mirror(size: int, core: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 255, 256, 257, 1500])
-@pytest.mark.parametrize("features", [1, 31, 32, 33, 130])
-def test_linear(rows: int, features: int) -> None:
+@pytest.mark.parametrize("features", [1, 31, 32, 33, 130, 257])
+@pytest.mark.parametrize("core", BACK_ENDS)
+def test_linear(rows: int, features: int, core: str) -> None:
     x, y = whole(rows, features, 1, 1), whole(rows, 10, 1, 1)
-    check(x, Window(), (1, 1), y)
+    check(x, Window(), (1, 1), y, core=core)
 
 
 @pytest.mark.parametrize("window", [*WINDOWS, Window((3, 3), padding=(1, 1), groups=2)], ids=str)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("count", [0, 1, 7, 300])
-def test_chosen_positions(window: Window, layout: torch.memory_format, count: int) -> None:
+@pytest.mark.parametrize("core", BACK_ENDS)
+def test_chosen_positions(window: Window, layout: torch.memory_format, count: int, core: str) -> None:
     """Other positions in each image, some of them several times."""
     x = whole(3, 34, 9, 12).to(memory_format=layout)
     size = (natural_size(9, window, 0), natural_size(12, window, 1))
     y = whole(3, 6, *size).to(memory_format=layout)
     positions = torch.randint(size[0] * size[1], (3, count))
-    check(x, window, size, y, positions=positions)
-    check(x, window, size, positions=positions)
+    check(x, window, size, y, positions=positions, core=core)
+    check(x, window, size, positions=positions, core=core)
 
 
 def test_positions_outside_the_map_are_refused() -> None:
@@ -156,10 +165,11 @@ def test_positions_outside_the_map_are_refused() -> None:
         run(whole(2, 3, 4, 5), Window(), (4, 5), positions=torch.zeros(3, 1, dtype=torch.int64))
 
 
-def test_more_images_than_a_batch_of_the_kernel() -> None:
+@pytest.mark.parametrize("core", BACK_ENDS)
+def test_more_images_than_a_batch_of_the_kernel(core: str) -> None:
     x, y = whole(70, 9, 20, 20), whole(70, 5, 20, 20)
     for form in ("rows", "shift"):
-        check(x, Window((3, 3), padding=(1, 1)), (20, 20), y, form=form)
+        check(x, Window((3, 3), padding=(1, 1)), (20, 20), y, form=form, core=core)
 
 
 @pytest.mark.parametrize(
@@ -171,10 +181,11 @@ def test_more_images_than_a_batch_of_the_kernel() -> None:
         ((2, 3, 0, 4), (2, 4)),
     ],
 )
-def test_empty(shape: tuple[int, ...], size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("core", BACK_ENDS)
+def test_empty(shape: tuple[int, ...], size: tuple[int, int], core: str) -> None:
     x = whole(*shape)
-    check(x, Window((3, 3), padding=(1, 1)), size, whole(shape[0], 2, *size))
-    check(x, Window((3, 3), padding=(1, 1)), size, whole(shape[0], 0, *size))
+    check(x, Window((3, 3), padding=(1, 1)), size, whole(shape[0], 2, *size), core=core)
+    check(x, Window((3, 3), padding=(1, 1)), size, whole(shape[0], 0, *size), core=core)
 
 
 @pytest.mark.parametrize("window", WINDOWS[:5], ids=str)
@@ -195,6 +206,17 @@ def test_threads_do_not_change_a_bit(window: Window, form: str, groups: int) -> 
         for other in results[1:]:
             for want, got in zip(results[0], other, strict=True):
                 assert all(torch.equal(want[n], got[n]) for n in want)
+
+
+@pytest.mark.skipif(not kernels.EMULATED, reason="the emulated kernels are not built")
+@pytest.mark.parametrize("form", ["rows", "shift"])
+@pytest.mark.parametrize("window", [WINDOWS[1], WINDOWS[3], Window((3, 3), padding=(1, 1), groups=2)], ids=str)
+def test_order_of_blocks_does_not_change_a_bit(window: Window, form: str) -> None:
+    x = torch.randn(20, 34, 12, 13)
+    size = (natural_size(12, window, 0), natural_size(13, window, 1))
+    y = torch.randn(20, 10, *size)
+    want, got = (run(x, window, size, y, form=form, core=core) for core in kernels.EMULATED)
+    assert all(torch.equal(want[n], got[n]) for n in want)
 
 
 @pytest.mark.parametrize("core", kernels.CORES)

@@ -1,5 +1,7 @@
 // Kernels that are right, in both orders of threads, and kernels that are wrong: the emulator must run
 // the ones and refuse the others, and say why.
+#include <cuda_pipeline.h>
+
 #include <cstdio>
 #include <stdexcept>
 #include <string>
@@ -51,6 +53,20 @@ __global__ void exchange_lanes(int* to) {
   to[lane] = good;
 }
 
+// What was copied is there only after waiting for its batch.
+__global__ void copy_in_batches(const int* from, int* to) {
+  int* values = reapx::dynamic_shared<int>();
+  for (int i = 0; i < 2; ++i) {
+    __pipeline_memcpy_async(values + i, from + i, sizeof(int));
+    __pipeline_commit();
+  }
+  __pipeline_wait_prior(1);
+  to[0] = values[0];
+  to[1] = values[1] == from[1];
+  __pipeline_wait_prior(0);
+  to[2] = values[1];
+}
+
 // Each block adds its neighbour's value of the round before.
 __global__ void pass_around(int* values, int rounds) {
   __shared__ int own;
@@ -75,6 +91,9 @@ void check_right(bool backward) {
     expect(to.data()[b] == (b * 96 + b * 96 + 95) * 48, "sum_block", backward);
   launch(context, {"exchange_lanes", dim3(1), dim3(32)}, exchange_lanes, to.data());
   for (int i = 0; i < 32; ++i) expect(to.data()[i], "exchange_lanes", backward);
+  launch(context, {"copy_in_batches", dim3(1), dim3(1), 2 * sizeof(int)}, copy_in_batches,
+         from.data() + 1, to.data());
+  expect(to.data()[0] == 1 && to.data()[1] == 0 && to.data()[2] == 2, "copy_in_batches", backward);
   Shape shape{"pass_around", dim3(1), dim3(64), 0, true};
   shape.grid = reapx::blocks_of(reapx::blocks_at_once(context, shape, pass_around));
   launch(context, shape, pass_around, to.data(), 2);
@@ -98,6 +117,10 @@ __global__ void part_in_warp() {
 }
 __global__ void read_from_outside() {
   __shfl_sync(1U << threadIdx.x, 1, static_cast<int>(threadIdx.x) ^ 1);
+}
+__global__ void copy_unaligned() {
+  char* values = reapx::dynamic_shared<char>();
+  __pipeline_memcpy_async(values + 1, values, 4);
 }
 [[maybe_unused]] __global__ void write_behind() { reapx::dynamic_shared<char>()[64] = 1; }
 __global__ void sync_grid() { reapx::grid_sync(); }
@@ -127,6 +150,7 @@ int main() {
   check_wrong("thread 8 waits at", {"part_at_barriers", one, many}, part_at_barriers);
   check_wrong("thread 8 has returned", {"part_in_warp", one, many}, part_in_warp);
   check_wrong("takes no part", {"read_from_outside", one, many}, read_from_outside);
+  check_wrong("aligned to as many", {"copy_unaligned", one, one, 64}, copy_unaligned);
 #if !defined(__SANITIZE_ADDRESS__)  // it ends the process by itself
   check_wrong("64 bytes of shared memory", {"write_behind", one, one, 64}, write_behind);
 #endif

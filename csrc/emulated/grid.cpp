@@ -160,6 +160,13 @@ class Block {
     return self.result;
   }
 
+  // No exception may leave a fiber: the scheduler throws.
+  std::uint64_t stop(const char* what, Site site) {
+    wrong_ = std::string(what) + ", at " + describe(site);
+    leave();
+    return 0;
+  }
+
   static thread_local constinit Block* current;
 
  private:
@@ -240,13 +247,6 @@ class Block {
   // Back to the scheduler, until it is this fiber's turn again.
   void leave() { switch_stack(&fiber->stack_pointer, scheduler_); }
 
-  // No exception may leave a fiber: the scheduler throws.
-  std::uint64_t stop(const char* what, Site site) {
-    wrong_ = std::string(what) + ", at " + describe(site);
-    leave();
-    return 0;
-  }
-
   void check_guards() {
     const auto whole = [](const unsigned char* from, std::size_t bytes) {
       return std::all_of(from, from + bytes, [](unsigned char byte) { return byte == kGuardByte; });
@@ -318,6 +318,25 @@ void run_grid(const cudaLaunchConfig_t& shape, const std::function<void()>& body
 int meet_block(Site site, bool given) { return Block::current->meet_block(site, given); }
 std::uint64_t meet_warp(const WarpCall& call) { return Block::current->meet_warp(call); }
 void meet_grid(Site site) { Block::current->meet_grid(site); }
+
+void copy_later(void* to, const void* from, std::size_t bytes, Site site) {
+  const auto places = reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from);
+  if ((bytes != 4 && bytes != 8 && bytes != 16) || places % bytes != 0) {
+    Block::current->stop("an asynchronous copy is not of 4, 8 or 16 bytes, aligned to as many", site);
+    return;
+  }
+  std::memset(to, kUnwritten, bytes);
+  fiber->copies.push_back({to, from, bytes, fiber->batch});
+}
+
+void finish_copies(std::size_t batches) {
+  std::vector<Copy>& copies = fiber->copies;
+  const auto done = std::find_if(copies.begin(), copies.end(), [&](const Copy& copy) {
+    return copy.batch + batches >= fiber->batch;
+  });
+  for (auto copy = copies.begin(); copy != done; ++copy) std::memcpy(copy->to, copy->from, copy->bytes);
+  copies.erase(copies.begin(), done);
+}
 
 }  // namespace emulated
 

@@ -3,6 +3,7 @@
 // - a barrier of a block, a warp or the grid that not all of its threads reach, or from different
 // lines;
 // - a shuffle from a lane that does not take part;
+// - an asynchronous copy of a size or to an address that has no instruction;
 // - a write beyond the dynamic shared memory that the launch asked for (with the address sanitizer, a
 // read
 //   too), or beyond a thread's stack;
@@ -12,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 namespace emulated {
 
@@ -42,6 +44,13 @@ struct WarpCall {
 
 enum class State { kReady, kAtBlock, kAtWarp, kAtGrid, kDone };
 
+// To shared memory, of the batch that the thread commits as its `batch`th.
+struct Copy {
+  void* to;
+  const void* from;
+  std::size_t bytes, batch;
+};
+
 struct Fiber {
   uint3 thread;
   unsigned rank;  // within the block
@@ -50,6 +59,8 @@ struct Fiber {
   WarpCall call;
   std::uint64_t result;
   void* stack_pointer;
+  std::vector<Copy> copies{};  // not yet done, in the order in which they were asked for
+  std::size_t batch = 0;       // the one that copies belong to now
 };
 
 // The thread whose code runs now.
@@ -63,5 +74,9 @@ void run_grid(const cudaLaunchConfig_t& shape, const std::function<void()>& body
 int meet_block(Site site, bool given);
 std::uint64_t meet_warp(const WarpCall& call);
 void meet_grid(Site site);
+
+// Asks for a copy, and does those of all batches but the last few, which are not the open one.
+void copy_later(void* to, const void* from, std::size_t bytes, Site site);
+void finish_copies(std::size_t batches);
 
 }  // namespace emulated
