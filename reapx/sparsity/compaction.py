@@ -19,7 +19,11 @@ from .nodes import TOLERANCE, GroupNodes, ZeroNodes
 from .sizes import dead_rows
 
 RELATIVE = 1e-4
-"""Default share of a layer's largest node up to which weights count as zero."""
+"""Default share of a layer's largest node up to which weights count as zero.
+
+The largest power of ten at which outputs of the networks measured stayed the same to less than float32's own rounding:
+few nodes lie between 1e-4 and 1e-2, the vanished ones below and the living above (``ZeroNodes.plot`` shows them).
+"""
 
 
 def zero_nodes(
