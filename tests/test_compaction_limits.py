@@ -239,3 +239,11 @@ def test_tied_weights_stay() -> None:
     done = compacted(model, images(4))
     assert gone(done) == {"3": [2]}
     assert torch.equal(done.model[0].weight, model[0].weight) and done.model[0].weight is done.model[2].weight
+
+
+def test_a_layer_too_wide_to_measure_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is measured, so no Gram matrix has to fit into memory."""
+    monkeypatch.setattr("reapx.groups.MAX_FEATURES", 3)
+    model = dense()
+    kill(model[0], 1, 0.5)
+    assert gone(compacted(model, images(5))) == {"0": [1]}

@@ -67,7 +67,7 @@ def zero_nodes(
     check_model(model)
     guessed = example_of(model) if images is None else None
     images = images if guessed is None else guessed
-    found = examine(model, images, exclude=exclude, memory=memory, max_features=math.inf)
+    found = examine(model, images, exclude=exclude, memory=memory, measured=False)
     done = eliminate(found._graph, found._channels, found.droppable, relative, absolute)
     layers = found._channels.layers
     rows = {x.weight: dead_rows(*own) for x, own in zip(layers, zip(done.sizes, done.limits, strict=True), strict=True)}
