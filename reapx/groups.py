@@ -109,11 +109,11 @@ class _Unit:
         return tuple(sorted((place, len(where)) for place, where in self.places.items()))
 
 
-def find_groups(graph: Graph, max_features: float = MAX_FEATURES) -> Channels:
+def find_groups(graph: Graph, *, measured: bool = True) -> Channels:
     """Analyse a captured graph.
 
     Args:
-        max_features: Channels that layers with more input features read stay.
+        measured: Whether layers are to be measured: what those read that are too wide for it stays.
 
     Returns:
         Groups in the order of their first producer, and for every layer the channels that stay.
@@ -127,7 +127,7 @@ def find_groups(graph: Graph, max_features: float = MAX_FEATURES) -> Channels:
     for root, unit in _units(analysis).items():
         if root in reasons or not any(place in producers for place in unit.places):
             continue
-        reason = _unreadable(graph, [consumers[place] for place in unit.places if place in consumers], max_features)
+        reason = _unreadable(graph, [consumers[place] for place in unit.places if place in consumers], measured)
         if reason is None:
             classes.setdefault((unit.signature, root in streams), []).append(unit)
         else:
@@ -139,14 +139,14 @@ def find_groups(graph: Graph, max_features: float = MAX_FEATURES) -> Channels:
     return Channels(_unique_names(groups), frozen, analysis.layers)
 
 
-def _unreadable(graph: Graph, readers: list[Layer], max_features: float) -> str | None:
+def _unreadable(graph: Graph, readers: list[Layer], measured: bool) -> str | None:
     """Why the layers that read a unit cannot be refitted without it, or None."""
     if not readers:
         return "no convolution or linear layer reads these channels"
     for layer in readers:
         if not can_refit(graph, layer):
             return f"{layer.name} reads them with a buffer, or with a bias that it shares, which cannot be refitted"
-        if layer.features > max_features:
+        if measured and layer.features > MAX_FEATURES:
             size = 8e-9 * layer.features**2
             return f"{layer.name} has {layer.features} input features: their Gram matrix would take {size:.1f} GB"
     return None

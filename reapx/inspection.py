@@ -13,7 +13,6 @@ from .errors import InputError
 from .graph import Graph, capture
 from .groups import Channels, Frozen, Group, find_groups
 from .images import Images
-from .layers import MAX_FEATURES
 from .moments import check_outputs
 from .report.text import frozen_text, short, table
 from .trial import find_droppable, freeze_failing
@@ -78,18 +77,18 @@ def examine(
     *,
     exclude: Sequence[str] = (),
     memory: int = MEMORY,
-    max_features: float = MAX_FEATURES,
+    measured: bool = True,
 ) -> Inspection:
     """What ``inspect`` finds, even if it is nothing.
 
     Args:
-        max_features: Channels that layers with more input features read stay.
+        measured: Whether layers are to be measured: what those read that are too wide for it stays.
     """
     check_model(model)
     calibration = Images(images, model_device(model), memory)
     check_forward(model, calibration)
     graph = capture(model, calibration.as_inputs(2))
-    channels = find_groups(graph, max_features)
+    channels = find_groups(graph, measured=measured)
     check_outputs(graph, channels.layers, calibration)
     channels = freeze_failing(model, graph, channels, calibration)
     channels = without_excluded(channels, exclude)

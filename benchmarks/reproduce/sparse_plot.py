@@ -29,10 +29,10 @@ def main() -> None:
             label, colour = NAMES.get(method, method), COLOURS[method]
             axes.errorbar(*values, yerr=spread[1], xerr=spread[0], marker="o", capsize=2, label=label, color=colour)
             if method == "adam_l2":
-                for line, left, height in zip(own, *values, strict=True):
-                    axes.annotate(
-                        f"{line['strength']:.0e}", (left, height), (0, 7), textcoords="offset points", ha="center"
-                    )
+                for index, (line, left, height) in enumerate(zip(own, *values, strict=True)):
+                    offset = (0, -15 if index % 2 else 8)
+                    text = f"λ = {line['strength']:.0e}".replace("e-0", "e-")
+                    axes.annotate(text, (left, height), offset, textcoords="offset points", ha="center", fontsize=7)
         axes.set(title=PANELS[stem], xlabel="parameters removed, %", ylabel="test accuracy, %")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=8)

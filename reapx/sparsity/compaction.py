@@ -19,7 +19,11 @@ from .nodes import TOLERANCE, GroupNodes, ZeroNodes
 from .sizes import dead_rows
 
 RELATIVE = 1e-4
-"""Default share of a layer's largest node up to which weights count as zero."""
+"""Default share of a layer's largest node up to which weights count as zero.
+
+The largest power of ten at which outputs of the networks measured stayed the same to less than float32's own rounding:
+few nodes lie between 1e-4 and 1e-2, the vanished ones below and the living above (``ZeroNodes.plot`` shows them).
+"""
 
 
 def zero_nodes(
@@ -63,7 +67,7 @@ def zero_nodes(
     check_model(model)
     guessed = example_of(model) if images is None else None
     images = images if guessed is None else guessed
-    found = examine(model, images, exclude=exclude, memory=memory, max_features=math.inf)
+    found = examine(model, images, exclude=exclude, memory=memory, measured=False)
     done = eliminate(found._graph, found._channels, found.droppable, relative, absolute)
     layers = found._channels.layers
     rows = {x.weight: dead_rows(*own) for x, own in zip(layers, zip(done.sizes, done.limits, strict=True), strict=True)}
