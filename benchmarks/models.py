@@ -123,6 +123,13 @@ class MnistCnn(nn.Module):
         return self.fc_layers(self.conv_layers(x).flatten(1))
 
 
+def mnist_mlp() -> nn.Module:
+    """784-500-300-10 with ReLU, untrained."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 500), nn.ReLU(), nn.Linear(500, 300), nn.ReLU(), nn.Linear(300, 10)
+    )
+
+
 class Vgg16Bn(nn.Module):
     """VGG16 with batch norms for 32x32 images: 13 convolutions, then linear layers.
 

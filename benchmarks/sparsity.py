@@ -20,14 +20,8 @@ from reapx import _native
 from reapx.report.text import table
 from reapx.sparsity.modules import matrices_of
 
-
-def mlp() -> nn.Module:
-    """784-500-300-10."""
-    return nn.Sequential(nn.Linear(784, 500), nn.ReLU(), nn.Linear(500, 300), nn.ReLU(), nn.Linear(300, 10))
-
-
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
-    "MLP 784-500-300-10, batch 128": (mlp, (128, 784), 200),
+    "MLP 784-500-300-10, batch 128": (models.mnist_mlp, (128, 784), 200),
     "VGG16-BN at a quarter, batch 128": (lambda: models.Vgg16Bn(0.25, 2), (128, 3, 32, 32), 15),
     "VGG16-BN, batch 32": (lambda: models.Vgg16Bn(1.0, 2), (32, 3, 32, 32), 7),
 }

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -27,7 +26,7 @@ from .groups import Group
 from .inspection import MEMORY, Inspection, inspect
 from .layers import Layer
 from .report.similarity import Similarity, write_similarity
-from .report.text import show_bars, table
+from .report.text import listed, show_bars, table
 from .selection.paths import measure_consumers
 from .selection.readers import readers_of
 
@@ -131,7 +130,7 @@ class Behaviors:
         return f"{self.layer}: {channels}, {images}, {where}"
 
     def __str__(self) -> str:
-        lines = [self.title, f"as read by {_listed(self.readers, 3)}"]
+        lines = [self.title, f"as read by {listed(self.readers, 3)}"]
         lines += [f"not looked at: {other}" for other in self.others]
         rows = [
             [self.label(unit), self.label(partner), f"{100 * error:.2g} %", f"{correlation:+.3f}"]
@@ -260,13 +259,9 @@ def _refusal(found: Inspection, name: str) -> str:
         reason = "; ".join(reasons) or "they belong to no group"
         return (
             f"the channels of {name} cannot be compared, since none of them can be removed: {reason}. "
-            f"Choose a layer with channels that can: {_listed(able)}"
+            f"Choose a layer with channels that can: {listed(able)}"
         )
     inside = [other for other in able if other.startswith(f"{name}.")]
     close = inside or difflib.get_close_matches(name, able, n=5, cutoff=0.5)
-    which = f"did you mean {_listed(close)}?" if close else f"there are {_listed(able)}"
+    which = f"did you mean {listed(close)}?" if close else f"there are {listed(able)}"
     return f"layer={name!r} names no convolution or linear layer; {which} (print(reapx.inspect(model, images)))"
-
-
-def _listed(names: Sequence[str], shown: int = 8) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -199,6 +199,20 @@ def _convolution(
     return Layer(name, node, "transposed", weight, bias, spatial, window, stride, positions, features)
 
 
+def differs_at_border(node: Node, taps: int) -> bool:
+    """Whether a convolution's operator makes something else of a constant at the border than inside.
+
+    Args:
+        taps: Kernel positions.
+    """
+    given, name = arguments(node), operator_name(node)
+    if name == "linear":
+        return False
+    padding = given["padding"]
+    padded = (padding == "same" and taps > 1) if isinstance(padding, str) else any(padding)
+    return padded or "transpose" in name or bool(given.get("transposed", False))
+
+
 def can_refit(graph: Graph, layer: Layer) -> bool:
     """Whether the layer's weight and bias are parameters that nothing else reads or holds."""
     if layer.weight in graph.shared or layer.weight not in graph.trained:

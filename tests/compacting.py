@@ -5,11 +5,22 @@ from __future__ import annotations
 import copy
 
 import torch
+from graphs import lively
 from torch import Tensor, nn
 
 import reapx
 
 ROUNDING = 1e-6
+
+
+def chain(*layers: nn.Module) -> nn.Module:
+    """Layers one after another, in eval mode."""
+    return lively(nn.Sequential(*layers))
+
+
+def weights(model: nn.Module, name: str) -> Tensor:
+    """A parameter in float64."""
+    return model.get_parameter(name).detach().double()
 
 
 def kill(layer: nn.Module, unit: int, bias: float | None = None) -> None:

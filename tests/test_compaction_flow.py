@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from compacting import compacted, gone, kill, left, reasons
+from compacting import chain, compacted, gone, kill, left, reasons, weights
 from graphs import emptied, lively
 from graphs.coupled import Concat, Gate, OptionA, PreActivation, Residual
 from torch import Tensor, nn
@@ -19,14 +19,6 @@ IMAGE = (3, 8, 8)
 
 def images(*shape: int) -> Tensor:
     return torch.randn(4, *(shape or IMAGE))
-
-
-def chain(*layers: nn.Module) -> nn.Module:
-    return lively(nn.Sequential(*layers))
-
-
-def weights(model: nn.Module, name: str) -> Tensor:
-    return model.get_parameter(name).detach().double()
 
 
 @pytest.mark.parametrize(("shift", "leaves"), [(-0.6, True), (0.6, False)])

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import models
 from sparse_table import Data, report
-from sparse_training import Recipe, mnist_mlp, options_of, pixels, runs_of, train_all
+from sparse_training import Recipe, options_of, pixels, runs_of, train_all
 
 HELD, CALIBRATION = 5000, 2000
 LOSS = 2e-4
@@ -40,11 +40,11 @@ def main() -> None:
     held = 200 if options.quick else HELD
     recipe = replace(RECIPE, epochs=1) if options.quick else RECIPE
     runs = runs_of({"adam": [0.0], "adam_l2": [1e-3]} if options.quick else STRENGTHS, options)
-    train_all(runs, options.folder, mnist_mlp, images[:-held], labels[:-held], recipe)
+    train_all(runs, options.folder, models.mnist_mlp, images[:-held], labels[:-held], recipe)
     if not options.train_only:
         test = pixels("test", 500 if options.quick else None)
         found = Data(images[:CALIBRATION], (images[-held:], labels[-held:]), test)
-        report(options, "adam_l2_mnist", runs, mnist_mlp, found, recipe, LOSS)
+        report(options, "adam_l2_mnist", runs, models.mnist_mlp, found, recipe, LOSS)
 
 
 if __name__ == "__main__":

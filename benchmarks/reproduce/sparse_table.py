@@ -15,6 +15,7 @@ from timing import write
 from torch import Tensor, nn
 
 import reapx
+from reapx.sparsity.compaction import RELATIVE
 
 Labelled = tuple[Tensor, Tensor]
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -23,7 +24,7 @@ EQUAL = 0.001
 """Held-out accuracy that REAP may cost."""
 DENSE = 0.02
 """Share of the parameters that a dense network may lose to compaction."""
-KEEPING = ("method", "strength")
+KEYS = ("method", "strength")
 THRESHOLDS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """Shares of a layer's largest node that could count as zero."""
 
@@ -115,7 +116,7 @@ def _unread_inputs(model: nn.Module) -> int:
     """Weights of inputs that nothing reads, which Wen et al. count as removed; compaction leaves them in."""
     first = next(module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d))
     size = first.weight.detach().abs()
-    idle = size.transpose(0, 1).flatten(1).amax(1) <= 1e-4 * size.max()
+    idle = size.transpose(0, 1).flatten(1).amax(1) <= RELATIVE * size.max()
     return int(idle.sum()) * first.weight[:, 0].numel()
 
 
@@ -147,11 +148,11 @@ def beyond(model: nn.Module, data: Data, params: int) -> dict[str, Any]:
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and standard deviation over the seeds of each method and strength."""
     found: list[dict[str, Any]] = []
-    for key in dict.fromkeys(tuple(row[name] for name in KEEPING) for row in rows):
-        own = [row for row in rows if tuple(row[name] for name in KEEPING) == key]
-        line: dict[str, Any] = {**dict(zip(KEEPING, key, strict=True)), "seeds": len(own)}
+    for key in dict.fromkeys(tuple(row[name] for name in KEYS) for row in rows):
+        own = [row for row in rows if tuple(row[name] for name in KEYS) == key]
+        line: dict[str, Any] = {**dict(zip(KEYS, key, strict=True)), "seeds": len(own)}
         for name, value in own[0].items():
-            if isinstance(value, float) and name not in KEEPING:
+            if isinstance(value, float) and name not in KEYS:
                 values = [float(row[name]) for row in own]
                 line[name] = statistics.mean(values)
                 line[f"{name}_spread"] = statistics.stdev(values) if len(values) > 1 else 0.0

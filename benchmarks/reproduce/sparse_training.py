@@ -166,13 +166,6 @@ def _check(page: Path, recipe: Recipe) -> None:
         raise SystemExit(f"{page} was trained by another recipe, {known}: give another --folder")
 
 
-def mnist_mlp() -> nn.Module:
-    """784-500-300-10 with ReLU, of pixels between 0 and 1."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(784, 500), nn.ReLU(), nn.Linear(500, 300), nn.ReLU(), nn.Linear(300, 10)
-    )
-
-
 def pixels(split: str, count: int | None = None) -> tuple[Tensor, Tensor]:
     """MNIST images between 0 and 1, and labels: the background is zero, so that idle pixels are."""
     images, labels = models.mnist(split, count)

@@ -264,14 +264,9 @@ def _round_sizes(least: float, most: float) -> Iterator[tuple[float, str]]:
 
 
 def _save(figure: Figure, target: Path, colours: Mapping[str, str]) -> Path:
-    """Add the legend and write the file; the same from the same call."""
-    import matplotlib
+    """Add the legend and write the file."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=colour, linewidth=3, label=label) for label, colour in colours.items()]
     figure.legend(handles=handles, loc="outside upper right", ncols=2, frameon=False, labelcolor=INK, fontsize=9)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(target.suffix.lower())
-    with matplotlib.rc_context({"svg.hashsalt": "reapx"}):
-        figure.savefig(target, dpi=150, metadata=metadata)
-    return target
+    return plots.save(figure, target, 150, "reapx")

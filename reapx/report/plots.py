@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ReapxError
@@ -164,6 +165,21 @@ def _label_rows(axes: Axes, labels: Sequence[str]) -> None:
     axes.set_yticks(range(len(labels)))
     axes.set_yticklabels(labels, parse_math=False)
     axes.set_ylim(len(labels) - 0.4, -0.6)
+
+
+def save(figure: Figure, target: Path, dpi: int, salt: str) -> Path:
+    """Write a picture, whose folder is made if need be; the same file from the same call.
+
+    Args:
+        salt: What the names inside an .svg are made from.
+    """
+    import matplotlib
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(target.suffix.lower())
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(target, dpi=dpi, metadata=metadata)
+    return target
 
 
 def plain(axes: Axes) -> None:

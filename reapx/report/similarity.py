@@ -52,14 +52,7 @@ def write_similarity(shown: Similarity, path: str | Path) -> Path:
     target = Path(path)
     if target.suffix.lower() not in (".png", ".svg"):
         raise InputError(f"{target.name!r}: pictures are written as .png or .svg; give a path that ends in one of them")
-    figure = similarity_figure(shown)
-    import matplotlib
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"Date": None} if target.suffix.lower() == ".svg" else None  # the same file from the same call
-    with matplotlib.rc_context({"svg.hashsalt": shown.title}):
-        figure.savefig(target, dpi=200, metadata=metadata)
-    return target
+    return plots.save(similarity_figure(shown), target, 200, shown.title)
 
 
 def similarity_figure(shown: Similarity) -> Figure:

@@ -74,9 +74,13 @@ def frozen_text(frozen: Sequence[Frozen]) -> list[str]:
         reasons.setdefault(entry.reason, []).append(f"{entry.layer} ({entry.channels})")
     lines = ["", "Frozen (layer and number of its channels):"]
     for reason, layers in reasons.items():
-        shown = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
-        lines.append(f"  {reason}: {shown}")
+        lines.append(f"  {reason}: {listed(layers, 3)}")
     return lines
+
+
+def listed(names: Sequence[str], shown: int = 8) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def show_bars(progress: bool | None) -> bool:

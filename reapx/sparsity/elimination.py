@@ -57,17 +57,20 @@ def eliminate(
         found.removed[group.name], found.constant[group.name] = torch.empty(0, dtype=torch.int64), 0
     wanted = {consumer.layer.input for group in channels.groups for consumer in group.consumers}
     while True:
-        for layer, own, limit in zip(channels.layers, sizes_of(graph, channels.layers, tensors), limits, strict=True):
+        for layer, own, limit in zip(channels.layers, sizes, limits, strict=True):
             if layer.weight not in graph.shared:
                 tensors[layer.weight] = without_zeros(layer, tensors[layer.weight], own, limit)
         values = known_values(graph, tensors, wanted)
         rounds = [_round(graph, group, found, tensors, values, group.name in droppable) for group in channels.groups]
-        for group, verdict in zip(channels.groups, rounds, strict=True):
-            for layer in channels.makers(group):
-                rows = torch.from_numpy(group.cuts[layer.weight, layer.out_axis])[verdict.removable].flatten()
-                tensors[layer.weight] = tensors[layer.weight].index_fill(layer.out_axis, rows, 0)
-        if not any(len(verdict.removable) for verdict in rounds):
+        pairs = zip(channels.groups, rounds, strict=True)
+        leaving = [(group, verdict.removable) for group, verdict in pairs if len(verdict.removable)]
+        if not leaving:
             return found
+        for group, units in leaving:
+            for layer in channels.makers(group):
+                rows = torch.from_numpy(group.cuts[layer.weight, layer.out_axis])[units].flatten()
+                tensors[layer.weight] = tensors[layer.weight].index_fill(layer.out_axis, rows, 0)
+        sizes = sizes_of(graph, channels.layers, tensors)
 
 
 def _round(
@@ -82,7 +85,7 @@ def _round(
     before = found.removed[group.name]
     readings = read(group, tensors, values)
     verdict = judge(graph, group, readings, before, droppable)
-    for target in (tensors, found.changed):
+    for target in (tensors, found.changed) if len(verdict.removable) else ():
         target.update(fold(graph, group, readings, verdict, {**graph.tensors, **target}))
     found.removed[group.name] = torch.cat([before, verdict.removable]).sort().values
     found.constant[group.name] += verdict.constant

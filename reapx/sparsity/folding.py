@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..graph import Graph, arguments
+from ..graph import Graph
 from ..groups import Consumer, Group
-from ..layers import Layer, tail_of
+from ..layers import Layer, differs_at_border, tail_of
 
 Tensors = dict[str, Tensor]
 
@@ -118,9 +118,7 @@ def judge(graph: Graph, group: Group, readings: Sequence[Reading], gone: Tensor,
 
 def _no_place(graph: Graph, layer: Layer) -> str | None:
     """Why a constant that a layer reads cannot go into a bias, or None."""
-    given = arguments(layer.node)
-    padded = layer.spatial > 0 and (any(layer.window.padding) or (given.get("padding") == "same" and layer.taps > 1))
-    if layer.kind == "transposed" or padded:
+    if differs_at_border(layer.node, layer.taps):
         return f"its constant is none at the border of {layer.name}, which pads with zeros"
     if _place(graph, layer) is None:
         return f"{layer.name} reads its constant and has neither a bias nor a batch norm behind it that can take it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.fx import Node
 from ..axis_rules import axes_of
 from ..execution import evaluate, last_reads
 from ..graph import Graph, arguments, operator_name
-from ..layers import LAYERS, NORMS
+from ..layers import LAYERS, NORMS, differs_at_border
 from ..rules import ELEMENTWISE, PER_CHANNEL, REDUCTIONS, RULES, SKIPPED
 
 Value = Callable[[Node], Any]
@@ -104,11 +105,8 @@ def _depends_on_size(node: Node, value_of: Value) -> bool:
     name = operator_name(node)
     if name in _ADDING:
         return True
-    if name in LAYERS and name != "linear":
-        given = arguments(node)
-        padding, kernel = given["padding"], value_of(node.all_input_nodes[1]).shape[2:]
-        padded = padding == "same" and kernel.numel() > 1 if isinstance(padding, str) else any(padding)
-        return padded or "transpose" in name or bool(given.get("transposed", False))
+    if name in LAYERS:
+        return differs_at_border(node, math.prod(value_of(node.all_input_nodes[1]).shape[2:]))
     if name in _AVERAGES:
         given = arguments(node)
         padded, counted = any(given["padding"]), given.get("divisor_override") is None

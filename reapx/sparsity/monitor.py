@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from ..errors import InputError
 from ..report.nodes import Curves, write_curves
-from ..report.text import table
+from ..report.text import listed, table
 from .modules import matrices_of
 
 THRESHOLD = 1e-8
@@ -122,7 +122,7 @@ class NodeMonitor:
         """
         if layer not in self._sizes:
             close = difflib.get_close_matches(str(layer), self.layers, n=5, cutoff=0.5)
-            which = f"did you mean {', '.join(close)}?" if close else f"there are {_listed(self.layers)}"
+            which = f"did you mean {', '.join(close)}?" if close else f"there are {listed(self.layers)}"
             raise InputError(f"layer={layer!r} names no convolution or linear layer; {which}")
         if not self.steps:
             raise InputError(self._nothing())
@@ -224,7 +224,3 @@ def _difference(before: Mapping[str, int], now: Mapping[str, int]) -> str:
         if now[layer] != size:
             return f"{layer} has {now[layer]} nodes, but had {size} when the monitor began"
     return f"the model has a new layer {next(layer for layer in now if layer not in before)}"
-
-
-def _listed(names: list[str], shown: int = 8) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -60,7 +60,7 @@ def limits_of(sizes: Sizes, relative: float, absolute: float) -> Limits:
 def without_zeros(layer: Layer, weight: Tensor, sizes: Sizes, limits: Limits) -> Tensor:
     """A layer's weight with exact zeros where rows or columns count as zero."""
     weight = weight.clone()
-    weight.movedim(layer.out_axis, 0)[sizes.incoming <= limits.incoming] = 0
+    weight.movedim(layer.out_axis, 0)[dead_rows(sizes, limits)] = 0
     weight.movedim(layer.in_axis, 0)[sizes.outgoing <= limits.outgoing] = 0
     return weight
 
