@@ -87,11 +87,13 @@ class Images:
         count: Number of images.
         batches: Number of batches.
         memory: Bytes of memory before batches go to disk.
+        device: That all of them are on.
     """
 
     def __init__(self, source: object, device: torch.device, limit: int) -> None:
         self.names: tuple[str, ...] | None = None
         self.memory = limit
+        self.device = device
         self.count = 0
         self.batches = 0
         held = isinstance(source, Tensor | list | tuple)  # by the caller anyway

@@ -5,7 +5,7 @@ Memory does not grow with the number of images, and the patch matrix is never bu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -124,20 +124,22 @@ def damp(
 class Accumulator:
     """Adds batches to the moments of one layer, all conv groups at once."""
 
-    def __init__(self, layer: Layer, outputs: int = 0, positions: int | None = None) -> None:
+    def __init__(
+        self, layer: Layer, outputs: int = 0, positions: int | None = None, *, device: torch.device
+    ) -> None:
         """``outputs`` counts targets per conv group; there are none without it. ``positions`` is the number of random
-        positions that are looked at in each image; None for all.
+        positions that are looked at in each image; None for all. ``device`` is that of the batches.
         """
         groups, features = layer.window.groups, layer.features
         self.layer = layer
         self.positions = positions
         self.counts = torch.zeros(2, dtype=torch.int64)  # batches and rows
-        self.gram = torch.zeros(groups, features, features, dtype=torch.float64)
-        self.total = torch.zeros(groups, features, dtype=torch.float64)
+        self.gram = torch.zeros(groups, features, features, dtype=torch.float64, device=device)
+        self.total = torch.zeros(groups, features, dtype=torch.float64, device=device)
         with_target = outputs > 0
-        self.cross = _zeros((groups, outputs, features), with_target)
-        self.target_total = _zeros((groups * outputs,), with_target)
-        self.target_square = _zeros((groups * outputs,), with_target)
+        self.cross = _zeros((groups, outputs, features), with_target, device)
+        self.target_total = _zeros((groups * outputs,), with_target, device)
+        self.target_square = _zeros((groups * outputs,), with_target, device)
 
     @property
     def rows(self) -> int:
@@ -181,15 +183,18 @@ class Accumulator:
             return None
         # Seeded for each batch, so that they do not depend on which batches this process has seen.
         random = torch.Generator().manual_seed(int(self.counts[0]))
-        return torch.rand(images, count, generator=random).topk(self.positions, dim=1).indices.contiguous()
+        drawn = torch.rand(images, count, generator=random).topk(self.positions, dim=1).indices
+        return drawn.contiguous().to(self.gram.device)
 
-    def check_finite(self, batch: int) -> None:
-        """Raise where an activation of the last batch was NaN or infinite."""
-        sums = [self.total] if self.target_total is None else [self.total, self.target_total]
-        if all(bool(torch.isfinite(values).all()) for values in sums):
-            return
+    def is_finite(self) -> Tensor:
+        """Whether all activations so far were finite: one bool, where the sums are."""
+        finite = torch.isfinite(self.total).all()
+        return finite if self.target_total is None else finite & torch.isfinite(self.target_total).all()
+
+    def not_finite(self, batch: int) -> NumericalError:
+        """What to raise where an activation of the last batch was NaN or infinite."""
         bad = (~torch.isfinite(self.total)).nonzero()
-        raise _not_finite(self.layer, int(bad[0, 1]) // self.layer.taps if len(bad) else None, batch)
+        return _not_finite(self.layer, int(bad[0, 1]) // self.layer.taps if len(bad) else None, batch)
 
     def moments(self) -> list[Moments]:
         """The sums so far, one per conv group."""
@@ -202,6 +207,13 @@ class Accumulator:
         totals, squares = parts(self.target_total), parts(self.target_square)
         cross = [None] * groups if self.cross is None else list(self.cross)
         return [Moments(self.gram[g], self.total[g], self.rows, cross[g], totals[g], squares[g]) for g in range(groups)]
+
+
+def check_finite(accumulators: Iterable[Accumulator], batch: int) -> None:
+    """Raise where an activation of the last batch was NaN or infinite; a GPU is waited for once."""
+    found = [(accumulator, accumulator.is_finite()) for accumulator in accumulators]
+    if found and not bool(torch.stack([finite for _, finite in found]).all()):
+        raise next(accumulator.not_finite(batch) for accumulator, finite in found if not finite)
 
 
 def _not_finite(layer: Layer | None, channel: int | None, batch: int) -> NumericalError:
@@ -231,8 +243,8 @@ def check_outputs(graph: Graph, layers: list[Layer], images: Images) -> None:
         raise _not_finite(layer, channel, 0)
 
 
-def _zeros(shape: tuple[int, ...], wanted: bool) -> Tensor | None:
-    return torch.zeros(shape, dtype=torch.float64) if wanted else None
+def _zeros(shape: tuple[int, ...], wanted: bool, device: torch.device) -> Tensor | None:
+    return torch.zeros(shape, dtype=torch.float64, device=device) if wanted else None
 
 
 def measure(
@@ -261,7 +273,7 @@ def measure(
     for layer in layers:
         key = (layer.input, layer.spatial, layer.window, layer.upsampling, _size(graph, layer))
         if key not in shared:
-            shared[key] = Accumulator(layer, positions=positions)
+            shared[key] = Accumulator(layer, positions=positions, device=tensors[layer.weight].device)
         of_layer[layer.node] = shared[key]
     first = {accumulator.layer.node: accumulator for accumulator in shared.values()}
     last = max((node.meta["order"] for node in first), default=-1)
@@ -276,8 +288,7 @@ def measure(
     done = 0 if checkpoint is None else checkpoint.restore(name, sums)
     for batch in _bar(done, len(images), "measuring", progress):
         run(graph, images[batch], tensors, visit, last)
-        for accumulator in first.values():
-            accumulator.check_finite(batch)
+        check_finite(first.values(), batch)
         if checkpoint is not None:
             checkpoint.keep_tensors(name, batch + 1, sums, last=batch + 1 == len(images))
     found = {accumulator.layer.node: accumulator.moments() for accumulator in first.values()}

@@ -20,7 +20,7 @@ from .errors import CaptureError, NumericalError
 from .graph import Graph, operator_name
 from .images import Images
 from .layers import MAX_FEATURES, Layer, Tail, can_refit, describe, norm_affine, tail_of
-from .moments import Accumulator, Moments, damp
+from .moments import Accumulator, Moments, check_finite, damp
 from .rectify import Batch, Fit, feeds_relu, rectify
 from .schedule import schedule
 from .streams import Stream
@@ -161,22 +161,25 @@ def _behind(graph: Graph, layers: list[Layer], first: list[Layer]) -> list[Layer
 
 
 def _refit(step: Step, streams: tuple[Stream, Stream], kept: Kept, damping: float) -> tuple[dict[str, Tensor], Refit]:
-    layer, tensors, columns = step.layer, streams[1].tensors, step.columns
+    layer, tensors = step.layer, streams[1].tensors
     old = layer.matrix(tensors[layer.weight])
+    columns = step.columns.to(old.device)
     old = torch.zeros_like(old).index_copy_(2, columns, old[:, :, columns])
     outs = kept.get(layer.weight, {}).get(layer.out_axis)
     norm = None
     if step.tail.norm is not None:
         norm = norm_affine(streams[1].graph, step.tail.norm, tensors)
-    accumulator = Accumulator(layer, outputs=old.shape[1])
+    accumulator = Accumulator(layer, outputs=old.shape[1], device=old.device)
     for batch, (value, target, _) in enumerate(_batches(step, streams, outs, norm)):
         accumulator.add(value, tuple(target.shape), target)
-        accumulator.check_finite(batch)
+        check_finite([accumulator], batch)
     moments = accumulator.moments()
     intercept = layer.bias is not None or norm is not None
     centred = [part.centred(intercept) for part in moments]
     usable = (
-        _usable(norm[0]) if step.residual and norm is not None else torch.ones(old.shape[:2].numel(), dtype=torch.bool)
+        _usable(norm[0])
+        if step.residual and norm is not None
+        else torch.ones(old.shape[:2].numel(), dtype=torch.bool, device=old.device)
     )
     weight = torch.where(usable.reshape(*old.shape[:2], 1), _fit(layer, centred, old, columns, damping), old)
     shift = torch.cat([_shift(part, own, intercept) for part, own in zip(moments, weight, strict=True)])
@@ -221,7 +224,7 @@ def _batches(
 def _shift(moments: Moments, weight: Tensor, intercept: bool) -> Tensor:
     """The intercept of fitted weights (outputs, features)."""
     if not intercept:
-        return torch.zeros(len(weight), dtype=torch.float64)
+        return weight.new_zeros(len(weight))
     return (_some(moments.target_total) - weight @ moments.total) / max(moments.rows, 1)
 
 
@@ -235,7 +238,7 @@ def _target(
 ) -> Tensor:
     """What the layer should put out: the original's value, or original sum - pruned shortcut before the norm."""
     axis = wanted.dim() - 1 if layer.spatial == 0 else 1
-    target = wanted if outs is None else wanted.index_select(axis, outs)
+    target = wanted if outs is None else wanted.index_select(axis, outs.to(wanted.device))
     if step.residual:
         target = target - rest[0]
         if norm is not None:
@@ -254,7 +257,7 @@ def _usable(scale: Tensor) -> Tensor:
 def _fit(layer: Layer, moments: list[Moments], old: Tensor, columns: Tensor, damping: float) -> Tensor:
     """Least-squares weights (groups, outputs, features) of all conv groups, damped towards ``old``; zero but there."""
     moments, old, full = [part.of_columns(columns) for part in moments], old[:, :, columns], torch.zeros_like(old)
-    weight, kept = torch.empty_like(old), torch.arange(old.shape[2])
+    weight, kept = torch.empty_like(old), torch.arange(old.shape[2], device=old.device)
 
     def solve(indices: list[int], ridges: list[float]) -> list[int]:
         tasks = []

@@ -87,7 +87,7 @@ def rectify(
     gradient, total = _residuals(layer, like, fit, batches, norm)
     gradient, gone = gradient[:, :, columns], (fit.weight - old)[:, :, columns]
     moments = [own.of_columns(columns) for own in moments]
-    change, kept = torch.empty_like(gradient), torch.arange(len(columns))
+    change, kept = torch.empty_like(gradient), torch.arange(len(columns), device=columns.device)
     sums = total.reshape(old.shape[:2])
 
     def solve(indices: list[int], ridges: list[float]) -> list[int]:

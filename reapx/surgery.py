@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .groups import Group, Place
 
 Kept = dict[str, dict[int, Tensor]]
-"""Qualified name -> axis -> sorted positions that stay."""
+"""Qualified name -> axis -> sorted positions that stay; on the CPU, wherever the tensors are."""
 
 
 def kept_positions(groups: list[Group], removed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Kept:

@@ -128,7 +128,7 @@ def output_errors(
     tensors = {**graph.tensors, **(base or {})}
     suffixes = [_Suffix(graph, set(edit), outputs) for edit in edits]
     wanted = set(outputs).union(*(suffix.frontier for suffix in suffixes))
-    sums = _Sums([_image_shape(graph, node) for node in outputs], len(edits), measure)
+    sums = _Sums([_image_shape(graph, node) for node in outputs], len(edits), measure, images.device)
     share = 1.0 if count is None else min(count / images.count, 1.0)
     name = "" if checkpoint is None else f"outputs-{_digest(base or {}, edits, measure, share)}"
     done = 0 if checkpoint is None else checkpoint.restore(name, sums.tensors)
@@ -208,12 +208,17 @@ class _Sums:
         tensors: What is added up, float64.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], edits: int, measure: str) -> None:
+    def __init__(
+        self, shapes: Sequence[tuple[int, ...]], edits: int, measure: str, device: torch.device
+    ) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
         self._measure = measure
-        self._errors = torch.zeros(len(shapes), edits, dtype=torch.float64)
-        self._squares = torch.zeros(len(shapes), dtype=torch.float64)
-        self._rows = torch.zeros(len(shapes), dtype=torch.float64)
-        self._totals = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+        self._errors = zeros(len(shapes), edits)
+        self._squares = zeros(len(shapes))
+        self._rows = zeros(len(shapes))
+        self._totals = [zeros(*shape) for shape in shapes]
         totals = {f"total{index}": total for index, total in enumerate(self._totals)}
         self.tensors = {"errors": self._errors, "squares": self._squares, "rows": self._rows, **totals}
 
@@ -228,14 +233,14 @@ class _Sums:
             )
         else:
             error = (value - reference).square().sum()
-        self._errors[output, edit] += float(error)
+        self._errors[output, edit] += error
 
     def end_batch(self, references: Sequence[Tensor]) -> None:
         """Add the original's outputs of one batch."""
         for output, reference in enumerate(references):
             self._rows[output] += len(reference)
             self._totals[output] += reference.double().sum(0)
-            self._squares[output] += float(reference.double().square().sum())
+            self._squares[output] += reference.double().square().sum()
 
     def shares(self) -> list[float]:
         """The error of each edit, averaged over outputs."""
@@ -247,4 +252,4 @@ class _Sums:
             varies = variances > 1e-10 * self._squares
             found = self._errors / torch.where(varies, variances, self._squares).clamp(min=1e-300)[:, None]
         lost = 1e30  # what is not finite is no bargain
-        return [float(value) for value in found.mean(0).nan_to_num(lost, lost)]
+        return [float(value) for value in found.mean(0).nan_to_num(lost, lost).cpu()]

@@ -87,7 +87,7 @@ class Changes(ABC):
         known = changed.get(layer.weight)
         full = layer.weight_from(full, tensors[layer.weight].double())
         changed[layer.weight] = full if known is None else known + full
-        shift = torch.zeros(matrix.shape[0] * outputs, dtype=torch.float64)
+        shift = change.new_zeros(matrix.shape[0] * outputs)
         shift[rows] = -change @ mean
         name = layer.bias
         if name is None and norm is not None:

@@ -12,7 +12,7 @@ from .readers import Reader
 
 def inner_products(gram: Tensor, columns: Tensor) -> Tensor:
     """(units, units) float64: of the units' values at all places, from the columns (units, count) that each owns."""
-    total = torch.zeros(len(columns), len(columns), dtype=torch.float64)
+    total = gram.new_zeros(len(columns), len(columns))
     for tap in columns.T:
         total += gram[tap[:, None], tap]
     return total

@@ -24,7 +24,7 @@ def dpp_order(readers: Sequence[Reader], steps: int) -> Tensor:
     The kernel is L_cd = exp(-‖v_c - v_d‖²) with v the units' behaviours, scaled so that their mean square is 1. Of
     the units that leave, those that are most alike to what stays come first: earlier cuts are greedy, not samples.
     """
-    kernel = _kernel(behaviour_gram(readers))
+    kernel = _kernel(behaviour_gram(readers).cpu())
     stays = _sample(kernel, len(kernel) - steps, torch.Generator().manual_seed(_SEED))
     return _added(kernel, stays).flip(0)
 

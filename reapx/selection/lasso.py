@@ -41,7 +41,7 @@ def lasso_order(readers: Sequence[Reader], steps: int) -> Tensor:
     has at most all but ``steps`` units in it; where it has fewer, the next to enter stay too. Cuts before the last
     one follow the order of entry alone. Only inner products of the Z_c are needed.
     """
-    gram = shared_gram(readers).numpy()
+    gram = shared_gram(readers).cpu().numpy()
     support, entry = _follow(gram)
     size = len(gram)
     stays = size - steps

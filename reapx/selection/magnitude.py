@@ -18,5 +18,5 @@ def magnitude_order(graph: Graph, group: Group, steps: int) -> Tensor:
     for layer in group.producers:
         weight = graph.tensors[layer.weight].double().transpose(0, layer.out_axis).flatten(1)
         rows = torch.from_numpy(group.cuts[layer.weight, layer.out_axis])
-        total += weight.square().sum(1)[rows].sum(1)
+        total += weight.square().sum(1).cpu()[rows].sum(1)
     return total.argsort(stable=True)[:steps]

@@ -39,11 +39,11 @@ class Unification(Changes):
         task = unify(readers, merges)
         order, partners, errors = task.removed, task.partner, task.errors
         if steps > merges:
-            gone = torch.zeros(group.size, dtype=torch.bool).index_fill_(0, order, True)
+            gone = torch.zeros(group.size, dtype=torch.bool, device=order.device).index_fill_(0, order, True)
             last = (~gone).nonzero()[0]
             order, partners = torch.cat([order, last]), torch.cat([partners, last])
             rest = sum(_energy(reader) for reader in readers) / max(len(readers), 1) - float(errors.sum())
-            errors = torch.cat([errors, torch.tensor([rest], dtype=torch.float64)])
+            errors = torch.cat([errors, torch.full((1,), rest, dtype=errors.dtype, device=errors.device)])
         super().__init__(graph, group, readers, order)
         self.partners, self.errors = partners, errors
         self._gains = [consumer.gains for consumer in task.consumers]
@@ -71,6 +71,7 @@ def unify(readers: Sequence[Reader], steps: int, *, table: Tensor | None = None)
         steps: Fewer than there are units.
         table: (units, units) float64, overwritten by the errors of all pairs before the first step.
     """
+    device = readers[0].weight.device
     task = _native.PairTask(
         consumers=[
             _native.PairConsumer(
@@ -78,14 +79,14 @@ def unify(readers: Sequence[Reader], steps: int, *, table: Tensor | None = None)
                 reader.weight.clone(memory_format=torch.contiguous_format),
                 reader.columns.contiguous(),
                 reader.scale / len(readers),
-                torch.empty(steps, dtype=torch.float64),
+                reader.weight.new_empty(steps),
             )
             for reader in readers
         ],
         table=table,
-        removed=torch.empty(steps, dtype=torch.int64),
-        partner=torch.empty(steps, dtype=torch.int64),
-        errors=torch.empty(steps, dtype=torch.float64),
+        removed=torch.empty(steps, dtype=torch.int64, device=device),
+        partner=torch.empty(steps, dtype=torch.int64, device=device),
+        errors=torch.empty(steps, dtype=torch.float64, device=device),
     )
     _native.pair_scan([task])
     return task

@@ -18,8 +18,8 @@ def output_norm_order(readers: Sequence[Reader], steps: int) -> Tensor:
     Source: T. He et al., "Reshaping Deep Neural Network for Fast Decoding by Node-Pruning", ICASSP 2014 (there the
     mean of absolute values).
     """
-    total = torch.zeros(len(readers[0].columns), dtype=torch.float64)
+    total = readers[0].weight.new_zeros(len(readers[0].columns))
     for reader in readers:
         square = reader.weight.square()
         total += square[:, reader.columns].sum((0, 2)) / square.sum().clamp(min=1e-300)
-    return total.argsort(stable=True)[:steps]
+    return total.cpu().argsort(stable=True)[:steps]

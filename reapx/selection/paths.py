@@ -74,7 +74,7 @@ def find_paths(
             paths = []
             for group, own, solved in zip(part, readers, solve_paths(requests, damping), strict=True):
                 given = Refits(graph, group, own, solved.task, solved.ridges, store)
-                paths.append(Path(solved.task.order, solved.errors, float(solved.errors.sum()), given))
+                paths.append(Path(solved.order, solved.errors, float(solved.errors.sum()), given))
         else:
             paths = reap_paths(requests, damping, swaps)
         for group, path, choice in zip(part, paths, choices, strict=True):

@@ -72,5 +72,5 @@ def readers_of(graph: Graph, group: Group, moments: Mapping[str, list[Moments]] 
             weight = weight * scale.reshape(weight.shape[0], weight.shape[1], 1)
         intercept = layer.bias is not None or norm is not None
         own = None if moments is None else moments[layer.weight][consumer.part].centred(intercept)
-        readers.append(Reader(weight[consumer.part], consumer.columns(), own))
+        readers.append(Reader(weight[consumer.part], consumer.columns().to(weight.device), own))
     return readers

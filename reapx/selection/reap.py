@@ -61,7 +61,7 @@ def reap_paths(requests: Sequence[Request], damping: float, swaps: int = 0) -> l
         task = solved.task
         changes = [consumer.residual.T @ consumer.factor for consumer in task.consumers]
         final = _final_error(request, task, changes) / max(len(changes), 1)
-        path = Path(task.order, solved.errors, final)
+        path = Path(solved.order, solved.errors, final)
         paths.append(_swapped(request, task, path, swaps) if swaps else path)
     return paths
 
@@ -79,9 +79,14 @@ class Solved:
     ridges: Sequence[float]
 
     @property
+    def order(self) -> Tensor:
+        """(steps,) int64 units, on the CPU."""
+        return self.task.order.cpu()
+
+    @property
     def errors(self) -> Tensor:
-        """(steps,) float64, what each removal adds to the damped error, averaged over consumers."""
-        return self.task.errors.clamp(min=0) / max(len(self.task.consumers), 1)
+        """(steps,) float64, what each removal adds to the damped error, averaged over consumers; on the CPU."""
+        return self.task.errors.cpu().clamp(min=0) / max(len(self.task.consumers), 1)
 
 
 def solve_paths(requests: Sequence[Request], damping: float) -> list[Solved]:
@@ -150,12 +155,14 @@ def _task(request: Request, damping: float, inverted: Sequence[tuple[Tensor, int
                 f"combination of others) at damping={damping}: raise it (default 1e-2), or give more images"
             )
         consumers.append(_consumer(reader, basis, request.steps))
+    device = request.readers[0].weight.device
+    forced = redundant_units(request.readers)[: request.steps] if request.order is None else request.order
     return _native.PathTask(
         consumers=consumers,
-        forced=redundant_units(request.readers)[: request.steps] if request.order is None else request.order,
-        order=torch.empty(request.steps, dtype=torch.int64),
-        errors=torch.empty(request.steps, dtype=torch.float64),
-        status=torch.empty(1, dtype=torch.int64),
+        forced=forced.to(device),
+        order=torch.empty(request.steps, dtype=torch.int64, device=device),
+        errors=torch.empty(request.steps, dtype=torch.float64, device=device),
+        status=torch.empty(1, dtype=torch.int64, device=device),
     )
 
 
@@ -175,8 +182,8 @@ def _consumer(reader: Reader, basis: Tensor, steps: int) -> _native.PathConsumer
         weight=reader.weight.contiguous(),
         columns=reader.columns.contiguous(),
         scale=reader.scale,
-        factor=torch.empty(rows, features, dtype=torch.float64),
-        residual=torch.empty(rows, outputs, dtype=torch.float64),
+        factor=basis.new_empty(rows, features),
+        residual=basis.new_empty(rows, outputs),
     )
 
 
@@ -187,9 +194,9 @@ def redundant_units(readers: Sequence[Reader], tolerance: float = 1e-8) -> Tenso
     """
     if not readers:
         return torch.empty(0, dtype=torch.int64)
-    units = len(readers[0].columns)
-    dead = torch.ones(units, dtype=torch.bool)
-    alike = torch.ones(units, units, dtype=torch.bool)
+    units, device = len(readers[0].columns), readers[0].columns.device
+    dead = torch.ones(units, dtype=torch.bool, device=device)
+    alike = torch.ones(units, units, dtype=torch.bool, device=device)
     for reader in readers:
         gram = reader.measured.gram
         energy = gram.diagonal()[reader.columns].sum(1)

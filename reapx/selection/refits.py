@@ -48,14 +48,14 @@ class Refits(Changes):
     def weights(self, index: int, counts: Sequence[int]) -> Tensor:
         """The refitted weights of one consumer."""
         part = self._parts[index]
-        solved = torch.empty(len(counts), *part.weight.shape, dtype=torch.float64)
+        solved = part.weight.new_empty(len(counts), *part.weight.shape)
         task = _native.CutsTask(
             part.weight,
             part.columns,
             self.order,
             self._store.get((self._group.name, index, "factor")),
             self._store.get((self._group.name, index, "residual")),
-            torch.tensor(counts, dtype=torch.int64),
+            torch.tensor(counts, dtype=torch.int64).to(part.weight.device),
             solved,
         )
         _native.path_weights([task])

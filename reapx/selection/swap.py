@@ -56,7 +56,7 @@ class _State:
             beside = self.table[:, own][columns] @ torch.linalg.inv(blocks[taken])
             blocks = blocks - beside @ self.table[own][:, columns].transpose(0, 1)
             outputs = outputs - beside @ outputs[taken]
-            blocks[taken] = torch.eye(len(own), dtype=blocks.dtype)
+            blocks[taken] = torch.eye(len(own), dtype=blocks.dtype, device=blocks.device)
         traces: Tensor = torch.linalg.solve(blocks, outputs @ outputs.mT).diagonal(dim1=1, dim2=2).sum(1)
         return self.scale * traces
 

@@ -23,7 +23,7 @@ _DAMPING = 1e-6
 
 def thinet_order(readers: Sequence[Reader], steps: int) -> Tensor:
     """(steps,) int64 units, each the one that keeps ‖Σ_{c removed} X_c W_c‖² least, found greedily."""
-    gram = shared_gram(readers)
+    gram = shared_gram(readers).cpu()
     cost, left = gram.diagonal().clone(), torch.zeros(len(gram), dtype=torch.bool)
     order = []
     for _ in range(steps):
@@ -46,7 +46,7 @@ class Scales(Changes):
         part, gram = self._parts[index], self._grams[index]
         found = part.weight.repeat(len(counts), 1, 1)
         for weight, count in zip(found, counts, strict=True):
-            stays = torch.ones(len(gram), dtype=torch.bool)
+            stays = torch.ones(len(gram), dtype=torch.bool, device=gram.device)
             stays[self.order[:count]] = False
             weight[:, part.columns] *= _scales(gram, stays)[:, None]
         return found
@@ -56,8 +56,8 @@ def _scales(gram: Tensor, stays: Tensor) -> Tensor:
     """(units,) best scales; 0 for units that have left."""
     own = gram[stays][:, stays]
     ridge = _DAMPING * float(own.diagonal().mean()) if len(own) else 0.0
-    eye = torch.eye(len(own), dtype=own.dtype)
-    scales = torch.zeros(len(gram), dtype=gram.dtype)
+    eye = torch.eye(len(own), dtype=own.dtype, device=own.device)
+    scales = gram.new_zeros(len(gram))
     if ridge > 0:
         scales[stays] = torch.linalg.solve(own + ridge * eye, gram[stays].sum(1) + ridge)
     else:
