@@ -56,9 +56,9 @@ cuda: $(VENV)/torch
 		-D Python_EXECUTABLE=$(CURDIR)/$(BIN)/python -D pybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	$(BIN)/cmake --build build/cuda --target _cuda
 
-# Another build than the installed one, under build/, and the kernel tests on it. -S and PYTHONPATH put it before the
-# editable install; so does leaving the folder that holds reapx/. $(1): its name; $(2): CMake definitions;
-# $(3), $(4): the environment of the emulator's own check and of the tests; $(5): which tests.
+# Another build than the installed one, under build/, and tests on it. -S and PYTHONPATH put it before the editable
+# install; so does leaving the folder that holds reapx/. $(1): its name; $(2): CMake definitions; $(3), $(4): the
+# environment of the emulator's own check and of the tests; $(5): which tests.
 SITE         = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 KERNEL_TESTS = $(addprefix test_,$(addsuffix .py,gram basis path path_weights solve pairs zeros))
 define test_build
@@ -66,19 +66,19 @@ define test_build
 		-C build-dir=build/$(1)-objects $(addprefix -C cmake.define.,REAPX_CUDA=OFF REAPX_EMULATED=ON $(2)) .
 	$(3) build/$(1)-objects/csrc/emulated/emulated_check
 	cd tests && PYTHONPATH=$(CURDIR)/build/$(1):$(SITE) $(4) $(CURDIR)/$(BIN)/python -S -m pytest \
-		-c ../pyproject.toml $(KERNEL_TESTS) $(5)
+		-c ../pyproject.toml $(5)
 endef
 
-# The CUDA kernels on an emulated device, for machines without a GPU.
+# The CUDA kernels on an emulated device, and the flow on a pretended one, for machines without a GPU.
 emulated: install
-	$(call test_build,emulated,,,,-k emulated)
+	$(call test_build,emulated,,,,$(KERNEL_TESTS) test_device.py -k "emulated or test_device")
 
 # All kernels, emulated ones too, in an extension that watches every address and every undefined operation.
 SANITIZERS = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file-name=libubsan.so)
 SANITIZE   = ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 COMMA     := ,
 sanitize: install
-	$(call test_build,sanitized,REAPX_SANITIZE=address$(COMMA)undefined,$(SANITIZE),$(SANITIZE) LD_PRELOAD=$(SANITIZERS))
+	$(call test_build,sanitized,REAPX_SANITIZE=address$(COMMA)undefined,$(SANITIZE),$(SANITIZE) LD_PRELOAD=$(SANITIZERS),$(KERNEL_TESTS))
 
 $(VENV)/benchmark: $(VENV)/installed
 	$(BIN)/pip install -q --no-build-isolation -e ".[benchmark]"

@@ -23,7 +23,7 @@ from .emulation import angular_order, correlate, emulation_errors
 from .errors import InputError
 from .graph import Graph
 from .groups import Group
-from .inspection import MEMORY, Inspection, inspect
+from .inspection import Inspection, inspect
 from .layers import Layer
 from .report.similarity import Similarity, write_similarity
 from .report.text import listed, show_bars, table
@@ -172,7 +172,7 @@ def behaviors(
     layer: str,
     *,
     positions: int | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
     progress: bool | None = None,
 ) -> Behaviors:
     """Compare the output channels of one layer by what they do on images; nothing is touched.
@@ -187,7 +187,7 @@ def behaviors(
             are in several; a name that is both means the group.
         positions: Look only at this many random positions of each feature map, the same on every run, as the source
             does; all by default. Of vectors and tokens all are looked at.
-        memory: Bytes of memory for images before they go to disk.
+        memory: Bytes of the device's memory for images before they go to disk; as for ``reapx.plan``.
         progress: Show a progress bar; by default when the terminal is one.
 
     Returns:

@@ -33,20 +33,21 @@ def correlate(consumers: Sequence[Consumer], moments: Mapping[str, list[Moments]
         moments: Weight name -> moments of each conv group of that layer's input, not centred.
 
     Returns:
-        (units,) bool, the units that never change; (units, units) float64 correlations.
+        (units,) bool, the units that never change; (units, units) float64 correlations; on the CPU.
     """
     size = len(consumers[0].channels)
-    inner = torch.zeros(size, size, dtype=torch.float64)
-    dead = torch.ones(size, dtype=torch.bool)
+    device = moments[consumers[0].layer.weight][0].gram.device
+    inner = torch.zeros(size, size, dtype=torch.float64, device=device)
+    dead = torch.ones(size, dtype=torch.bool, device=device)
     for consumer in consumers:
-        own, columns = moments[consumer.layer.weight][consumer.part], _inside(consumer)
+        own, columns = moments[consumer.layer.weight][consumer.part], _inside(consumer).to(device)
         inner += inner_products(own.gram, columns) - own.total[columns] @ own.total[columns].T / own.rows
         square = own.gram.diagonal()
         variance = square - own.total**2 / own.rows
         dead &= (variance <= _CONSTANT * square)[columns].all(1)
     scale = inner.diagonal().clamp(min=0).rsqrt().nan_to_num(posinf=0.0).masked_fill(dead, 0.0)
     correlation = (inner * torch.outer(scale, scale)).clamp(-1, 1)
-    return dead, correlation.fill_diagonal_(1.0)
+    return dead.cpu(), correlation.fill_diagonal_(1.0).cpu()
 
 
 def _inside(consumer: Consumer) -> Tensor:
@@ -67,12 +68,13 @@ def emulation_errors(readers: Sequence[Reader]) -> Tensor:
         readers: At least one; all of one group, with moments.
 
     Returns:
-        (units, units) float64, shares of the readers' outputs, averaged over readers; row leaves, column stays.
+        (units, units) float64, shares of the readers' outputs, averaged over readers; row leaves, column stays; on the
+        CPU.
     """
     size = len(readers[0].columns)
-    errors = torch.empty(size, size, dtype=torch.float64)
+    errors = readers[0].weight.new_empty(size, size)
     unify(readers, 0, table=errors)
-    return errors
+    return errors.cpu()
 
 
 def angular_order(correlation: Tensor, dead: Tensor) -> Tensor:

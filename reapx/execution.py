@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from .graph import Graph
+from .precision import exact
 
 
 def evaluate(node: Node, value_of: Callable[[Node], Any]) -> object:
@@ -34,6 +35,7 @@ def last_reads(nodes: Sequence[Node], keep: Container[Node]) -> dict[Node, list[
     return spent
 
 
+@exact()
 def run(
     graph: Graph,
     inputs: Iterable[Tensor],

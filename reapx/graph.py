@@ -85,6 +85,11 @@ class Graph:
         return tuple(_concrete(size) for size in node.meta["val"].shape)
 
     @property
+    def device(self) -> torch.device:
+        """That of the tensors, which all share one."""
+        return next((tensor.device for tensor in self.tensors.values()), torch.device("cpu"))
+
+    @property
     def batch(self) -> int:
         """The example's batch size, which ``shape`` shows."""
         return self.shape(self.inputs[0])[0]

@@ -19,6 +19,9 @@ from .errors import InputError
 BATCH_IMAGES, BATCH_BYTES = 100, 4 * 2**20
 """Where one tensor holds all images: at most so many in a batch, and so many bytes."""
 
+MEMORY = 512 * 2**20
+"""Bytes of memory for images, and again for activations, before they go to disk."""
+
 
 class TensorStore:
     """Tensors by key; what exceeds ``limit`` bytes of memory is written to a temporary folder.
@@ -30,7 +33,7 @@ class TensorStore:
     def __init__(self, limit: float) -> None:
         self.limit = limit
         self._memory: dict[object, Tensor] = {}
-        self._files: dict[object, tuple[Path, torch.dtype, torch.Size, bool]] = {}
+        self._files: dict[object, tuple[Path, torch.dtype, torch.Size, bool, torch.device]] = {}
         self._used = 0
         self._count = 0
         self._folder: Path | None = None
@@ -50,14 +53,14 @@ class TensorStore:
         last = value.dim() == 4 and not value.is_contiguous()
         flat = value.permute(0, 2, 3, 1).contiguous() if last else value.contiguous()
         flat.cpu().reshape(-1).view(torch.uint8).numpy().tofile(path)
-        self._files[key] = (path, value.dtype, flat.shape, last)
+        self._files[key] = (path, value.dtype, flat.shape, last, value.device)
 
     def get(self, key: object) -> Tensor:
-        """The tensor under a key, in the memory format it was given in."""
+        """The tensor under a key, on the device and in the memory format it was given in."""
         if key in self._memory:
             return self._memory[key]
-        path, dtype, shape, last = self._files[key]
-        value = torch.from_numpy(np.fromfile(path, np.uint8)).view(dtype).reshape(shape)
+        path, dtype, shape, last, device = self._files[key]
+        value = torch.from_numpy(np.fromfile(path, np.uint8)).view(dtype).reshape(shape).to(device)
         return value.permute(0, 3, 1, 2) if last else value
 
     def drop(self, key: object) -> None:
@@ -87,22 +90,25 @@ class Images:
         count: Number of images.
         batches: Number of batches.
         memory: Bytes of memory before batches go to disk.
-        device: That all of them are on.
+        device: The model's; batches on the CPU are copied there.
     """
 
-    def __init__(self, source: object, device: torch.device, limit: int) -> None:
+    def __init__(self, source: object, device: torch.device, memory: int | None = None) -> None:
+        """``memory`` is ``MEMORY`` unless given, and on a GPU an eighth of what is free there."""
+        if memory is None:
+            memory = torch.cuda.mem_get_info(device)[0] // 8 if device.type == "cuda" else MEMORY
         self.names: tuple[str, ...] | None = None
-        self.memory = limit
+        self.memory = memory
         self.device = device
         self.count = 0
         self.batches = 0
         held = isinstance(source, Tensor | list | tuple)  # by the caller anyway
-        self._store = TensorStore(math.inf if held else limit)
+        self._store = TensorStore(math.inf if held else memory)
         self._shapes: list[tuple[int, ...]] = []
         self._dtypes: list[torch.dtype] = []
         self._reused = not held  # a loader may give the same memory again and again
         for batch in _batches(source):
-            self._add(self._tensors(batch), device)
+            self._add(self._tensors(batch))
         if self.count == 0:
             raise InputError(
                 "no images: `images` gave no batch. Pass a tensor (images, channels, height, width) or an "
@@ -128,11 +134,11 @@ class Images:
             )
         return values
 
-    def _add(self, tensors: tuple[Tensor, ...], device: torch.device) -> None:
-        where = f"batch {self.batches}"
+    def _add(self, tensors: tuple[Tensor, ...]) -> None:
+        where, device = f"batch {self.batches}", self.device
         for index, value in enumerate(tensors):
             name = "images" if self.names is None else repr(self.names[index])
-            if value.device != device:
+            if value.device != device and value.device.type != "cpu":
                 raise InputError(
                     f"{name} of {where} are on {value.device}, the model is on {device}: move one of them, "
                     "for instance images.to(device)"
@@ -160,7 +166,11 @@ class Images:
         if len(tensors[0]) == 0:
             return
         for index, value in enumerate(tensors):
-            self._store.put((self.batches, index), value.detach().clone() if self._reused else value.detach())
+            if value.device != self.device:
+                self._store.limit = self.memory  # copies are not the caller's
+            own = value.detach().to(self.device)
+            copied = value.device != self.device or not self._reused
+            self._store.put((self.batches, index), own if copied else own.clone())
         self.count += len(tensors[0])
         self.batches += 1
 

@@ -17,9 +17,6 @@ from .moments import check_outputs
 from .report.text import frozen_text, short, table
 from .trial import find_droppable, freeze_failing
 
-MEMORY = 512 * 2**20
-"""Bytes of memory for images, and again for activations, before they go to disk."""
-
 
 @dataclass
 class Inspection:
@@ -50,14 +47,14 @@ class Inspection:
         return "\n".join([*lines, *frozen_text(self.frozen)])
 
 
-def inspect(model: nn.Module, images: object, *, exclude: Sequence[str] = (), memory: int = MEMORY) -> Inspection:
+def inspect(model: nn.Module, images: object, *, exclude: Sequence[str] = (), memory: int | None = None) -> Inspection:
     """Find the channel groups of a model; nothing is touched.
 
     Args:
         model: Module in eval mode.
         images: As for ``reapx.plan``; only a few are run.
         exclude: Layer names or patterns (``"layer3.*"``) whose output channels stay.
-        memory: Bytes of memory for images before they go to disk.
+        memory: Bytes of the device's memory for images before they go to disk; as for ``reapx.plan``.
 
     Raises:
         InputError: the images cannot be used, the model is in train mode, or nothing can be removed.
@@ -76,7 +73,7 @@ def examine(
     images: object,
     *,
     exclude: Sequence[str] = (),
-    memory: int = MEMORY,
+    memory: int | None = None,
     measured: bool = True,
 ) -> Inspection:
     """What ``inspect`` finds, even if it is nothing.

@@ -25,11 +25,12 @@ NETWORK_REPEATS, NETWORK_SECONDS = 15, 3.0
 
 @dataclass(frozen=True)
 class Latency(Budget):
-    """Milliseconds of one forward pass over a batch, measured on this machine with ``torch.get_num_threads()`` threads.
+    """Milliseconds of one forward pass over a batch, measured on this machine.
 
-    What is measured is the model as it is, in eval mode, on the CPU, without gradients, in its own dtype (float32 as a
-    rule). The time at fewer channels is predicted from tables of layer times; another machine, number of threads or
-    batch size gives other milliseconds and other plans.
+    What is measured is the model as it is, in eval mode, where it is (on the CPU with ``torch.get_num_threads()``
+    threads), without gradients, in its own dtype (float32 as a rule). The time at fewer channels is predicted from
+    tables of layer times; another machine, device, number of threads or batch size gives other milliseconds and other
+    plans.
 
     Attributes:
         amount: Up to 1 a fraction of the original network's milliseconds, above 1 milliseconds.
@@ -57,7 +58,7 @@ class Latency(Budget):
 
 
 def measure_milliseconds(models: Sequence[nn.Module], images: Images, batch: int) -> list[float]:
-    """Time whole networks on this machine, without gradients, with ``torch.get_num_threads()`` threads.
+    """Time whole networks on this machine, without gradients.
 
     Args:
         models: Modules in eval mode, run in turn so that a drift of the machine hits all alike; copies are run.
@@ -76,7 +77,7 @@ def measure_milliseconds(models: Sequence[nn.Module], images: Images, batch: int
         while len(taken[0]) < 1 + NETWORK_REPEATS and sum(map(sum, taken)) < 1e3 * NETWORK_SECONDS * len(models):
             for own, copied in zip(taken, copies, strict=True):
                 given = tuple(value.clone() for value in tensors)  # forward() may write to its input
-                own.append(milliseconds(partial(images.call, copied, given)))
+                own.append(milliseconds(partial(images.call, copied, given), images.device))
     return [median(own) for own in taken]
 
 

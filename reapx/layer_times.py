@@ -79,7 +79,7 @@ class Configuration:
         images: Size of the input's first axis.
         spatial: Sizes of the input's spatial axes.
         bias: Whether there is one.
-        dtype: That of the weight.
+        dtype, device: Those of the weight.
     """
 
     operator: Any
@@ -91,6 +91,7 @@ class Configuration:
     spatial: tuple[int, ...]
     bias: bool
     dtype: torch.dtype
+    device: torch.device
 
     @classmethod
     def of(cls, graph: Graph, layer: Layer, batch: int) -> Configuration:
@@ -113,6 +114,7 @@ class Configuration:
             spatial=() if layer.kind == "linear" else shape[2:],
             bias=layer.bias is not None,
             dtype=weight.dtype,
+            device=weight.device,
         )
 
     @property
@@ -133,25 +135,26 @@ class Configuration:
             return _widths(first, first // self._groups), [second]
         return _widths(first, self._groups), _widths(second, 1)
 
+    def random(self, *shape: int) -> Tensor:
+        """Random values, the same on every run."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(shape, generator=generator, dtype=self.dtype).to(self.device)
+
     def call(self, data: Tensor, first: int, second: int) -> Callable[[], object]:
         """The layer with random weights of these sizes, on an input with all of its channels, ready to be run."""
         groups = self._groups_at(first)
-        weight = _random((first, second, *self.weight[2:]), self.dtype)
+        weight = self.random(first, second, *self.weight[2:])
         outputs = second * groups if self.transposed else first
         given = dict(self.options)
         if "groups" in given:
             given["groups"] = groups
-        bias = torch.zeros(outputs, dtype=self.dtype) if self.bias else None
+        bias = torch.zeros(outputs, dtype=self.dtype, device=self.device) if self.bias else None
         return lambda: self.operator(input=data, weight=weight, bias=bias, **given)
 
 
 def _widths(size: int, step: int) -> list[int]:
     """``step`` and the shares of a size, in multiples of ``step``."""
     return sorted({step, *(max(round(size * share / step), 1) * step for share in SHARES)})
-
-
-def _random(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
 def settle_allocator() -> None:
@@ -161,11 +164,18 @@ def settle_allocator() -> None:
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
-def milliseconds(run: Callable[[], object]) -> float:
-    """Time of one run."""
+def milliseconds(run: Callable[[], object], device: torch.device) -> float:
+    """Time of one run, from an idle device to an idle device."""
+    _wait(device)
     start = time.perf_counter()
     run()
+    _wait(device)
     return 1e3 * (time.perf_counter() - start)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def median(times: Sequence[float]) -> float:
@@ -185,7 +195,7 @@ def measure_layer(configuration: Configuration) -> LayerTimes:
         for b in second:
             points.setdefault(configuration.inputs_at(a, b), []).append((a, b))
     settle_allocator()
-    whole = _random((configuration.images, max(points), *configuration.spatial), configuration.dtype)
+    whole = configuration.random(configuration.images, max(points), *configuration.spatial)
     taken: dict[tuple[int, int], list[float]] = {(a, b): [] for a in first for b in second}
     with torch.no_grad():
         for _ in range(1 + REPEATS):
@@ -193,5 +203,5 @@ def measure_layer(configuration: Configuration) -> LayerTimes:
                 pairs[:] = [pair for pair in pairs if sum(taken[pair]) < 1e3 * POINT_SECONDS]
                 data = whole[:, :inputs].clone(memory_format=torch.contiguous_format) if pairs else whole
                 for pair in pairs:
-                    taken[pair].append(milliseconds(configuration.call(data, *pair)))
+                    taken[pair].append(milliseconds(configuration.call(data, *pair), configuration.device))
     return LayerTimes(first, second, [[median(taken[a, b]) for b in second] for a in first])

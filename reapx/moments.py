@@ -124,9 +124,7 @@ def damp(
 class Accumulator:
     """Adds batches to the moments of one layer, all conv groups at once."""
 
-    def __init__(
-        self, layer: Layer, outputs: int = 0, positions: int | None = None, *, device: torch.device
-    ) -> None:
+    def __init__(self, layer: Layer, outputs: int = 0, positions: int | None = None, *, device: torch.device) -> None:
         """``outputs`` counts targets per conv group; there are none without it. ``positions`` is the number of random
         positions that are looked at in each image; None for all. ``device`` is that of the batches.
         """

@@ -15,7 +15,7 @@ from .budget import Budget
 from .checks import bounds_of, check_arguments, check_measuring, check_refinements
 from .errors import BudgetError
 from .group_plan import plan_groups
-from .inspection import MEMORY, Inspection, inspect
+from .inspection import Inspection, inspect
 from .latency import Latency, latency_terms
 from .plan import RECTIFY, Plan, Result
 from .report.text import show_bars
@@ -47,7 +47,7 @@ def plan(
     swaps: int = 0,
     positions: int | None = None,
     resume: str | FilePath | None = None,
-    memory: int = MEMORY,
+    memory: int | None = None,
     progress: bool | None = None,
 ) -> Plan:
     """Find out which channels to remove; nothing is touched.
@@ -84,7 +84,8 @@ def plan(
         positions: Measure only this many random positions of each feature map for selection, the same on every run;
             all by default. Layers that read vectors or tokens measure all.
         resume: A folder for what is measured. After a kill, the same call with the same folder goes on from there.
-        memory: Bytes of memory for images, and for activations, before they go to disk.
+        memory: Bytes of the device's memory for images, and for activations, before they go to disk; by default 512 MB
+            on the CPU and an eighth of what is free on a GPU.
         progress: Show progress bars; by default when the terminal is one.
 
     Returns:

@@ -13,6 +13,7 @@ from .execution import run
 from .graph import Graph
 from .groups import Group
 from .images import Images
+from .precision import exact
 from .surgery import Kept
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -71,6 +72,7 @@ def difference(
         raise ProofError(f"the pruned module does not run: {error}") from error
 
 
+@exact()
 def _difference(
     module: nn.Module,
     graph: Graph,
@@ -106,6 +108,7 @@ def _gap(ours: Tensor, theirs: Tensor) -> float:
     return gap / scale if scale > 0 else gap
 
 
+@exact()
 def output_change(module: nn.Module, graph: Graph, images: Images) -> float:
     """Mean squared difference of a module's outputs from the original's, over the variance of those.
 

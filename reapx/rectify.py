@@ -20,6 +20,7 @@ from . import _native
 from .graph import Graph, operator_name
 from .layers import Layer, Tail
 from .moments import Moments, damp
+from .precision import exact
 
 _STEP = 1.8
 """Share of each step that is taken: targets move with the fit, so plain steps (1) fall short of the fixed point."""
@@ -122,7 +123,7 @@ def _residuals(
         assert value is not None and target is not None
         axis = target.dim() - 1 if layer.spatial == 0 else 1
         shape = [-1 if k == axis else 1 for k in range(target.dim())]
-        with torch.enable_grad():
+        with torch.enable_grad(), exact():
             product = _product(layer.node, value, weight)
         fitted = product.detach() + fit.intercept.to(product.dtype).view(shape)
         left = target - fitted
@@ -133,7 +134,8 @@ def _residuals(
         if beside is not None:
             wanted, passed = wanted + beside, passed + beside
         left[(wanted < 0) & (passed < 0)] = 0
-        gradient += layer.matrix(torch.autograd.grad(product, weight, left)[0])
+        with exact():
+            gradient += layer.matrix(torch.autograd.grad(product, weight, left)[0])
         total += left.double().sum([k for k in range(left.dim()) if k != axis])
     return gradient, total
 

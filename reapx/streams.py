@@ -12,6 +12,7 @@ from torch.fx import Node
 from .execution import evaluate, last_reads
 from .graph import Graph
 from .images import Images, TensorStore
+from .precision import exact
 
 
 class Stream:
@@ -42,7 +43,7 @@ class Stream:
             values.update(zip(self.graph.inputs, self._images[batch], strict=True))
             for node in self._held:
                 values[node] = self._load(node, batch)
-            with torch.no_grad():
+            with torch.no_grad(), exact():
                 for node in todo:
                     values[node] = evaluate(node, values.__getitem__)
                     for spent in last_read[node]:

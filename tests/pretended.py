@@ -102,9 +102,9 @@ def _inner(value: Any) -> Any:
 def _call(operator: Any, args: Any, kwargs: Any) -> Any:
     tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
     ours = any(isinstance(value, Pretended) for value in tensors)
-    _refuse(operator._schema.name, tensors, ours, kwargs.get("generator"))
     goal = kwargs.get("device")
     lands = ours if goal is None else torch.device(goal).type == DEVICE.type
+    _refuse(operator._schema.name, tensors, ours, kwargs.get("generator") if lands else None)
     inner = {**tree_map(_inner, kwargs), **({} if goal is None else {"device": torch.device("cpu")})}
     found = operator(*tree_map(_inner, args), **inner)
     _write_down(operator._schema.name, tensors, ours and not lands)
@@ -114,7 +114,7 @@ def _call(operator: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _refuse(name: str, tensors: Sequence[Tensor], ours: bool, generator: torch.Generator | None) -> None:
-    if generator is not None and ours:
+    if generator is not None:
         raise RuntimeError(f"{name}: expected a generator of device '{DEVICE}', found '{generator.device}'")
     others = [value for value in tensors if not isinstance(value, Pretended) and value.dim() > 0]
     if name in _TAKES_BOTH:

@@ -224,7 +224,7 @@ def test_a_slow_point_is_run_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     configuration = replace(Configuration.of(found._graph, layers[0], 1), weight=(2, 1, 3, 3))
     clocked: list[float] = []
 
-    def clock(run: object) -> float:
+    def clock(run: object, device: torch.device) -> float:
         clocked.append(len(clocked) + 1.0)
         return clocked[-1]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,7 @@ def test_broken_cuda_kernels_raise_their_own_error(monkeypatch: pytest.MonkeyPat
     (tmp_path / "_cuda.py").write_text("raise ImportError('libsomething.so: cannot open shared object file')")
     monkeypatch.delitem(sys.modules, "reapx._cuda", raising=False)
     monkeypatch.setattr(reapx, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(sys, "meta_path", [PathFinder])  # an editable install has a finder of its own
     with pytest.raises(ImportError, match=r"libsomething\.so"):
         _native.require(torch.device("cuda", 0))
 

@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..execution import evaluate, last_reads, run
 from ..graph import Graph, ancestors, is_dynamic, operator_name
 from ..images import Images, TensorStore
+from ..precision import exact
 from ..resume import Checkpoint, digest_of
 
 OUTPUT_ERRORS = ("squared", "kl")
@@ -86,6 +87,7 @@ class _Suffix:
         self.frontier = {node for node in read if node.op == "call_function"}.difference(self.nodes)
         self._spent = last_reads(self.nodes, outputs)
 
+    @exact()
     def run(self, values: dict[Node, object]) -> dict[Node, Tensor]:
         """The changed outputs; ``values`` holds parameters, inputs and frontier, and is used up."""
         for node in self.nodes:
@@ -208,9 +210,7 @@ class _Sums:
         tensors: What is added up, float64.
     """
 
-    def __init__(
-        self, shapes: Sequence[tuple[int, ...]], edits: int, measure: str, device: torch.device
-    ) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, ...]], edits: int, measure: str, device: torch.device) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 

@@ -133,4 +133,4 @@ def _swap(states: list[_State], gone: list[int]) -> bool:
 
 
 def _scores(states: list[_State], taken: int | None = None) -> Tensor:
-    return torch.stack([state.scores(taken) for state in states]).sum(0)
+    return torch.stack([state.scores(taken) for state in states]).sum(0).cpu()

@@ -13,7 +13,6 @@ from ..errors import InputError, ProofError
 from ..graph import Graph, capture
 from ..groups import find_groups
 from ..images import Images
-from ..inspection import MEMORY
 from ..proof import difference
 from ..report.text import saving, table
 from .blocks import Link, Residual, find_chain
@@ -81,7 +80,7 @@ def serialize(
     *,
     norms: bool = False,
     projection: Projection = "carry",
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> Serialized:
     """Rewrite a network of blocks relu(f(x) + shortcut(x)) as a plain serial network of the same function.
 
@@ -97,7 +96,7 @@ def serialize(
         projection: How a shortcut P x + b with a 1x1 convolution is carried. ``"carry"`` carries x as it is, which is
             exact for x >= 0, and has the last layer apply P: cheaper while P has no more than twice as many inputs
             as outputs. ``"split"``, as in the paper, applies P in the first layer and carries [P x + b; -P x - b].
-        memory: Bytes of memory for images before they go to disk.
+        memory: Bytes of the device's memory for images before they go to disk; as for ``reapx.plan``.
 
     Returns:
         The serial network and what became of the blocks.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..checks import check_model
 from ..errors import CompactionWarning, InputError
 from ..groups import Group
-from ..inspection import MEMORY, examine
+from ..inspection import examine
 from .elimination import eliminate
 from .example import example_of
 from .nodes import TOLERANCE, GroupNodes, ZeroNodes
@@ -33,7 +33,7 @@ def zero_nodes(
     relative: float = RELATIVE,
     absolute: float = 0.0,
     exclude: Sequence[str] = (),
-    memory: int = MEMORY,
+    memory: int | None = None,
 ) -> ZeroNodes:
     """Find the nodes of a network that compute nothing any more, however they died; nothing is touched.
 
@@ -52,7 +52,7 @@ def zero_nodes(
             norm behind it.
         absolute: Size up to which they count as zero in any layer.
         exclude: Layer names or patterns (``"layer3.*"``) whose output channels stay.
-        memory: Bytes of memory for images before they go to disk.
+        memory: Bytes of the device's memory for images before they go to disk; as for ``reapx.plan``.
 
     Raises:
         InputError: a threshold is no number from 0, the images cannot be used, or the model is in train mode.

@@ -69,7 +69,8 @@ def eliminate(
         for group, units in leaving:
             for layer in channels.makers(group):
                 rows = torch.from_numpy(group.cuts[layer.weight, layer.out_axis])[units].flatten()
-                tensors[layer.weight] = tensors[layer.weight].index_fill(layer.out_axis, rows, 0)
+                weight = tensors[layer.weight]
+                tensors[layer.weight] = weight.index_fill(layer.out_axis, rows.to(weight.device), 0)
         sizes = sizes_of(graph, channels.layers, tensors)
 
 

@@ -22,7 +22,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Reading:
-    """What one consumer gets from each unit of a group.
+    """What one consumer gets from each unit of a group; on the CPU, where it is judged.
 
     Attributes:
         consumer: The consumer.
@@ -74,11 +74,11 @@ def _reading(consumer: Consumer, tensors: Tensors, value: Tensor) -> Reading:
     flat = value.movedim(1 if layer.spatial else -1, 0).flatten(1).double()
     low, high = flat.amin(1), flat.amax(1)
     same = high - low <= 1e-6 * torch.maximum(low.abs(), high.abs())
-    constant = torch.where(same, (low + high) / 2, torch.nan)
+    constant = torch.where(same, (low + high) / 2, torch.nan).cpu()
     width = len(constant) // layer.window.groups
     own = constant[consumer.part * width : (consumer.part + 1) * width][torch.from_numpy(consumer.channels)]
     matrix = layer.matrix(tensors[layer.weight])[consumer.part]
-    unread = (matrix == 0).all(0)[columns].all(1)
+    unread = (matrix == 0).all(0).cpu()[columns].all(1)
     return Reading(consumer, columns, own, unread)
 
 
@@ -164,7 +164,7 @@ def fold(graph: Graph, group: Group, readings: Sequence[Reading], verdict: Verdi
         spread = constant.repeat_interleave(layer.taps, 1)  # of every column
         if bool(constant.any()):
             if _no_place(graph, layer) is None:
-                shift = own[:, columns.flatten()] @ spread.flatten()
+                shift = own[:, columns.flatten()] @ spread.flatten().to(own.device)
                 place = _place(graph, layer)
                 assert place is not None
                 name, sign = place
@@ -174,7 +174,8 @@ def fold(graph: Graph, group: Group, readings: Sequence[Reading], verdict: Verdi
                 assert verdict.carrier is not None
                 base = reading.constant[verdict.carrier].repeat_interleave(layer.taps)
                 ratios = torch.where(spread == 0, 0.0, spread / base)
-                own[:, reading.columns[verdict.carrier]] += torch.einsum("ouc,uc->oc", own[:, columns], ratios)
+                added = torch.einsum("ouc,uc->oc", own[:, columns], ratios.to(own.device))
+                own[:, reading.columns[verdict.carrier]] += added
         own[:, columns.flatten()] = 0
         changed[layer.weight] = layer.weight_from(matrix, weight.double())
     return changed

@@ -56,7 +56,7 @@ def _run(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node], dty
     unsure: set[Node] = set()
     """Nodes whose value has no room for NaN though it depends on the images: whole numbers, truth values."""
     for node in graph.inputs:
-        image = torch.zeros(graph.shape(node), dtype=node.meta["val"].dtype)
+        image = torch.zeros(graph.shape(node), dtype=node.meta["val"].dtype, device=graph.device)
         values[node] = torch.full_like(cast(image), torch.nan) if image.is_floating_point() else image
         if not image.is_floating_point():
             unsure.add(node)

@@ -15,7 +15,7 @@ from ..layers import Layer, norm_affine, tail_of
 
 @dataclass(frozen=True)
 class Sizes:
-    """Largest magnitudes of one layer's weights.
+    """Largest magnitudes of one layer's weights, on the CPU.
 
     Attributes:
         incoming: (outputs,) of each output's incoming weights, times the scale of the batch norm that alone reads it.
@@ -38,13 +38,14 @@ def sizes_of(graph: Graph, layers: Sequence[Layer], tensors: Mapping[str, Tensor
     """Every layer's sizes, from one pass over all weights."""
     weights = [tensors[layer.weight].movedim(layer.out_axis, 0) for layer in layers]
     found = _native.zero_scan([weight.float().contiguous() for weight in weights])
-    return [_sizes(graph, layer, tensors, *pair) for layer, pair in zip(layers, found, strict=True)]
+    pairs = [(rows.cpu(), columns.cpu()) for rows, columns in found]
+    return [_sizes(graph, layer, tensors, *pair) for layer, pair in zip(layers, pairs, strict=True)]
 
 
 def _sizes(graph: Graph, layer: Layer, tensors: Mapping[str, Tensor], rows: Tensor, columns: Tensor) -> Sizes:
     norm = tail_of(graph, layer).norm
     if norm is not None:
-        scale = norm_affine(graph, norm, tensors)[0].abs().float()
+        scale = norm_affine(graph, norm, tensors)[0].abs().float().cpu()
         if len(scale) == len(rows):  # not of grouped transposed convolutions, whose channels all stay
             rows = rows * scale
     return Sizes(rows, columns)
