@@ -19,6 +19,9 @@ from .errors import InputError
 BATCH_IMAGES, BATCH_BYTES = 100, 4 * 2**20
 """Where one tensor holds all images: at most so many in a batch, and so many bytes."""
 
+ON_A_GPU = 8
+"""How many times larger batches are there, where starting an operator takes longer than a small batch."""
+
 MEMORY = 512 * 2**20
 """Bytes of memory for images, and again for activations, before they go to disk."""
 
@@ -107,7 +110,7 @@ class Images:
         self._shapes: list[tuple[int, ...]] = []
         self._dtypes: list[torch.dtype] = []
         self._reused = not held  # a loader may give the same memory again and again
-        for batch in _batches(source):
+        for batch in _batches(source, device):
             self._add(self._tensors(batch))
         if self.count == 0:
             raise InputError(
@@ -204,7 +207,7 @@ class Images:
         return model(**dict(zip(self.names, tensors, strict=True)))
 
 
-def _batches(source: object) -> Iterable[object]:
+def _batches(source: object, device: torch.device) -> Iterable[object]:
     if isinstance(source, Tensor):
         if source.dim() < 2:
             raise InputError(
@@ -213,8 +216,9 @@ def _batches(source: object) -> Iterable[object]:
             )
         if len(source) == 0:
             return []
-        fitting = BATCH_BYTES // max(source[0].nbytes, 1)
-        return torch.split(source, max(min(fitting, BATCH_IMAGES), 8))
+        times = ON_A_GPU if device.type == "cuda" else 1
+        fitting = times * BATCH_BYTES // max(source[0].nbytes, 1)
+        return torch.split(source, max(min(fitting, times * BATCH_IMAGES), 8))
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise InputError(
             f"images is a {type(source).__name__}: pass a tensor or an iterable of batches (a DataLoader, a list)"
