@@ -10,6 +10,7 @@ namespace {
 
 constexpr int kWarp = 32, kWarps = 8;                   // lanes of a warp, warps of a block
 constexpr int kLoads = 4;                               // elements of a row that a lane holds
+constexpr int kTogether = 4;                            // rows
 constexpr int64_t kStrip = kWarp * kLoads, kRows = 64;  // what a warp reads of a weight
 constexpr unsigned kAll = 0xffffffff, kMagnitude = 0x7fffffff;
 
@@ -45,16 +46,27 @@ __global__ void scan_pieces(const Job* jobs, int64_t count, int64_t pieces) {
   const int64_t bottom = min(top + kRows, job.outputs);
   const int64_t left = (piece - job.first) % job.strips * kStrip + threadIdx.x % kWarp;
   unsigned column[kLoads] = {};
-  for (int64_t row = top; row < bottom; ++row) {
-    unsigned largest = 0;
-    for (int i = 0; i < kLoads; ++i)
-      if (left + i * kWarp < job.width) {
-        const unsigned bits = __ldg(job.weight + row * job.width + left + i * kWarp) & kMagnitude;
-        column[i] = max(column[i], bits);
-        largest = max(largest, bits);
+  // Small networks fill few warps, so each has several rows on their way before it looks at the first.
+  for (int64_t row = top; row < bottom; row += kTogether) {
+    unsigned bits[kTogether][kLoads];
+#pragma unroll
+    for (int r = 0; r < kTogether; ++r)
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        const bool inside = row + r < bottom && left + i * kWarp < job.width;
+        bits[r][i] = inside ? __ldg(job.weight + (row + r) * job.width + left + i * kWarp) : 0;
       }
-    largest = __reduce_max_sync(kAll, largest);
-    if (threadIdx.x % kWarp == 0) atomicMax(job.rows + row, largest);
+#pragma unroll
+    for (int r = 0; r < kTogether; ++r) {
+      unsigned largest = 0;
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        column[i] = max(column[i], bits[r][i] & kMagnitude);
+        largest = max(largest, bits[r][i] & kMagnitude);
+      }
+      largest = __reduce_max_sync(kAll, largest);
+      if (threadIdx.x % kWarp == 0 && row + r < bottom) atomicMax(job.rows + row + r, largest);
+    }
   }
   for (int i = 0; i < kLoads; ++i)
     if (left + i * kWarp < job.width) atomicMax(job.columns + (left + i * kWarp) / job.taps, column[i]);

@@ -17,9 +17,9 @@
 
 namespace emulated {
 
-inline constexpr int kMostThreads = 1024;      // of a block
-inline constexpr int kMostShared = 227 << 10;  // bytes of a block
-inline constexpr int kProcessors = 3;          // so that few blocks are resident: kernels must loop
+inline constexpr int kMostThreads = 1024;     // of a block
+inline constexpr int kMostShared = 99 << 10;  // bytes of a block: the least of any device from 8.0 on
+inline constexpr int kProcessors = 3;         // so that few blocks are resident: kernels must loop
 inline constexpr unsigned kLanes = 32;
 
 struct Site {
