@@ -193,7 +193,7 @@ def test_each_pass_has_its_own_name_and_a_different_division_is_measured_anew(
 def test_random_positions_depend_on_the_batch_alone() -> None:
     found = network()
     layer = layers_of(found)[0]
-    one, other = Accumulator(layer, positions=3), Accumulator(layer, positions=3)
+    one, other = (Accumulator(layer, positions=3, device=torch.device("cpu")) for _ in range(2))
     one._positions(4, 49)
     assert torch.equal(one._positions(4, 49), other._positions(4, 49))
     one.counts[0] = 1
