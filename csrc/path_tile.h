@@ -10,7 +10,7 @@ namespace reapx {
 // A tile's, of which each of 16 x 16 threads has 8 x 4 elements: 12 reads of shared memory for 32
 // multiply-adds, most of them the same for many lanes.
 inline constexpr int kProductRows = 128, kProductColumns = 64, kProductThreads = 256;
-inline constexpr int kOwnRows = 8, kOwnColumns = 4, kSide = 16;
+inline constexpr int kOwnRows = 8, kOwnColumns = 4, kAcross = 16;  // threads along a row
 inline constexpr int kTerms = 16;  // rows of A and B that shared memory holds
 
 struct ProductTile {
@@ -19,10 +19,10 @@ struct ProductTile {
 
 // Where the elements of this thread are within the tile.
 __device__ inline int64_t own_row(int i) {
-  return static_cast<int64_t>(threadIdx.x) / kSide * kOwnRows + i;
+  return static_cast<int64_t>(threadIdx.x) / kAcross * kOwnRows + i;
 }
 __device__ inline int64_t own_column(int j) {
-  return static_cast<int64_t>(threadIdx.x) % kSide + static_cast<int64_t>(j) * kSide;
+  return static_cast<int64_t>(threadIdx.x) % kAcross + static_cast<int64_t>(j) * kAcross;
 }
 
 // A (terms, rows) and B (terms, columns), of which the tile's part begins at the pointers; less than a
@@ -56,7 +56,7 @@ __device__ inline void add_products(ProductTile& sum, const Factors& f, int64_t 
 #pragma unroll
       for (int i = 0; i < kOwnRows; ++i) x[i] = a[k][row + i];
 #pragma unroll
-      for (int j = 0; j < kOwnColumns; ++j) y[j] = b[k][column + j * kSide];
+      for (int j = 0; j < kOwnColumns; ++j) y[j] = b[k][column + j * kAcross];
 #pragma unroll
       for (int i = 0; i < kOwnRows; ++i)
 #pragma unroll
