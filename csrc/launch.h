@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <type_traits>
 
 #include "context_cuda.h"
@@ -60,6 +61,7 @@ int64_t blocks_at_once(const Context& context, const Shape& shape, void (*kernel
   cuda_check(
       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shape.shared_bytes),
       shape.name);
+  if (blocks == 0) throw BackendFailure(std::string(shape.name) + ": no block fits the device");
   return static_cast<int64_t>(processors) * blocks;
 }
 

@@ -10,17 +10,17 @@ namespace reapx {
 namespace {
 
 constexpr int64_t kThreads = 256;
-constexpr int kSolveRows = 64, kSolveColumns = 32, kSolveTerms = 16, kWarps = 8;
+constexpr int kSolveRows = 64, kSolveColumns = 32, kWarps = 8;
 constexpr int64_t kZeroBlocks = 264;
+static_assert(kThreads == kProductThreads && kSolveRows % kTerms == 0);  // as CarriedTerms has them
 
-// target (size, size) = or -= sums of A^T B over `terms` rows of one or two pairs, in the tiles that
-// meet its upper triangle.
+// target (size, size) -= A^T B, and B^T A too if `both`, or = A^T B, in the tiles that meet its upper
+// triangle; A and B have `terms` rows.
 struct Update {
   double* target;
-  const double* pairs[2][2];
-  int64_t count;  // pairs
+  const double *a, *b;
   int64_t terms, size;
-  bool subtract;
+  bool both, subtract;
   const int64_t* status;
 };
 
@@ -30,17 +30,23 @@ __global__ void __launch_bounds__(kProductThreads, 2) update_tiles(Update u) {
   const int64_t top = blockIdx.x / across * kProductRows, left = blockIdx.x % across * kProductColumns;
   if (top >= left + kProductColumns || *u.status >= 0) return;
   ProductTile sum;
-  for (int64_t i = 0; i < u.count; ++i)
-    add_products(sum, {u.pairs[i][0] + top, u.pairs[i][1] + left, n, n, n - top, n - left}, u.terms);
+  for (int i = 0; i < (u.both ? 2 : 1); ++i) {
+    const double *a = i == 0 ? u.a : u.b, *b = i == 0 ? u.b : u.a;
+    add_products(sum, {a + top, b + left, n, n, n - top, n - left}, u.terms);
+  }
 #pragma unroll
-  for (int y = 0; y < kOwnRows; ++y)
+  for (int y = 0; y < kOwnRows; ++y) {
+    double* to = u.target + (top + own_row(y)) * n + left;
+    const int64_t width = top + own_row(y) < n ? n - left : 0;
+    double before[kOwnColumns];  // apart from what is written, so that they are waited for together
 #pragma unroll
-    for (int x = 0; x < kOwnColumns; ++x) {
-      const int64_t i = top + own_row(y), j = left + own_column(x);
-      if (i >= n || j >= n) continue;
-      double* to = u.target + i * n + j;
-      *to = u.subtract ? *to - sum.at[y][x] : sum.at[y][x];
-    }
+    for (int x = 0; x < kOwnColumns; ++x)
+      before[x] = u.subtract && own_column(x) < width ? to[own_column(x)] : 0.0;
+#pragma unroll
+    for (int x = 0; x < kOwnColumns; ++x)
+      if (own_column(x) < width)
+        to[own_column(x)] = u.subtract ? before[x] - sum.at[y][x] : sum.at[y][x];
+  }
 }
 
 void launch_update(const Context& context, const Update& update) {
@@ -71,20 +77,21 @@ __device__ void add_rows_before(const Reader& c, int64_t size, int64_t top, int6
                                 int64_t column, double* shared, double* sums) {
   double (*r)[kSolveRows] = reinterpret_cast<double (*)[kSolveRows]>(shared);
   double (*v)[kSolveColumns] =
-      reinterpret_cast<double (*)[kSolveColumns]>(shared + kSolveTerms * kSolveRows);
+      reinterpret_cast<double (*)[kSolveColumns]>(shared + kTerms * kSolveRows);
   const int lane = static_cast<int>(threadIdx.x) % kSolveColumns;
   const int warp = static_cast<int>(threadIdx.x) / kSolveColumns;
-  for (int64_t first = 0; first < top; first += kSolveTerms) {
+  const int64_t across = column - lane;  // the block's first
+  for (int64_t first = 0; first < top; first += kTerms) {
+    CarriedTerms<kSolveRows> next_r;
+    CarriedTerms<kSolveColumns> next_v;
+    next_r.read(c.gram + first * size + top, size, kTerms, left - top);
+    next_v.read(c.residual + first * c.outputs + across, c.outputs, kTerms, c.outputs - across);
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < kSolveTerms * kSolveRows; i += kThreads) {
-      const int64_t k = first + i / kSolveRows, at = top + i % kSolveRows;
-      r[i / kSolveRows][i % kSolveRows] = at < left ? c.gram[k * size + at] : 0.0;
-    }
-    for (int k = warp; k < kSolveTerms; k += kWarps)
-      v[k][lane] = column < c.outputs ? c.residual[(first + k) * c.outputs + column] : 0.0;
+    next_r.write(r);
+    next_v.write(v);
     __syncthreads();
 #pragma unroll
-    for (int k = 0; k < kSolveTerms; ++k)
+    for (int k = 0; k < kTerms; ++k)
 #pragma unroll
       for (int i = 0; i < kSolveRows / kWarps; ++i)
         sums[i] += r[k][warp * (kSolveRows / kWarps) + i] * v[k][lane];
@@ -159,15 +166,14 @@ __global__ void clear_tail(Reader c) {
 }  // namespace
 
 void make_gram(const Context& context, const Reader& c) {
-  launch_update(context,
-                {c.gram, {{c.weight, c.weight}, {}}, 1, c.outputs, c.features, false, c.status});
+  launch_update(context, {c.gram, c.weight, c.weight, c.outputs, c.features, false, false, c.status});
 }
 
 void update_panel(const Context& context, const Reader& c, int64_t step) {
   const int64_t terms = c.panel_steps * c.taps;
   const double *l = c.factor + (step * c.taps - terms) * c.features, *z = c.cross;
-  launch_update(context, {c.updated, {{l, l}, {}}, 1, terms, c.features, true, c.status});
-  launch_update(context, {c.gram, {{l, z}, {z, l}}, 2, terms, c.features, true, c.status});
+  launch_update(context, {c.updated, l, l, terms, c.features, false, true, c.status});
+  launch_update(context, {c.gram, l, z, terms, c.features, true, true, c.status});
 }
 
 void finish_reader(const Context& context, const Reader& c) {

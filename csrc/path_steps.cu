@@ -155,7 +155,8 @@ __global__ void __launch_bounds__(kSlices* kWarp, kChunk == 1 ? 3 : 2)
   const Reader& c = readers[find_reader(readers, count, blockIdx.x, &Reader::first_tile)];
   if (step >= c.steps) return;
   const int64_t tile = blockIdx.x - c.first_tile;
-  if (!goes_on(readers, c, step, blockIdx.x == readers[c.first].first_tile)) return;
+  const bool first_one = blockIdx.x == readers[c.first].first_tile && threadIdx.x == 0;
+  if (!goes_on(readers, c, step, first_one)) return;
 
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   const int64_t q = c.taps, n = c.features, unit = *c.chosen, j = tile * kColumns + lane;
@@ -225,7 +226,7 @@ __global__ void __launch_bounds__(kSlices* kWarp, kChunk == 1 ? 3 : 2)
     double value = z[a * stride];
     for (int64_t b = 0; needed && b < q; ++b) value -= c.half[b * q + a] * l[b * stride];
     z_rows[(gathered + a) * n + j] = value;
-    l_rows[(gathered + a) * n + j] = l[a * stride];
+    if (q <= kSolvedTaps) l_rows[(gathered + a) * n + j] = l[a * stride];  // else it is there
   }
 }
 

@@ -10,7 +10,7 @@ namespace reapx {
 // A tile's, of which each of 16 x 16 threads has 8 x 4 elements: 12 reads of shared memory for 32
 // multiply-adds, most of them the same for many lanes.
 inline constexpr int kProductRows = 128, kProductColumns = 64, kProductThreads = 256;
-inline constexpr int kOwnRows = 8, kOwnColumns = 4, kSide = 16;
+inline constexpr int kOwnRows = 8, kOwnColumns = 4, kAcross = 16;  // threads along a row
 inline constexpr int kTerms = 16;  // rows of A and B that shared memory holds
 
 struct ProductTile {
@@ -19,10 +19,10 @@ struct ProductTile {
 
 // Where the elements of this thread are within the tile.
 __device__ inline int64_t own_row(int i) {
-  return static_cast<int64_t>(threadIdx.x) / kSide * kOwnRows + i;
+  return static_cast<int64_t>(threadIdx.x) / kAcross * kOwnRows + i;
 }
 __device__ inline int64_t own_column(int j) {
-  return static_cast<int64_t>(threadIdx.x) % kSide + static_cast<int64_t>(j) * kSide;
+  return static_cast<int64_t>(threadIdx.x) % kAcross + static_cast<int64_t>(j) * kAcross;
 }
 
 // A (terms, rows) and B (terms, columns), of which the tile's part begins at the pointers; less than a
@@ -32,23 +32,40 @@ struct Factors {
   int64_t a_stride, b_stride, rows, columns;
 };
 
+// What a thread carries of kTerms rows of kWidth from global to shared memory. All of it is read before
+// any of it is written: a thread then waits for memory once, and not once for each element.
 template <int kWidth>
-__device__ void load_terms(double (*to)[kWidth], const double* from, int64_t stride, int64_t terms,
-                           int64_t width) {
-#pragma unroll 2  // more takes registers that the sums need
-  for (int i = static_cast<int>(threadIdx.x); i < kTerms * kWidth; i += kProductThreads) {
-    const int k = i / kWidth, j = i % kWidth;
-    to[k][j] = k < terms && j < width ? from[k * stride + j] : 0.0;
+struct CarriedTerms {
+  static constexpr int kRows = kProductThreads / kWidth;  // that the block reads at once
+  static_assert(kProductThreads % kWidth == 0 && kTerms % kRows == 0);
+  double at[kTerms / kRows];
+
+  __device__ void read(const double* from, int64_t stride, int64_t terms, int64_t width) {
+    const int row = static_cast<int>(threadIdx.x) / kWidth;
+    const int column = static_cast<int>(threadIdx.x) % kWidth;
+    from += row * stride + column;
+#pragma unroll
+    for (int i = 0; i < kTerms / kRows; ++i)
+      at[i] = column < width && row + i * kRows < terms ? from[i * kRows * stride] : 0.0;
   }
-}
+  __device__ void write(double (*to)[kWidth]) const {
+#pragma unroll
+    for (int i = 0; i < kTerms / kRows; ++i)
+      to[static_cast<int>(threadIdx.x) / kWidth + i * kRows][threadIdx.x % kWidth] = at[i];
+  }
+};
 
 __device__ inline void add_products(ProductTile& sum, const Factors& f, int64_t terms) {
   __shared__ __align__(16) double a[kTerms][kProductRows], b[kTerms][kProductColumns];
   const int row = static_cast<int>(own_row(0)), column = static_cast<int>(own_column(0));
   for (int64_t first = 0; first < terms; first += kTerms) {
+    CarriedTerms<kProductRows> next_a;
+    CarriedTerms<kProductColumns> next_b;
+    next_a.read(f.a + first * f.a_stride, f.a_stride, terms - first, f.rows);
+    next_b.read(f.b + first * f.b_stride, f.b_stride, terms - first, f.columns);
     __syncthreads();  // the terms before have been read
-    load_terms(a, f.a + first * f.a_stride, f.a_stride, terms - first, f.rows);
-    load_terms(b, f.b + first * f.b_stride, f.b_stride, terms - first, f.columns);
+    next_a.write(a);
+    next_b.write(b);
     __syncthreads();
 #pragma unroll
     for (int k = 0; k < kTerms; ++k) {
@@ -56,7 +73,7 @@ __device__ inline void add_products(ProductTile& sum, const Factors& f, int64_t 
 #pragma unroll
       for (int i = 0; i < kOwnRows; ++i) x[i] = a[k][row + i];
 #pragma unroll
-      for (int j = 0; j < kOwnColumns; ++j) y[j] = b[k][column + j * kSide];
+      for (int j = 0; j < kOwnColumns; ++j) y[j] = b[k][column + j * kAcross];
 #pragma unroll
       for (int i = 0; i < kOwnRows; ++i)
 #pragma unroll

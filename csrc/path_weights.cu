@@ -48,15 +48,23 @@ __global__ void __launch_bounds__(kProductThreads, 2) cut_tiles(Job job) {
                  end - row);
     row = end;
     double* weights = job.weights + i * job.outputs * job.features;
+    bool gone[kOwnColumns];
 #pragma unroll
-    for (int y = 0; y < kOwnRows; ++y)
+    for (int x = 0; x < kOwnColumns; ++x)
+      gone[x] = left + own_column(x) < job.features && job.left_at[left + own_column(x)] < cut;
 #pragma unroll
-      for (int x = 0; x < kOwnColumns; ++x) {
-        const int64_t m = top + own_row(y), j = left + own_column(x);
-        if (m >= job.outputs || j >= job.features) continue;
-        const int64_t at = m * job.features + j;
-        weights[at] = job.left_at[j] < cut ? 0.0 : job.weight[at] - sum.at[y][x];
-      }
+    for (int y = 0; y < kOwnRows; ++y) {
+      const int64_t m = top + own_row(y), at = m * job.features + left;
+      const int64_t width = m < job.outputs ? job.features - left : 0;
+      double whole[kOwnColumns];  // apart from what is written, so that they are waited for together
+#pragma unroll
+      for (int x = 0; x < kOwnColumns; ++x)
+        whole[x] = own_column(x) < width ? job.weight[at + own_column(x)] : 0.0;
+#pragma unroll
+      for (int x = 0; x < kOwnColumns; ++x)
+        if (own_column(x) < width)
+          weights[at + own_column(x)] = gone[x] ? 0.0 : whole[x] - sum.at[y][x];
+    }
   }
 }
 
