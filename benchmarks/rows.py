@@ -90,7 +90,8 @@ def show(rows: Sequence[Row], peaks: Mapping[str, Peak]) -> str:
     if not any(row.target.cuda for row in rows):
         return table(lines, HEAD)
     more = [[f"{row.tflops:.3g}", "" if row.error is None else f"{row.error:.0e}"] for row in rows]
-    return table([line + own for line, own in zip(lines, more, strict=True)], [*HEAD, "TFLOP/s", "error"])
+    head = [*("device" if title == "threads" else title for title in HEAD), "TFLOP/s", "error"]
+    return table([line + own for line, own in zip(lines, more, strict=True)], head)
 
 
 def _cells(row: Row, peak: Peak) -> list[str]:

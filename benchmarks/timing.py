@@ -147,6 +147,23 @@ def add_device(found: argparse.ArgumentParser) -> None:
     found.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="results of cuda are kept apart")
 
 
+class Deadline:
+    """When a command has to be over, where one that is cut off would lose its work."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._end = math.inf if minutes is None else time.perf_counter() + 60 * minutes
+
+    def allows(self, seconds: float) -> bool:
+        """Whether so much more work ends in time."""
+        return time.perf_counter() + seconds < self._end
+
+
+def add_training(found: argparse.ArgumentParser) -> None:
+    """The options ``--device`` and ``--minutes`` of a long training."""
+    add_device(found)
+    found.add_argument("--minutes", type=float, help="end in so many, state saved, with what is left to be done later")
+
+
 def peak_memory(target: Target) -> PeakMemory | DeviceMemory:
     """What watches the memory that a benchmark's tensors are in."""
     return DeviceMemory(target) if target.cuda else PeakMemory()
