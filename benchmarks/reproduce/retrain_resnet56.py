@@ -4,10 +4,9 @@
         [--device cpu|cuda] [--minutes N] [--allocation NAME] [--no-distil] [--bf16] [--validate] [--resume]
         [--quick] [--json FILE]
 
-Pruning sees 1000 training images without labels. Retraining
-minimises cross-entropy mixed with the distance to the unpruned network's outputs on the same crops and flips.
-The state is saved after each epoch in ``build/retrain/``; ``--resume``, with the same options, goes on after a kill
-or when ``--minutes`` were over.
+Pruning sees 1000 training images without labels. Retraining minimises cross-entropy mixed with the distance to the
+unpruned network's outputs on the same crops and flips. The state is saved after each epoch in ``build/retrain/``;
+``--resume``, with the same options, goes on after a kill or when ``--minutes`` were over.
 
 The pretrained network fits its training images to about 100 %, so accuracy on them says nothing and is not shown.
 Options are to be chosen with ``--validate``, which keeps the last 2000 training images out of retraining, counts
