@@ -117,6 +117,7 @@ def measure(
     if detailed:
         with watched:
             Pruned.by(*given)
+    split = {name: round(seconds, 2) for name, seconds in watched.seconds.items()}
     plan, result = done.plan, done.result
     row: dict[str, object] = {
         "work": "table V.2",
@@ -129,7 +130,7 @@ def measure(
         "seconds": round(sum(done.seconds), 2),
         **({"device": target.name, "first_seconds": round(sum(first.seconds), 2)} if first else {}),
         "peak_mb": round(memory.bytes / 2**20),
-        "split": {name: round(seconds, 2) for name, seconds in watched.seconds.items()},
+        **({"split": split} if any(split.values()) else {}),
         "widths": [entry.kept for entry in plan.groups],
         "gap": result.gap,
     }
