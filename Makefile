@@ -122,7 +122,7 @@ benchmark-gpu:
 	$(MAKE) -k -j4 gpu-training
 
 gpu-kernels: $(GPU_READY)
-	$(gpu_begin) for work in gram path solve zeros pairs selection growth; do run 180 run.py $$work; done; $(gpu_end)
+	$(gpu_begin) for work in gram path solve zeros pairs selection growth; do run 240 run.py $$work; done; $(gpu_end)
 
 gpu-networks: $(GPU_READY)
 	$(gpu_begin) run 280 reproduce/pro_resnet56.py; run 240 halve.py --jobs; run 60 sparsity.py; run 60 swaps.py; $(gpu_end)

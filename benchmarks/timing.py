@@ -86,13 +86,16 @@ class Target:
 
     def warm_up(self, call: Callable[[], object]) -> int:
         """Call once or twice; how many calls a measurement takes, so that launches do not rule that of a GPU."""
-        call()
-        return max(1, min(MOST_CALLS, math.ceil(SPAN / self.seconds(call)))) if self.cuda else 1
+        if self.seconds(call) > LONG or not self.cuda:
+            return 1
+        return max(1, min(MOST_CALLS, math.ceil(SPAN / max(self.seconds(call), 1e-9))))
 
 
 HOST = Target(torch.device("cpu"))
-SPAN, MOST_CALLS = 2e-3, 50
-"""Seconds that a measurement on a GPU takes, and the calls it may take for that."""
+SPAN, MOST_CALLS, LONG = 2e-3, 50, 0.2
+"""Seconds that a measurement on a GPU takes, the calls it may take for that, and the seconds of a first call that are
+no start of anything any more.
+"""
 
 
 def machine(target: Target = HOST) -> dict[str, object]:
