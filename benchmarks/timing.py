@@ -93,8 +93,8 @@ class Target:
 
 HOST = Target(torch.device("cpu"))
 SPAN, MOST_CALLS, LONG = 2e-3, 50, 0.2
-"""Seconds that a measurement on a GPU takes, the calls it may take for that, and the seconds of a first call that are
-no start of anything any more.
+"""Seconds that a measurement on a GPU takes; the calls it may take for that; seconds of a first call above which a
+measurement is one call.
 """
 
 
