@@ -8,7 +8,8 @@ BUILD_TOOLS := "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.21" ninja
 # Threads that wait do not spin, so that tests do not crawl beside other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test lint format types cuda emulated sanitize benchmark clean
+.PHONY: install demo test lint format types cuda emulated sanitize benchmark clean \
+	benchmark-gpu gpu-kernels gpu-networks gpu-more gpu-training gpu-retrain gpu-srn gpu-srn-tuned gpu-srn-naive gpu-adam
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -96,6 +97,55 @@ benchmark: $(VENV)/benchmark
 	$(BENCH)/swaps.py $(QUICK)
 	$(BENCH)/sparsity.py $(QUICK)
 	for script in $(REPRODUCE); do $(BENCH)/reproduce/$$script.py $(QUICK) || exit 1; done
+
+# The same on an NVIDIA GPU, as results/*_cuda.json: kernels and networks alone on the machine, trainings four at a time.
+# Each of the three ends GPU_MINUTES after its start, or soon after: what takes longer than its seconds, or comes too late,
+# is named at the end, and a training goes on at the next call. GPU_PYTHON is a Python that has reapx with its CUDA
+# kernels and all that benchmarks import, for machines where nothing can be fetched.
+GPU_PYTHON  ?= $(BIN)/python
+GPU_DEVICE  ?= cuda
+GPU_MINUTES ?= 8
+GPU_READY    = $(if $(filter $(BIN)/%,$(GPU_PYTHON)),$(VENV)/benchmark)
+define gpu_begin
+	@failed=; end=$$(($$(date +%s) + 60 * $(GPU_MINUTES))); \
+	run() { \
+		left=$$((end - $$(date +%s))); if [ $$left -gt $$1 ]; then left=$$1; fi; shift; \
+		{ [ $$left -gt 0 ] && timeout $$left env -u OMP_WAIT_POLICY $(GPU_PYTHON) benchmarks/$$@ \
+			--device $(GPU_DEVICE) $(QUICK); } || failed="$$failed; $$*"; \
+	};
+endef
+gpu_end = if [ -n "$$failed" ]; then echo "not done$$failed"; exit 1; fi
+
+benchmark-gpu:
+	$(MAKE) gpu-kernels
+	$(MAKE) gpu-networks
+	$(MAKE) -k -j4 gpu-training
+
+gpu-kernels: $(GPU_READY)
+	$(gpu_begin) for work in gram path solve zeros pairs selection growth; do run 240 run.py $$work; done; $(gpu_end)
+
+gpu-networks: $(GPU_READY)
+	$(gpu_begin) run 280 reproduce/pro_resnet56.py; run 240 halve.py --jobs; run 60 sparsity.py; run 60 swaps.py; $(gpu_end)
+
+GPU_TRAIN = $(GPU_PYTHON) benchmarks/reproduce/$(1) --device $(GPU_DEVICE) --minutes $(GPU_MINUTES) $(QUICK)
+GPU_SRN   = $(call GPU_TRAIN,srn_cifar.py --bf16 --resume --epochs 30 --retrain 30 --naive-epochs 200)
+GPU_ADAM  = $(call GPU_TRAIN,adam_l2_cifar.py --width 1 --epochs 30 --seeds 0)
+gpu-training: gpu-retrain gpu-srn gpu-adam
+gpu-retrain: $(GPU_READY)
+	$(call GPU_TRAIN,retrain_resnet56.py --bf16 --resume --epochs 60)
+gpu-srn-tuned: $(GPU_READY)
+	$(GPU_SRN) --stages srn pruned resnet
+gpu-srn-naive: $(GPU_READY)
+	$(GPU_SRN) --stages naive
+gpu-srn: gpu-srn-tuned gpu-srn-naive
+	$(GPU_SRN) --stages
+gpu-adam: $(GPU_READY)
+	$(GPU_ADAM) --train-only
+
+# Not part of benchmark-gpu: the table of what gpu-adam trained, and what takes an hour on a CPU.
+gpu-more: $(GPU_READY)
+	$(GPU_ADAM)
+	$(gpu_begin) for script in srn_table selections pro_choices; do run 240 reproduce/$$script.py; done; $(gpu_end)
 
 clean:
 	rm -rf $(VENV) build

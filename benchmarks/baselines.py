@@ -6,7 +6,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
-from timing import interleaved
+from timing import HOST, Target, interleaved
 from torch import Tensor
 
 from reapx._native import Window
@@ -19,14 +19,27 @@ def unfolded_gram(x: Tensor, window: Window) -> Tensor:
     return rows.T @ rows
 
 
-def right_looking(
-    gram: Tensor, ridge: float, weight: Tensor, columns: Tensor, steps: int, *, in_place: bool
-) -> tuple[Tensor, Tensor]:
+def inverse_of(gram: Tensor, ridge: float) -> Tensor:
+    """(G + ridge I)⁻¹ by Cholesky, of one matrix (D, D) or of many; on a GPU cuSOLVER, its verdict not looked at."""
+    damped = gram.clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(ridge)
+    return torch.cholesky_inverse(torch.linalg.cholesky_ex(damped)[0])
+
+
+def refitted(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
+    """Weights W of W (G + ridge I) = cross by Cholesky, of one system or of many."""
+    damped = gram.clone()
+    damped.diagonal(dim1=-2, dim2=-1).add_(ridge)
+    return torch.cholesky_solve(cross.mT, torch.linalg.cholesky_ex(damped)[0]).mT
+
+
+def right_looking(p: Tensor, weight: Tensor, columns: Tensor, steps: int, *, in_place: bool) -> tuple[Tensor, Tensor]:
     """REAP's order and errors from P = (G + ridge I)⁻¹, which is updated as a whole after each removal.
 
+    Nothing in it waits for a GPU.
+
     Args:
-        gram: (D, D) float64.
-        ridge: Added to the diagonal.
+        p: (D, D) float64; overwritten if ``in_place``.
         weight: (M, D) float64, least-squares weights.
         columns: (U, q) int64.
         steps: Number of removals.
@@ -35,25 +48,25 @@ def right_looking(
     Returns:
         (steps,) int64 order and (steps,) float64 errors.
     """
-    damped = gram.clone()
-    damped.diagonal().add_(ridge)
-    p, w = torch.cholesky_inverse(torch.linalg.cholesky(damped)), weight.clone()
-    alive = torch.ones(len(columns), dtype=torch.bool)
-    order = torch.empty(steps, dtype=torch.int64)
-    errors = torch.empty(steps, dtype=torch.float64)
+    w = weight.clone()
+    alive = torch.ones(len(columns), dtype=torch.bool, device=p.device)
+    order = torch.empty(steps, dtype=torch.int64, device=p.device)
+    errors = torch.empty(steps, dtype=torch.float64, device=p.device)
     for step in range(steps):
         scores = _scores(p, w, columns, alive)
-        unit = int(scores.argmin())
-        order[step], errors[step] = unit, scores[unit]
-        alive[unit] = False
-        gone = columns[unit]
-        update = torch.linalg.solve(p[gone][:, gone], p[gone])
+        unit = scores.argmin(keepdim=True)
+        order[step], errors[step] = unit[0], scores.index_select(0, unit)[0]
+        alive.index_fill_(0, unit, False)
+        gone = columns.index_select(0, unit)[0]
+        rows = p.index_select(0, gone)
+        update = torch.linalg.solve_ex(rows.index_select(1, gone), rows)[0]
+        lost = w.index_select(1, gone)
         if in_place:
-            w.addmm_(w[:, gone], update, alpha=-1)
-            p.addmm_(p[:, gone], update, alpha=-1)
+            w.addmm_(lost, update, alpha=-1)
+            p.addmm_(rows.T, update, alpha=-1)
         else:
-            w = w - w[:, gone] @ update
-            p = p - p[:, gone] @ update
+            w = w - lost @ update
+            p = p - rows.T @ update
     return order, errors
 
 
@@ -62,11 +75,11 @@ def _scores(p: Tensor, w: Tensor, columns: Tensor, alive: Tensor) -> Tensor:
         scores = w.square().sum(0)[columns[:, 0]] / p.diagonal()[columns[:, 0]]
     else:
         blocks = p[columns[:, :, None], columns[:, None, :]]
-        blocks[~alive] = torch.eye(columns.shape[1], dtype=torch.float64)
+        one = torch.eye(columns.shape[1], dtype=torch.float64, device=p.device)
+        blocks = torch.where(alive[:, None, None], blocks, one)
         own = w[:, columns].permute(1, 2, 0)
-        scores = torch.linalg.solve(blocks, own @ own.mT).diagonal(dim1=1, dim2=2).sum(1)
-    scores[~alive] = torch.inf
-    return scores
+        scores = torch.linalg.solve_ex(blocks, own @ own.mT)[0].diagonal(dim1=1, dim2=2).sum(1)
+    return scores.masked_fill(~alive, torch.inf)
 
 
 def candidate_error(gram: Tensor, cross: Tensor, target: float, kept: Tensor) -> float:
@@ -75,7 +88,7 @@ def candidate_error(gram: Tensor, cross: Tensor, target: float, kept: Tensor) ->
     ``cross`` (M, D) is W G and ``target`` tr(W G Wᵀ), the same for all candidates.
     """
     right = cross[:, kept]
-    fitted = torch.cholesky_solve(right.T, torch.linalg.cholesky(gram[kept][:, kept]))
+    fitted = torch.cholesky_solve(right.T, torch.linalg.cholesky_ex(gram[kept][:, kept])[0])
     return target - float((fitted.T * right).sum())
 
 
@@ -93,7 +106,9 @@ def naive_loop(gram: Tensor, weight: Tensor, columns: Tensor, steps: int) -> tup
     return order, [after - before for before, after in itertools.pairwise(totals)]
 
 
-def naive_seconds(gram: Tensor, weight: Tensor, columns: Tensor, steps: int, points: int) -> float:
+def naive_seconds(
+    gram: Tensor, weight: Tensor, columns: Tensor, steps: int, points: int, target: Target = HOST
+) -> float:
     """What the naive loop would take: refits timed at ``points`` sizes, in between a polynomial (at most a cubic)."""
     units = len(columns)
     cross = weight @ gram
@@ -101,7 +116,7 @@ def naive_seconds(gram: Tensor, weight: Tensor, columns: Tensor, steps: int, poi
     seconds = []
     for size in sizes:
         kept = columns[: size - 1].flatten()
-        seconds += interleaved([lambda kept=kept: candidate_error(gram, cross, 0.0, kept)], 3)
+        seconds += interleaved([lambda kept=kept: candidate_error(gram, cross, 0.0, kept)], 3, target)
     degree = min(3, points - 1)
     features = torch.tensor(sizes, dtype=torch.float64) / units
     powers = features[:, None] ** torch.arange(degree + 1)

@@ -12,7 +12,7 @@ import torch
 from baselines import naive_seconds
 from gram import accumulate, sums_for
 from rows import seconds_text
-from timing import RESULTS, interleaved
+from timing import Target, interleaved
 
 from reapx import _native
 from reapx._native import Window
@@ -35,7 +35,7 @@ class Series:
     fixed: str
     size: str
     exponent: float
-    threads: int
+    target: Target
     values: list[int]
     seconds: list[float]
 
@@ -51,11 +51,13 @@ class Series:
     def as_dict(self) -> dict[str, object]:
         """For the JSON file."""
         seconds = [float(f"{s:.3g}") for s in self.seconds]
-        return {**vars(self), "seconds": seconds, "fitted": round(self.fitted, 2)}
+        named = {"work": self.work, "fixed": self.fixed, "size": self.size, "exponent": self.exponent}
+        measured = {"values": self.values, "seconds": seconds, "fitted": round(self.fitted, 2)}
+        return {**named, **self.target.as_dict(), **measured}
 
 
-def measure(threads: int, quick: bool) -> list[Series]:
-    """All series at one number of threads."""
+def measure(target: Target, quick: bool) -> list[Series]:
+    """All series on one target."""
     rounds = 1 if quick else 5
 
     def series(
@@ -67,44 +69,46 @@ def measure(threads: int, quick: bool) -> list[Series]:
         call: Callable[[int], Callable[[], object]],
     ) -> Series:
         chosen = values[:2] if quick else values
-        seconds = [interleaved([call(value)], rounds)[0] for value in chosen]
-        return Series(work, fixed, size, exponent, threads, chosen, seconds)
+        seconds = [interleaved([call(value)], rounds, target)[0] for value in chosen]
+        return Series(work, fixed, size, exponent, target, chosen, seconds)
 
     channels = [16, 32, 64, 128, 256, 512]
     return [
-        series("Gram", "16 images of 16x16, k = 3", "C", 2, channels, lambda c: _gram(16, c, 3)),
-        series("Gram", "64 images of 16x16, C = 64", "k", 2, [1, 3, 5, 7], lambda k: _gram(64, 64, k)),
-        series("Gram", "C = 64, 16x16, k = 3", "images", 1, [32, 64, 128, 256, 512], lambda n: _gram(n, 64, 3)),
-        series("basis", "k = 3", "C", 3, channels, _basis),
-        series("basis + path", "k = 3, M = C, remove C / 2", "C", 3, channels, _select),
-        Series(EXTRAPOLATED, "k = 3, M = C, remove C / 2", "C", 5, threads, *_naive([16, 32] if quick else channels)),
+        series("Gram", "16 images of 16x16, k = 3", "C", 2, channels, lambda c: _gram(target, 16, c, 3)),
+        series("Gram", "64 images of 16x16, C = 64", "k", 2, [1, 3, 5, 7], lambda k: _gram(target, 64, 64, k)),
+        series("Gram", "C = 64, 16x16, k = 3", "images", 1, [32, 64, 128, 256, 512], lambda n: _gram(target, n, 64, 3)),
+        series("basis", "k = 3", "C", 3, channels, lambda c: _basis(target, c)),
+        series("basis + path", "k = 3, M = C, remove C / 2", "C", 3, channels, lambda c: _select(target, c)),
+        Series(
+            EXTRAPOLATED, "k = 3, M = C, remove C / 2", "C", 5, target, *_naive(target, [16, 32] if quick else channels)
+        ),
     ]
 
 
-def _gram(images: int, channels: int, kernel: int) -> Callable[[], object]:
-    x = torch.randn(images, channels, 16, 16).relu()
-    gram, total = sums_for(channels * kernel**2)
+def _gram(target: Target, images: int, channels: int, kernel: int) -> Callable[[], object]:
+    x = torch.randn(images, channels, 16, 16, device=target.device).relu()
+    gram, total = sums_for(channels * kernel**2, target)
     window = Window((kernel, kernel), padding=(kernel // 2, kernel // 2))
     return lambda: accumulate(x, window, (16, 16), gram, total)
 
 
-def _basis(channels: int) -> Callable[[], object]:
-    problem = problems.make(channels, 9, 1)
+def _basis(target: Target, channels: int) -> Callable[[], object]:
+    problem = problems.make(channels, 9, 1, target)
     basis = torch.empty_like(problem.gram)
     return lambda: _native.basis_compute([problem.gram], [problem.ridge], [basis])
 
 
-def _select(channels: int) -> Callable[[], object]:
-    problem = problems.make(channels, 9, channels)
+def _select(target: Target, channels: int) -> Callable[[], object]:
+    problem = problems.make(channels, 9, channels, target)
     return lambda: problems.select(problem, channels // 2)
 
 
-def _naive(channels: list[int]) -> tuple[list[int], list[float]]:
+def _naive(target: Target, channels: list[int]) -> tuple[list[int], list[float]]:
     """Extrapolated from refits timed at a few sizes."""
     seconds = []
     for count in channels:
-        problem = problems.make(count, 9, count)
-        seconds.append(naive_seconds(problem.damped, problem.weight, problem.columns, count // 2, points=4))
+        problem = problems.make(count, 9, count, target)
+        seconds.append(naive_seconds(problem.damped, problem.weight, problem.columns, count // 2, 4, target))
     return channels, seconds
 
 
@@ -114,7 +118,7 @@ def show(found: Sequence[Series]) -> str:
         [
             s.work,
             s.fixed,
-            str(s.threads),
+            s.target.label,
             s.size,
             "  ".join(f"{v}: {seconds_text(t)}" for v, t in zip(s.values, s.seconds, strict=True)),
             ("~" if s.work == EXTRAPOLATED else "") + f"{s.fitted:.2f}",
@@ -125,7 +129,13 @@ def show(found: Sequence[Series]) -> str:
     return table(lines, ["work", "with", "threads", "size", "time", "fitted", "formula"])
 
 
-def plot(found: Sequence[Series], path: Path | None = None) -> Path:
+def _team(target: Target) -> str:
+    if target.cuda:
+        return target.name
+    return f"{target.threads} threads" if target.threads > 1 else "1 thread"
+
+
+def plot(found: Sequence[Series], path: Path) -> None:
     """Seconds over channels, both axes logarithmic."""
     import matplotlib
 
@@ -134,12 +144,12 @@ def plot(found: Sequence[Series], path: Path | None = None) -> Path:
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     colours = {"naive loop": "tab:red", "basis + path": "tab:blue", "basis": "tab:cyan", "Gram": "tab:green"}
-    most = max(s.threads for s in found)
+    most = max(s.target.threads for s in found)
     for s in found:
-        if s.size != "C" or (s.work == EXTRAPOLATED and s.threads != most):
+        if s.size != "C" or (s.work == EXTRAPOLATED and s.target.threads != most):
             continue
-        style = "-" if s.threads == most else "--"
-        label = f"{s.work}, {s.threads} threads" if s.threads > 1 else f"{s.work}, 1 thread"
+        style = "-" if s.target.threads == most else "--"
+        label = f"{s.work}, {_team(s.target)}"
         if s.work == EXTRAPOLATED:
             label += " (extrapolated from timed refits)"
         axes.plot(s.values, s.seconds, style, marker="o", color=colours[s.work], label=label)
@@ -148,6 +158,4 @@ def plot(found: Sequence[Series], path: Path | None = None) -> Path:
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    path = path or RESULTS / "growth.png"
     figure.savefig(path, dpi=110)
-    return path

@@ -1,18 +1,18 @@
 """The main job on real networks: prune to a budget without labels or retraining, and measure everything.
 
-    python benchmarks/halve.py [--quick] [--json FILE] [--only NAME ...]
+    python benchmarks/halve.py [--quick] [--device cpu|cuda] [--json FILE] [--only NAME ...]
 
 Rows: accuracy on the test images before and after, MACs, parameters, seconds of plan and apply, peak memory beside
 model and images, milliseconds per batch before and after, and the proof (pruned against masked).
 Calibration images are training images without labels; for SqueezeNet, of which only 1000 images are at
-hand, they are the first half of those and accuracy is counted on the other half as well as on all.
+hand, they are the first half of those and accuracy is counted on the other half as well as on all. On a GPU each job
+runs twice in its process: "first" has what CUDA loads and tunes on first use in it, the other figures have not.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import reference
-from timing import PeakMemory, interleaved, parser, write
+from timing import Target, interleaved, parser, peak_memory, write
 from torch import Tensor, nn
 
 import reapx
@@ -70,36 +70,55 @@ JOBS = {
 JOBS["squeezenet"] = Job(models.squeezenet, _imagenet_calibration, _imagenet_test, 0.7, batch=8)
 
 
-def measure(name: str, allocation: str, count: int, test_count: int | None, rounds: int) -> dict[str, object]:
-    """One row."""
-    job = JOBS[name]
-    model, images = job.build(), job.calibration(count)
-    with PeakMemory() as memory:
-        start = time.perf_counter()
-        plan = reapx.plan(model, images, budget=reapx.MACs(job.budget), allocation=allocation)
-        planned = time.perf_counter()
+@dataclass
+class Halved:
+    """A job that was done, and the seconds of its two steps."""
+
+    plan: reapx.Plan
+    result: reapx.Result
+    seconds: tuple[float, float]
+
+    @classmethod
+    def of(cls, model: nn.Module, images: Tensor, target: Target, budget: float, **options: str) -> Halved:
+        """Plan and apply."""
+        start = target.now()
+        plan = reapx.plan(model, images, budget=reapx.MACs(budget), **options)
+        planned = target.now()
         result = plan.apply()
-        applied = time.perf_counter()
+        return cls(plan, result, (planned - start, target.now() - planned))
+
+
+def measure(
+    name: str, allocation: str, count: int, test_count: int | None, rounds: int, device: str = "cpu"
+) -> dict[str, object]:
+    """One row."""
+    job, target = JOBS[name], Target.of(device)
+    model, images = job.build().to(target.device), job.calibration(count).to(target.device)
+    first = Halved.of(model, images, target, job.budget, allocation=allocation) if target.cuda else None
+    with peak_memory(target) as memory:
+        done = Halved.of(model, images, target, job.budget, allocation=allocation)
+    plan, result = done.plan, done.result
     row: dict[str, object] = {
         "work": "halve",
         "case": f"{name} x{job.budget}",
         "allocation": allocation,
         "images": len(images),
-        "plan_seconds": round(planned - start, 2),
-        "apply_seconds": round(applied - planned, 2),
-        "seconds": round(applied - start, 2),
+        "plan_seconds": round(done.seconds[0], 2),
+        "apply_seconds": round(done.seconds[1], 2),
+        "seconds": round(sum(done.seconds), 2),
+        **({"device": target.name, "first_seconds": round(sum(first.seconds), 2)} if first else {}),
         "peak_mb": round(memory.bytes / 2**20),
         "macs": plan.macs,
         "params": plan.params,
         "gap": result.gap,
     }
-    for part, (tests, labels) in job.test().items():
-        before = models.accuracy(model, tests[:test_count], labels[:test_count])
-        after = models.accuracy(result.model, tests[:test_count], labels[:test_count])
+    for part, counted in job.test().items():
+        tests, labels = (tensor[:test_count].to(target.device) for tensor in counted)
+        before, after = (models.accuracy(network, tests, labels) for network in (model, result.model))
         row[f"accuracy {part}"] = (before, after)
     batch = images[: job.batch]
     with torch.no_grad():
-        times = interleaved([lambda: model(batch), lambda: result.model(batch)], rounds)
+        times = interleaved([lambda: model(batch), lambda: result.model(batch)], rounds, target)
     row["batch_ms"] = tuple(round(1e3 * seconds, 2) for seconds in times)
     row["batch"] = len(batch)
     return row
@@ -114,10 +133,11 @@ VARIANTS: dict[str, dict[str, object]] = {
 }
 
 
-def variants(name: str) -> dict[str, object]:
+def variants(name: str, device: str = "cpu") -> dict[str, object]:
     """Accuracy on the test images with one choice of the main job changed."""
-    job = JOBS[name]
-    model, images, (tests, labels) = job.build(), job.calibration(1000), job.test()["test"]
+    job, place = JOBS[name], Target.of(device).device
+    model, images = job.build().to(place), job.calibration(1000).to(place)
+    tests, labels = (tensor.to(place) for tensor in job.test()["test"])
     row: dict[str, object] = {"work": "variants", "case": f"{name} x{job.budget}"}
     for variant, options in VARIANTS.items():
         result = reapx.prune(model, images, budget=reapx.MACs(job.budget), **options)  # type: ignore[arg-type]
@@ -125,9 +145,10 @@ def variants(name: str) -> dict[str, object]:
     return row
 
 
-def naive_check(name: str, images: int) -> dict[str, object]:
+def naive_check(name: str, images: int, device: str = "cpu") -> dict[str, object]:
     """REAP's path of one ResNet-20 group against deleting each candidate and refitting, step by step in float64."""
-    found = reapx.inspect(models.cifar_resnet(20), _cifar_calibration(images))
+    target = Target.of(device)
+    found = reapx.inspect(models.cifar_resnet(20).to(target.device), _cifar_calibration(images).to(target.device))
     group = next(group for group in found.groups if group.name == name)
     moments = measure_moments(
         found._graph, found._images, [group.consumers[0].layer], found._graph.tensors, progress=False
@@ -135,32 +156,34 @@ def naive_check(name: str, images: int) -> dict[str, object]:
     (reader,) = readers_of(found._graph, group, moments)
     assert reader.moments is not None
     gram, damping, steps = reader.moments.gram, 1e-8, group.size - 1
-    start = time.perf_counter()
+    start = target.now()
     path = reap_path(name, [reader], steps, damping)
-    seconds = time.perf_counter() - start
+    seconds = target.now() - start
+    gram, weight, columns = gram.cpu(), reader.weight.cpu(), reader.columns.cpu()
     damped = gram + reader.moments.ridge(damping) * torch.eye(len(gram), dtype=gram.dtype)
-    signal = float(((reader.weight @ gram) * reader.weight).sum())
-    start = time.perf_counter()
-    tables, order, _ = reference.eliminate_naive([damped], [reader.weight], [reader.columns], [1 / signal], steps, [])
-    naive_seconds = time.perf_counter() - start
+    signal = float(((weight @ gram) * weight).sum())
+    start = target.now()
+    tables, order, _ = reference.eliminate_naive([damped], [weight], [columns], [1 / signal], steps, [])
+    naive_seconds = target.now() - start
     totals = torch.tensor([table[unit] for table, unit in zip(tables, order, strict=True)], dtype=torch.float64)
     return {
         "work": "path against naive loop",
         "case": f"resnet20 {name}, {group.size} channels, {len(gram)} features",
         "same order": path.order.tolist() == order,
-        "largest error difference": float((path.errors.cumsum(0) - totals).abs().max()),
+        "largest error difference": float((path.errors.cpu().cumsum(0) - totals).abs().max()),
         "seconds": round(seconds, 4),
         "naive_seconds": round(naive_seconds, 2),
     }
 
 
-def growth(count: int) -> dict[str, object]:
+def growth(count: int, device: str = "cpu") -> dict[str, object]:
     """Seconds and peak memory of ResNet-20 on so many images: time may grow, memory beside the images may not."""
-    model, images = models.cifar_resnet(20), _cifar_calibration(count)
-    with PeakMemory() as memory:
-        start = time.perf_counter()
+    target = Target.of(device)
+    model, images = models.cifar_resnet(20).to(target.device), _cifar_calibration(count).to(target.device)
+    with peak_memory(target) as memory:
+        start = target.now()
         reapx.prune(model, images, budget=reapx.MACs(0.5))
-        seconds = time.perf_counter() - start
+        seconds = target.now() - start
     peak = round(memory.bytes / 2**20)
     return {"work": "growth", "case": "resnet20 x0.5", "images": count, "seconds": round(seconds, 2), "peak_mb": peak}
 
@@ -206,16 +229,15 @@ def main() -> None:
     for name in names:
         count = 100 if options.quick else 500 if name == "squeezenet" else 1000
         for allocation in ("pro",) if options.quick else ("pro", "uniform"):
-            rows.append(
-                alone(measure, name, allocation, count, 200 if options.quick else None, 2 if options.quick else 9)
-            )
+            tests, rounds = (200, 2) if options.quick else (None, 9)
+            rows.append(alone(measure, name, allocation, count, tests, rounds, options.device))
     if not options.quick and not options.jobs:
-        rows += [alone(growth, number) for number in (1000, 2000, 4000, 8000)]
-        rows += [alone(variants, name) for name in ("resnet20", "resnet56") if name in names]
-        rows.append(alone(naive_check, "layer2.1.conv1", 1000))
+        rows += [alone(growth, number, options.device) for number in (1000, 2000, 4000, 8000)]
+        rows += [alone(variants, name, options.device) for name in ("resnet20", "resnet56") if name in names]
+        rows.append(alone(naive_check, "layer2.1.conv1", 1000, options.device))
     print(show(rows))
     if not options.quick or options.json:
-        write("halve", rows, options.json)
+        write("halve", rows, options.json, Target.of(options.device))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from peak import Amount
 from problems import F64, Problem
 from rows import Row
-from timing import interleaved
+from timing import Target, interleaved
 from torch import Tensor
 
 from reapx import _native
@@ -17,30 +17,31 @@ CASES = [(256, 9, 256, 128), (2048, 1, 512, 1024)]
 QUICK = [(6, 4, 3, 3)]
 
 
-def rows(threads: int, quick: bool) -> list[Row]:
+def rows(target: Target, quick: bool) -> list[Row]:
     """One row for each case; its operations are those of the steps, on the units left."""
-    return [_row(case, threads, 1 if quick else 5) for case in (QUICK if quick else CASES)]
+    return [_row(case, target, 1 if quick else 5) for case in (QUICK if quick else CASES)]
 
 
-def _row(case: tuple[int, int, int, int], threads: int, rounds: int) -> Row:
+def _row(case: tuple[int, int, int, int], target: Target, rounds: int) -> Row:
     units, taps, outputs, steps = case
-    problem = problems.make(units, taps, outputs)
+    problem = problems.make(units, taps, outputs, target)
     removed, errors = _ours(problem, steps)
     want_removed, want_errors = _torch(problem, steps)
     gap = float((errors - want_errors).abs().max() / want_errors.max())
     if not torch.equal(removed, want_removed) or gap > 1e-9:
         raise AssertionError(f"other pairs than torch's were unified (errors by {gap:.1e})")
-    ours, theirs = interleaved([lambda: _ours(problem, steps), lambda: _torch(problem, steps)], rounds)
+    ours, theirs = interleaved([lambda: _ours(problem, steps), lambda: _torch(problem, steps)], rounds, target)
     left = units - torch.arange(1, steps, dtype=F64)
     amount = Amount(float64=2e-9 * taps**2 * float((left**2 + left * outputs).sum()))
     name = f"{units} of {taps}, M {outputs}, unify {steps}"
-    return Row("pair_scan", name, threads, ours, "torch einsum, greedy", theirs, amount)
+    return Row("pair_scan", name, target, ours, "torch einsum, greedy", theirs, amount)
 
 
 def _ours(problem: Problem, steps: int) -> tuple[Tensor, Tensor]:
-    consumer = PairConsumer(problem.gram, problem.weight.clone(), problem.columns, 1.0, torch.empty(steps, dtype=F64))
-    removed, partner = torch.empty(steps, dtype=torch.int64), torch.empty(steps, dtype=torch.int64)
-    task = PairTask([consumer], None, removed, partner, torch.empty(steps, dtype=F64))
+    gains, errors = (problem.gram.new_empty(steps) for _ in range(2))
+    removed, partner = (problem.columns.new_empty(steps) for _ in range(2))
+    consumer = PairConsumer(problem.gram, problem.weight.clone(), problem.columns, 1.0, gains)
+    task = PairTask([consumer], None, removed, partner, errors)
     _native.pair_scan([task])
     return task.removed, task.errors
 
@@ -56,9 +57,9 @@ def _torch(problem: Problem, steps: int) -> tuple[Tensor, Tensor]:
     inner = torch.einsum("qab,qapb->qp", products, gram)
     norms = torch.einsum("qab,pab->qp", products, blocks)
     overlaps = torch.zeros_like(inner)
-    gone = torch.zeros(units, dtype=F64)
-    removed = torch.empty(steps, dtype=torch.int64)
-    errors = torch.empty(steps, dtype=F64)
+    gone = gram.new_zeros(units)
+    removed = problem.columns.new_empty(steps)
+    errors = gram.new_empty(steps)
     left, table = torch.empty_like(inner), torch.empty_like(inner)
     for step in range(steps):
         torch.sub(inner, overlaps, out=left)

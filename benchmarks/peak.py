@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from pathlib import Path
 
-from timing import ROOT
+from timing import ROOT, Target
 
 SOURCE = Path(__file__).with_name("peak.cpp")
 
@@ -25,11 +25,13 @@ class Amount:
 
 @dataclass(frozen=True)
 class Peak(Amount):
-    """What the machine does in a second: fused multiply-adds, a large copy (bytes read plus written), and a large sum
-    (bytes read).
+    """What the machine does in a second: multiply-adds, a large copy (bytes read plus written), and a large sum
+    (bytes read); on a GPU, matrix products on the tensor cores, too.
     """
 
     read: float = 0.0
+    tf32: float = 0.0
+    bfloat16: float = 0.0
 
     def seconds(self, amount: Amount) -> float:
         """The least time that this much work takes."""
@@ -37,21 +39,31 @@ class Peak(Amount):
 
     def or_more(self, other: Peak) -> Peak:
         """The larger of two looks: on a shared machine one may come at a bad moment."""
-        return Peak(
-            max(self.float32, other.float32),
-            max(self.float64, other.float64),
-            max(self.copy, other.copy),
-            max(self.read, other.read),
+        return Peak(*map(max, astuple(self), astuple(other)))
+
+    def as_dict(self) -> dict[str, float]:
+        """What was measured."""
+        return {name: float(f"{value:.4g}") for name, value in asdict(self).items() if value}
+
+    def __str__(self) -> str:
+        cores = f"tensor cores {self.tf32:.0f} TF32, {self.bfloat16:.0f} bfloat16; " if self.tf32 else ""
+        return (
+            f"peak {self.float32:.0f} GFLOP/s float32, {self.float64:.0f} float64; {cores}"
+            f"copy {self.copy:.1f} GB/s, read {self.read:.1f}"
         )
 
 
-def measure(threads: int) -> Peak:
-    """Run ``peak.cpp``, compiled for this machine.
+def measure(target: Target, quick: bool) -> Peak:
+    """By ``peak.cpp``, compiled for this machine, or on a GPU by torch.
 
     Raises:
         RuntimeError: there is no C++ compiler.
     """
-    done = subprocess.run([str(_program()), str(threads)], check=True, capture_output=True, text=True)
+    if target.cuda:
+        import peak_cuda
+
+        return peak_cuda.measure(target, quick)
+    done = subprocess.run([str(_program()), str(target.threads)], check=True, capture_output=True, text=True)
     return Peak(**json.loads(done.stdout))
 
 

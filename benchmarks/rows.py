@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from peak import Amount, Peak
+from timing import Target
+
+from reapx.report.text import table
 
 
 @dataclass(frozen=True)
@@ -15,35 +18,62 @@ class Row:
     Attributes:
         work: What was computed.
         case: On which sizes.
-        threads: Of both sides.
+        target: Of both sides.
         seconds: Ours, a median.
         against: The other side.
-        against_seconds: Its time; of ``extrapolated`` rows not run in full.
-        amount: What has to be done for it.
+        against_seconds: Its time; of ``extrapolated`` rows not run in full; None where there is no other side.
+        amount: What has to be done for it, whatever either side really does.
+        against_gflop: What the other side really does, where that is known.
+        error: Of our result, where it was compared with an exact one.
+        against_error: Of theirs.
     """
 
     work: str
     case: str
-    threads: int
+    target: Target
     seconds: float
     against: str
-    against_seconds: float
+    against_seconds: float | None
     amount: Amount
     extrapolated: bool = False
+    against_gflop: float | None = None
+    error: float | None = None
+    against_error: float | None = None
 
     @property
-    def ratio(self) -> float:
-        return self.against_seconds / self.seconds
+    def ratio(self) -> float | None:
+        return None if self.against_seconds is None else self.against_seconds / self.seconds
+
+    @property
+    def tflops(self) -> float:
+        """10^12 operations a second, of those that have to be done, in float32 and float64."""
+        return 1e-3 * (self.amount.float32 + self.amount.float64) / self.seconds
 
     def peak_share(self, peak: Peak) -> float:
         """Part of the machine's measured peak that we reach."""
         return peak.seconds(self.amount) / self.seconds
 
     def as_dict(self, peak: Peak) -> dict[str, object]:
-        """Fields, ratio and share, rounded to what is meant."""
-        values = asdict(self) | {"ratio": self.ratio, "peak_share": self.peak_share(peak)}
-        del values["amount"]
-        return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()}
+        """What was measured, ratio and share, rounded to what is meant."""
+        values: dict[str, object] = {
+            "work": self.work,
+            "case": self.case,
+            **self.target.as_dict(),
+            "seconds": self.seconds,
+            "against": self.against,
+            "against_seconds": self.against_seconds,
+            "extrapolated": self.extrapolated,
+            "ratio": self.ratio,
+            "peak_share": self.peak_share(peak),
+            "error": self.error,
+            "against_error": self.against_error,
+        }
+        if self.target.cuda:
+            values["tflops"] = self.tflops
+            if self.against_gflop is not None and self.against_seconds is not None:
+                values["against_tflops"] = 1e-3 * self.against_gflop / self.against_seconds
+        found = {key: value for key, value in values.items() if value is not None}
+        return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in found.items()}
 
 
 def seconds_text(value: float) -> str:
@@ -54,21 +84,23 @@ def seconds_text(value: float) -> str:
     return f"{value / 3600:.3g} h"
 
 
-def lines_of(rows: Sequence[Row], peaks: Mapping[int, Peak]) -> list[list[str]]:
-    """Cells of a table; ``peaks`` by the number of threads."""
-    return [
-        [
-            row.work,
-            row.case,
-            str(row.threads),
-            seconds_text(row.seconds),
-            row.against,
-            ("~" if row.extrapolated else "") + seconds_text(row.against_seconds),
-            f"{row.ratio:,.3g}x" if row.ratio < 1000 else f"{row.ratio:,.0f}x",
-            f"{100 * row.peak_share(peaks[row.threads]):.0f} %",
-        ]
-        for row in rows
-    ]
+def show(rows: Sequence[Row], peaks: Mapping[str, Peak]) -> str:
+    """A table; ``peaks`` by the targets' labels."""
+    lines = [_cells(row, peaks[row.target.label]) for row in rows]
+    if not any(row.target.cuda for row in rows):
+        return table(lines, HEAD)
+    more = [[f"{row.tflops:.3g}", "" if row.error is None else f"{row.error:.0e}"] for row in rows]
+    head = [*("device" if title == "threads" else title for title in HEAD), "TFLOP/s", "error"]
+    return table([line + own for line, own in zip(lines, more, strict=True)], head)
+
+
+def _cells(row: Row, peak: Peak) -> list[str]:
+    theirs = ratio = ""
+    if row.against_seconds is not None and row.ratio is not None:
+        theirs = ("~" if row.extrapolated else "") + seconds_text(row.against_seconds)
+        ratio = f"{row.ratio:,.3g}x" if row.ratio < 1000 else f"{row.ratio:,.0f}x"
+    share = f"{100 * row.peak_share(peak):.0f} %"
+    return [row.work, row.case, row.target.label, seconds_text(row.seconds), row.against, theirs, ratio, share]
 
 
 HEAD = ["work", "case", "threads", "reapx", "against", "takes", "ratio", "of peak"]

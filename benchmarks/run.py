@@ -1,25 +1,25 @@
 """The kernels, each next to what it is measured against, in one run.
 
-    python benchmarks/run.py gram|path|selection|solve|pairs|zeros|growth [--quick] [--threads N ...] [--json FILE]
+    python benchmarks/run.py gram|path|selection|solve|pairs|zeros|growth [--quick] [--threads N ...]
+        [--device cpu|cuda] [--json FILE]
 
-Every benchmark checks its results, then times; the machine's measured peak is printed with it.
+Every benchmark checks its results, then times; the machine's measured peak is printed with it. With ``--device cuda``
+problems lie on the GPU, what they are compared with is torch on the same GPU without TF32, and times are CUDA's events.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import growth
 import peak
 import torch
-from rows import HEAD, Row, lines_of
+from rows import Row, show
 from threadpoolctl import threadpool_limits
-from timing import write
-
-from reapx.report.text import table
+from timing import RESULTS, Target, add_device, write
 
 WORKS = ["gram", "path", "selection", "solve", "pairs", "zeros", "growth"]
 
@@ -30,46 +30,57 @@ def main() -> None:
     parser.add_argument("work", choices=WORKS)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
     parser.add_argument("--threads", type=int, nargs="+", help="default: 1 and all cores")
+    add_device(parser)
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/WORK.json; nothing with --quick")
     arguments = parser.parse_args()
-    threads = arguments.threads or sorted({1, torch.get_num_threads()})
+    targets = _targets(arguments)
     wanted = arguments.json is not None or not arguments.quick
     if arguments.work == "growth":
-        _growth(threads, arguments.quick, arguments.json, wanted)
+        _growth(targets, arguments.quick, arguments.json, wanted)
     else:
-        _compare(arguments.work, threads, arguments.quick, arguments.json, wanted)
+        _compare(arguments.work, targets, arguments.quick, arguments.json, wanted)
 
 
-def _compare(work: str, counts: list[int], quick: bool, path: Path | None, wanted: bool) -> None:
+def _targets(arguments: argparse.Namespace) -> list[Target]:
+    """The GPU, or the CPU once with each number of threads."""
+    here = Target.of(arguments.device)
+    counts = arguments.threads or sorted({1, torch.get_num_threads()})
+    return [here] if here.cuda else [replace(here, threads=threads) for threads in counts]
+
+
+def _compare(work: str, targets: list[Target], quick: bool, path: Path | None, wanted: bool) -> None:
     module = importlib.import_module(work)
     found: list[Row] = []
-    peaks: dict[int, peak.Peak] = {}
-    for threads in counts:
-        torch.set_num_threads(threads)
-        torch.manual_seed(0)
-        before = peak.measure(threads)
-        with threadpool_limits(threads):  # of the BLAS that numpy and scipy bring
-            found += module.rows(threads, quick)
-        limit = peaks[threads] = before.or_more(peak.measure(threads))
-        print(
-            f"{threads} thread{'s' * (threads > 1)}: peak {limit.float32:.0f} GFLOP/s float32, "
-            f"{limit.float64:.0f} float64; copy {limit.copy:.1f} GB/s, read {limit.read:.1f}"
-        )
-    print(table(lines_of(found, peaks), HEAD))
+    peaks: dict[str, peak.Peak] = {}
+    for target in targets:
+        _begin(target)
+        before = peak.measure(target, quick)
+        with threadpool_limits(target.threads or None):  # of the BLAS that numpy and scipy bring
+            found += module.rows(target, quick)
+        limit = peaks[target.label] = before.or_more(peak.measure(target, quick))
+        print(f"{target.name if target.cuda else f'{target.threads} threads'}: {limit}")
+    print(show(found, peaks))
     if wanted:
-        rows = [row.as_dict(peaks[row.threads]) for row in found]
-        write(work, rows, path, peaks={str(threads): asdict(limit) for threads, limit in peaks.items()})
+        rows = [row.as_dict(peaks[row.target.label]) for row in found]
+        write(work, rows, path, targets[0], peaks={label: limit.as_dict() for label, limit in peaks.items()})
 
 
-def _growth(counts: list[int], quick: bool, path: Path | None, wanted: bool) -> None:
+def _begin(target: Target) -> None:
+    if not target.cuda:
+        torch.set_num_threads(target.threads)
+    torch.manual_seed(0)
+
+
+def _growth(targets: list[Target], quick: bool, path: Path | None, wanted: bool) -> None:
     found = []
-    for threads in counts:
-        torch.set_num_threads(threads)
-        found += growth.measure(threads, quick)
+    for target in targets:
+        _begin(target)
+        found += growth.measure(target, quick)
     print(growth.show(found))
     if wanted:
-        write("growth", [series.as_dict() for series in found], path)
-        growth.plot(found, None if path is None else path.with_suffix(".png"))
+        write("growth", [series.as_dict() for series in found], path, targets[0])
+        picture = RESULTS / f"growth{'_cuda' if targets[0].cuda else ''}.png"
+        growth.plot(found, picture if path is None else path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

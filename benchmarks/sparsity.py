@@ -5,14 +5,13 @@ The latter were trained by others with momentum SGD and without a thought of it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 import models
 import torch
 import torch.nn.functional as F
-from timing import interleaved, parser, write
+from timing import Target, interleaved, parser, write
 from torch import Tensor, nn
 
 import reapx
@@ -37,12 +36,14 @@ def pretrained() -> dict[str, tuple[Callable[[], nn.Module], Tensor]]:
     return found
 
 
-def dead(name: str, model: nn.Module, images: Tensor) -> dict[str, object]:
+def dead(name: str, model: nn.Module, images: Tensor, target: Target) -> dict[str, object]:
     """What compaction takes from one of them."""
-    start = time.perf_counter()
+    model, images = model.to(target.device), images.to(target.device)
+    start = target.now()
     nodes = reapx.zero_nodes(model, images)
-    found = time.perf_counter()
+    found = target.now()
     result = nodes.remove()
+    removed = target.now()
     return {
         "network": name,
         "nodes": sum(entry.group.size for entry in nodes.groups),
@@ -51,14 +52,14 @@ def dead(name: str, model: nn.Module, images: Tensor) -> dict[str, object]:
         "macs": nodes.macs,
         "gap": result.gap,
         "find_seconds": found - start,
-        "remove_seconds": time.perf_counter() - found,
+        "remove_seconds": removed - found,
     }
 
 
 def step_of(model: nn.Module, images: Tensor) -> Callable[[], None]:
     """One training step with Adam-L2."""
     optimiser = reapx.adam_l2(model.parameters(), 1e-3, l2=1e-4, fused=True)
-    labels = torch.arange(len(images)) % 10
+    labels = torch.arange(len(images), device=images.device) % 10
 
     def step() -> None:
         optimiser.zero_grad()
@@ -70,23 +71,25 @@ def step_of(model: nn.Module, images: Tensor) -> Callable[[], None]:
 
 def main() -> None:
     options = parser(__doc__ or "", "one small network, few rounds").parse_args()
+    target = Target.of(options.device)
     rows: list[dict[str, object]] = []
     for name, (build, shape, rounds) in list(CASES.items())[: 1 if options.quick else None]:
         torch.manual_seed(0)
-        model = build()
+        model = build().to(target.device)
         monitor = reapx.NodeMonitor(model)
         weights = [matrix.detach()[0].contiguous() for matrix in matrices_of(model).values()]
-        calls = [step_of(model, torch.randn(shape)), monitor.record, lambda own=weights: _native.zero_scan(own)]
-        times = interleaved(calls, 2 if options.quick else rounds)
+        images = torch.randn(shape, device=target.device)
+        calls = [step_of(model, images), monitor.record, lambda own=weights: _native.zero_scan(own)]
+        times = interleaved(calls, 2 if options.quick else rounds, target)
         rows.append({"case": name, **dict(zip(("step", "record", "zero_scan"), times, strict=True))})
     header = ["network", "step, ms", "record, ms", "of a step", "every 100", "zero_scan, ms", "of a step"]
     print(table([_cells(*map(row.__getitem__, ("case", "step", "record", "zero_scan"))) for row in rows], header))
     wanted = list(pretrained().items()) if models.has_data() else []
-    others = [dead(name, build(), images) for name, (build, images) in wanted[: 1 if options.quick else None]]
+    others = [dead(name, build(), images, target) for name, (build, images) in wanted[: 1 if options.quick else None]]
     titles = ["network", "nodes", "zero", "parameters", "MACs", "outputs differ", "find, s", "remove, s"]
     print(table([_line(row) for row in others], titles))
     if options.json or not options.quick:
-        write("sparsity", rows, options.json, pretrained=others)
+        write("sparsity", rows, options.json, target, pretrained=others)
 
 
 def _line(row: dict[str, Any]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import models
-from timing import parser, write
+from timing import Target, parser, write
 
 import reapx
 from reapx.report.text import table
@@ -11,14 +11,16 @@ from reapx.report.text import table
 SWAPS = 100
 
 
-def compare(depth: int, count: int, test_count: int | None) -> dict[str, object]:
+def compare(target: Target, depth: int, count: int, test_count: int | None) -> dict[str, object]:
     """One CIFAR ResNet at half of its MACs, greedy and refined."""
-    images, _ = models.cifar10("train_1", count)
-    test, labels = models.cifar10("test", test_count)
-    model = models.cifar_resnet(depth)
-    plans = [
-        reapx.plan(model, images, budget=reapx.MACs(0.5), allocation="uniform", swaps=swaps) for swaps in (0, SWAPS)
-    ]
+    images = models.cifar10("train_1", count)[0].to(target.device)
+    test, labels = (tensor.to(target.device) for tensor in models.cifar10("test", test_count))
+    model = models.cifar_resnet(depth).to(target.device)
+    plans, seconds = [], []
+    for swaps in (0, SWAPS):
+        start = target.now()
+        plans.append(reapx.plan(model, images, budget=reapx.MACs(0.5), allocation="uniform", swaps=swaps))
+        seconds.append(round(target.now() - start, 2))
     pairs = [
         (greedy.error, refined.error)
         for greedy, refined in zip(plans[0].groups, plans[1].groups, strict=True)
@@ -34,7 +36,7 @@ def compare(depth: int, count: int, test_count: int | None) -> dict[str, object]
         "mean gain": round(sum(gains) / len(gains), 5),
         "accuracy greedy": accuracies[0],
         "accuracy swapped": accuracies[1],
-        "plan seconds": [round(plan.seconds, 2) for plan in plans],
+        "plan seconds": seconds,
     }
 
 
@@ -45,10 +47,11 @@ def main() -> None:
     if not models.has_data():
         return
     jobs = [(20, 100, 200)] if options.quick else [(20, 1000, None), (56, 1000, None)]
-    rows = [compare(*job) for job in jobs]
+    target = Target.of(options.device)
+    rows = [compare(target, *job) for job in jobs]
     print(table([[str(value) for value in row.values()] for row in rows], list(rows[0])))
     if not options.quick or options.json:
-        write("swaps", rows, options.json)
+        write("swaps", rows, options.json, target)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Decay of an unused ReLU node's weights under Adam + L2, AdamW and momentum SGD, next to what the formulas say.
 
-    python benchmarks/reproduce/adam_decay.py [--plot FILE] [--quick] [--json FILE]
+    python benchmarks/reproduce/adam_decay.py [--plot FILE] [--quick] [--device cpu|cuda] [--json FILE]
 
 Figure 4 of the second report (Yaguchi et al., ICMLA 2018): where the loss does not pull, Adam with the penalty in its
 gradient shrinks weights doubly exponentially, ln(w_t / w_0) ≈ −κ (β₂^(−t/2) − 1), the others only exponentially.
@@ -19,7 +19,8 @@ never fades, by exp(−lr·λ·t / √v_0).
   formula misses is momentum: with it, weights shrink a little faster than said, though never faster than √β₁ a step.
   ``w_0 = 2`` is about 2 lr / (1 − β₂), where a weight's own penalty begins to rule v, whatever λ: it shrinks later.
 
-Everything is float64. Three seeds (initial weights, data order, past gradients) run side by side in one tensor.
+Everything is float64; ``--device`` is the network's, single weights stay on the CPU. Three seeds (initial weights, data
+order, past gradients) run side by side in one tensor.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models
 from decay_curves import FLOOR, LEVELS, POINTS, Row, norms, summary
-from timing import parser, write
+from timing import Target, parser, write
 
 from reapx.report.text import table
 from reapx.sparsity import adam_l2
@@ -70,13 +70,13 @@ def strengths(method: str) -> tuple[float, ...]:
 class Network:
     """One fully connected ReLU network per seed, all in one set of tensors (seed, input, output)."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.draws = [torch.Generator().manual_seed(seed) for seed in SEEDS]
         self.weights, self.biases = [], []
         for inputs, outputs in itertools.pairwise(SIZES):
             drawn = [torch.rand(inputs + 1, outputs, generator=g, dtype=torch.float64) for g in self.draws]
             # As nn.Linear begins.
-            start = (2 * torch.stack(drawn) - 1) / math.sqrt(inputs)
+            start = ((2 * torch.stack(drawn) - 1) / math.sqrt(inputs)).to(device)
             self.weights.append(nn.Parameter(start[:, :-1].contiguous()))
             self.biases.append(nn.Parameter(start[:, -1:].contiguous()))
 
@@ -87,7 +87,7 @@ class Network:
 
     def gradients(self, images: Tensor, labels: Tensor, batch: int) -> None:
         """Of each network's own mean loss, on a random batch of its own."""
-        picks = torch.stack([torch.randint(len(images), (batch,), generator=g) for g in self.draws])
+        picks = torch.stack([torch.randint(len(images), (batch,), generator=g) for g in self.draws]).to(images.device)
         outputs = self(images[picks].double()).flatten(0, 1)
         loss = nn.functional.cross_entropy(outputs, labels[picks].flatten(), reduction="sum") / batch
         for parameter in (*self.weights, *self.biases):
@@ -108,11 +108,11 @@ class Network:
         return [round(share, 4) for share in hits.double().mean(1).tolist()]
 
 
-def on_mnist(method: str, strength: float, data: Sequence[Tensor], warm_up: int, steps: int) -> Row:
+def on_mnist(method: str, strength: float, data: Sequence[Tensor], warm_up: int, steps: int, target: Target) -> Row:
     """Train, silence some nodes, train on, and follow these nodes' weights."""
-    began = time.perf_counter()
+    began = target.now()
     images, labels, test_images, test_labels = data
-    network = Network()
+    network = Network(target.device)
     optimiser = METHODS[method](network.weights, strength)
     optimiser.add_param_group({"params": network.biases, "weight_decay": 0.0})
     for _ in range(warm_up):
@@ -129,10 +129,10 @@ def on_mnist(method: str, strength: float, data: Sequence[Tensor], warm_up: int,
         optimiser.step()
         sizes.append(norms(first.detach()[..., :IDLE]))
     row = {"part": "MNIST", "method": method, "strength": strength, "w_0": None}
-    row |= summary(torch.stack(sizes), optimiser, start)
+    row |= summary(torch.stack(sizes).cpu(), optimiser, {name: value.cpu() for name, value in start.items()})
     row["√v_0"] = math.sqrt(start["exp_avg_sq"].mean()) if "exp_avg_sq" in start else None
     row["accuracy"] = network.accuracy(test_images, test_labels)
-    return {**row, "seconds": round(time.perf_counter() - began, 1)}
+    return {**row, "seconds": round(target.now() - began, 1)}
 
 
 def of_one_weight(method: str, strength: float, size: float, steps: int) -> Row:
@@ -229,9 +229,10 @@ def main() -> None:
     torch.set_num_threads(1)
     # Numbers below 1e-308 would slow all down, and mean nothing here.
     torch.set_flush_denormal(True)
+    target = Target.of(options.device)
     images, labels = models.mnist("train", 2000 if options.quick else None)
     test_images, test_labels = models.mnist("test", 200 if options.quick else None)
-    data = (images.flatten(1), labels, test_images.flatten(1), test_labels)
+    data = [t.to(target.device) for t in (images.flatten(1), labels, test_images.flatten(1), test_labels)]
     warm_up, steps, few = (20, 300, 1) if options.quick else (WARM_UP, STEPS, None)
     rows = []
     cases = [(method, strength, 0.05) for method in METHODS for strength in strengths(method)[-1 if few else None :]]
@@ -239,13 +240,13 @@ def main() -> None:
         rows.append(of_one_weight(method, strength, size, steps))
     for method, strength, _ in cases:
         if method != PLAIN:
-            rows.append(on_mnist(method, strength, data, warm_up, steps))
+            rows.append(on_mnist(method, strength, data, warm_up, steps, target))
             print(f"{method}, {strength:g}: {rows[-1]['seconds']} s", flush=True)
     print(show(rows))
     if options.plot:
         plot(rows, options.plot)
     if not options.quick or options.json:
-        write("adam_decay", rows, options.json)
+        write("adam_decay", rows, options.json, target)
 
 
 if __name__ == "__main__":

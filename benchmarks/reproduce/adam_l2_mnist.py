@@ -38,10 +38,10 @@ def main() -> None:
         return
     images, labels = pixels("train", 2000 if options.quick else None)
     held = 200 if options.quick else HELD
-    recipe = replace(RECIPE, epochs=1) if options.quick else RECIPE
+    recipe = replace(RECIPE, epochs=1 if options.quick else options.epochs or RECIPE.epochs)
     runs = runs_of({"adam": [0.0], "adam_l2": [1e-3]} if options.quick else STRENGTHS, options)
-    train_all(runs, options.folder, models.mnist_mlp, images[:-held], labels[:-held], recipe)
-    if not options.train_only:
+    done = train_all(runs, options, models.mnist_mlp, (images[:-held], labels[:-held]), recipe)
+    if done and not options.train_only:
         test = pixels("test", 500 if options.quick else None)
         found = Data(images[:CALIBRATION], (images[-held:], labels[-held:]), test)
         report(options, "adam_l2_mnist", runs, models.mnist_mlp, found, recipe, LOSS)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from timing import HOST, Target
 from torch import Tensor
 
 import reapx
@@ -30,7 +30,7 @@ ROUNDING = 1e-9
 """Share by which an error may be above another and still count as equal."""
 
 
-def compare(plan: reapx.Plan) -> dict[str, Any]:
+def compare(plan: reapx.Plan, target: Target = HOST) -> dict[str, Any]:
     """All methods on the layers and at the widths of one plan, all on the same moments.
 
     Returns:
@@ -46,27 +46,27 @@ def compare(plan: reapx.Plan) -> dict[str, Any]:
     seconds = dict.fromkeys(SELECTIONS, 0.0)
     measure_seconds, few_rows = 0.0, []
     for part in chunks([entry.group for entry in plan.groups if entry.group.name in groups], images.memory):
-        start = time.perf_counter()
+        start = target.now()
         moments = measure_consumers(graph, images, part, progress=False)
-        measure_seconds += time.perf_counter() - start
+        measure_seconds += target.now() - start
         readers = [readers_of(graph, group, moments) for group in part]
         for group, own in zip(part, readers, strict=True):
             if any(reader.measured.rows < len(reader.measured.gram) for reader in own):
                 few_rows.append(group.name)
         for selection in SELECTIONS:
-            start = time.perf_counter()
+            start = target.now()
             choices = [
                 choose(selection, graph, group, own, steps[group.name])
                 for group, own in zip(part, readers, strict=True)
             ]
-            chosen = time.perf_counter()
+            chosen = target.now()
             requests = [
                 Request(group.name, own, steps[group.name], choice.order)
                 for group, own, choice in zip(part, readers, choices, strict=True)
             ]
             paths = reap_paths(requests, DAMPING)
             # REAP chooses by solving; for the others, solving is the fit.
-            seconds[selection] += (time.perf_counter() if selection == "reap" else chosen) - start
+            seconds[selection] += (target.now() if selection == "reap" else chosen) - start
             for group, own, choice, path in zip(part, readers, choices, paths, strict=True):
                 errors = _errors(graph, group, own, moments, path.order, choice.own)
                 groups[group.name][selection] = {**errors, "fitted": path.final}

@@ -1,6 +1,6 @@
 """How PRO's settings were chosen: ResNet-56 on CIFAR-10, on training images that calibration has not seen.
 
-    python benchmarks/reproduce/pro_choices.py [--quick] [--json FILE]
+    python benchmarks/reproduce/pro_choices.py [--quick] [--device cpu|cuda] [--json FILE]
 
 Each row changes one setting and reports, for two budgets, how far the pruned network is from the original on 5000
 images of the second half of the training set: squared difference of the outputs (a share of their variance),
@@ -18,7 +18,7 @@ from unittest import mock
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models
 import torch
-from timing import parser, write
+from timing import Target, parser, write
 from torch import Tensor
 
 import reapx
@@ -46,23 +46,25 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(name: str, images: Tensor, held: Tensor, labels: Tensor) -> list[dict[str, object]]:
+def measure(name: str, images: Tensor, held: Tensor, labels: Tensor, target: Target) -> list[dict[str, object]]:
     """A row for each budget."""
     options = dict(SETTINGS[name])
     images = images[: options.pop("count", len(images))]
     rectify = {"rectify": options.pop("rectify")} if "rectify" in options else {}
-    model = models.cifar_resnet(56)
+    model = models.cifar_resnet(56).to(target.device)
     wanted = models.outputs_of(model, held)
     rows: list[dict[str, object]] = []
     plan: reapx.Plan | None = None
     with mock.patch.object(pipeline, "MEASURED_IMAGES", options.pop("measured", pipeline.MEASURED_IMAGES)):
         for budget in BUDGETS:
-            own = reapx.MACs(budget)
+            own, start = reapx.MACs(budget), target.now()
             if plan is not None and options.get("rounds", 1) == 1 and options.get("allocation") != "uniform":
                 plan = plan.at(own)
             else:
                 plan = reapx.plan(model, images, budget=own, **options)
+            planned = target.now()
             result = plan.apply(**rectify)
+            applied = target.now()
             outputs = models.outputs_of(result.model, held)
             divergence = torch.nn.functional.kl_div(
                 outputs.log_softmax(1), wanted.log_softmax(1), reduction="batchmean", log_target=True
@@ -74,8 +76,8 @@ def measure(name: str, images: Tensor, held: Tensor, labels: Tensor) -> list[dic
                     "squared": models.output_error(outputs, wanted),
                     "kl": float(divergence),
                     "accuracy": float((outputs.argmax(1) == labels).float().mean()),
-                    "plan_seconds": round(plan.seconds, 1),
-                    "apply_seconds": round(result.seconds, 1),
+                    "plan_seconds": round(planned - start, 1),
+                    "apply_seconds": round(applied - planned, 1),
                     "widths": [entry.kept for entry in plan.groups],
                 }
             )
@@ -90,12 +92,13 @@ def main() -> None:
     options = arguments.parse_args()
     if not models.has_data():
         return
-    images, _ = models.cifar10("train_1", 100 if options.quick else 1000)
-    held, labels = models.cifar10("train_2", 200 if options.quick else 5000)
+    target = Target.of(options.device)
+    images = models.cifar10("train_1", 100 if options.quick else 1000)[0].to(target.device)
+    held, labels = (tensor.to(target.device) for tensor in models.cifar10("train_2", 200 if options.quick else 5000))
     rows = [
         row
         for name in (options.only[:1] if options.quick else options.only)
-        for row in measure(name, images, held, labels)
+        for row in measure(name, images, held, labels, target)
     ]
     lines = [
         [
@@ -110,7 +113,7 @@ def main() -> None:
     ]
     print(table(lines, ["setting", "MACs", "squared", "KL", "accuracy", "seconds"]))
     if not options.quick or options.json:
-        write("pro_choices", rows, options.json)
+        write("pro_choices", rows, options.json, target)
 
 
 if __name__ == "__main__":

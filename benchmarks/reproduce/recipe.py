@@ -19,15 +19,18 @@ MARGIN = 4
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A random crop and flip of each image, black beyond the edge; channels last in memory."""
+    """A random crop and flip of each image, black beyond the edge; channels last in memory.
+
+    Random numbers are drawn where the generator is: on a GPU, others than on the CPU.
+    """
     count, _, height, width = images.shape
     mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in models.RESNET_NORM)
     black = -mean / std
     padded = F.pad(images - black, (MARGIN,) * 4).add_(black).permute(0, 2, 3, 1)
-    top, left = torch.randint(2 * MARGIN + 1, (2, count, 1), generator=generator)
-    flip = torch.rand(count, 1, generator=generator) < 0.5
-    across = torch.arange(width)
-    rows = (top + torch.arange(height)).to(images.device)
+    top, left = torch.randint(2 * MARGIN + 1, (2, count, 1), generator=generator, device=generator.device)
+    flip = torch.rand(count, 1, generator=generator, device=generator.device) < 0.5
+    across = torch.arange(width, device=generator.device)
+    rows = (top + torch.arange(height, device=generator.device)).to(images.device)
     columns = (left + torch.where(flip, width - 1 - across, across)).to(images.device)
     each = torch.arange(count, device=images.device)
     return padded[each[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

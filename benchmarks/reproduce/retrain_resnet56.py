@@ -1,12 +1,12 @@
 """ResNet-56 on CIFAR-10: prune to half of the MACs, retrain for a few epochs, count test accuracy before and after.
 
     python benchmarks/reproduce/retrain_resnet56.py [--epochs 6] [--budget 0.5] [--lr 0.01] [--batch 128] [--images N]
-        [--device auto|cpu|cuda] [--allocation NAME] [--no-distil] [--bf16] [--validate] [--resume] [--quick]
-        [--json FILE]
+        [--device cpu|cuda] [--minutes N] [--allocation NAME] [--no-distil] [--bf16] [--validate] [--resume]
+        [--quick] [--json FILE]
 
-Pruning sees 1000 training images without labels and runs on the CPU; retraining takes CUDA where there is one.
-It minimises cross-entropy mixed with the distance to the unpruned network's outputs on the same crops and flips.
-The state is saved after each epoch in ``build/retrain/``; ``--resume``, with the same options, goes on after a kill.
+Pruning sees 1000 training images without labels. Retraining minimises cross-entropy mixed with the distance to the
+unpruned network's outputs on the same crops and flips. The state is saved after each epoch in ``build/retrain/``;
+``--resume``, with the same options, goes on after a kill or when ``--minutes`` were over.
 
 The pretrained network fits its training images to about 100 %, so accuracy on them says nothing and is not shown.
 Options are to be chosen with ``--validate``, which keeps the last 2000 training images out of retraining, counts
@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,15 +28,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models
 from recipe import fused
-from timing import ROOT
+from timing import ROOT, Deadline, Target
 from training import (
     CALIBRATION,
     Progress,
     Recipe,
     Training,
     data,
-    device_of,
     execute,
+    kind_of,
     resumed,
     training_options,
 )
@@ -53,15 +52,15 @@ def settings_of(options: argparse.Namespace) -> dict[str, object]:
     return {name: getattr(options, name) for name in names}
 
 
-def prune(options: argparse.Namespace, folder: Path) -> Progress:
+def prune(options: argparse.Namespace, folder: Path, target: Target) -> Progress:
     """Prune the pretrained network into an empty folder."""
     shutil.rmtree(folder, ignore_errors=True)
-    model = models.cifar_resnet(56)
-    images, _ = models.cifar10("train_1", 100 if options.quick else CALIBRATION)
+    model = models.cifar_resnet(56).to(target.device)
+    images = models.cifar10("train_1", 100 if options.quick else CALIBRATION)[0].to(target.device)
     more = {} if options.allocation is None else {"allocation": options.allocation}
-    start = time.perf_counter()
+    start = target.now()
     result = reapx.prune(model, images, budget=reapx.MACs(options.budget), **more)
-    seconds = time.perf_counter() - start
+    seconds = target.now() - start
     macs = result.plan.macs
     print(f"pruned: {seconds:.1f} s, MACs x{macs[1] / macs[0]:.3f}", flush=True)
     result.save(folder / "pruned")
@@ -71,36 +70,35 @@ def prune(options: argparse.Namespace, folder: Path) -> Progress:
     return progress
 
 
-def begun(options: argparse.Namespace, folder: Path) -> Progress:
+def begun(options: argparse.Namespace, folder: Path, target: Target) -> Progress:
     """Where a killed run was, if asked for; a new one if it had not finished pruning."""
     wanted = settings_of(options)
     if options.allocation is None:  # the default, whose name only the page holds
         del wanted["allocation"]
-    return (resumed(folder, wanted) if options.resume else None) or prune(options, folder)
+    return (resumed(folder, wanted) if options.resume else None) or prune(options, folder, target)
 
 
-def run(options: argparse.Namespace) -> dict[str, object]:
+def run(options: argparse.Namespace, target: Target, deadline: Deadline) -> dict[str, object] | None:
     """Prune, retrain, count."""
-    device = device_of(options)
-    kind = ["validated" if options.validate else "final", *(["quick"] if options.quick else [])]
-    folder = STATE / "-".join(kind)
-    progress = begun(options, folder)
+    device, folder = target.device, STATE / kind_of(options)
+    progress = begun(options, folder, target)
     student = reapx.load(models.CifarResNet(56), folder / "pruned")
     teacher = fused(models.cifar_resnet(56)) if options.distil else None
     recipe = Recipe(options.epochs, options.lr, options.batch, options.images, options.bf16)
-    job = Training(student, teacher, recipe, progress, folder, device)
+    job = Training(student, teacher, recipe, progress, folder, target)
     torch.set_flush_denormal(True)
     images, labels, held = data(options.validate, options.quick)
     images, labels = images.to(device), labels.to(device)
     row: dict[str, object] = {
         "work": "retrain",
         "case": f"resnet56 x{options.budget:g}",
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "device": target.name,
     }
     if options.distil:
         row["teacher_batch_ms"] = round(1e3 * job.teacher_seconds(images), 1)
         print(f"teacher: {row['teacher_batch_ms']} ms a batch", flush=True)
-    job.fit(images, labels, held)
+    if not job.fit(images, labels, held, deadline):
+        return None
     part = "validation" if options.validate else "test"
     counted = held or models.cifar10("test", 200 if options.quick else None)
     pruned = reapx.load(models.CifarResNet(56), folder / "pruned").eval()

@@ -1,6 +1,6 @@
 """Methods of selection side by side, as in section 4 of the first report: same layers, same widths, no retraining.
 
-    python benchmarks/reproduce/selections.py [--quick] [--only JOB ...] [--json FILE]
+    python benchmarks/reproduce/selections.py [--quick] [--device cpu|cuda] [--only JOB ...] [--json FILE]
 
 Accuracy is counted on all test images, without reconstruction (NU folds and ThiNet scales by themselves, the others
 only remove) and with the default one; 1000 training images without labels calibrate. DPP is random: its rows are one
@@ -11,7 +11,6 @@ give fewer rows than a layer has features, which the plan warns of, fits look be
 from __future__ import annotations
 
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models
 from layer_errors import ERRORS, compare, means, orders
-from timing import parser, write
+from timing import Target, parser, write
 from torch import Tensor, nn
 
 import reapx
@@ -124,9 +123,22 @@ CASES = [
 QUICK = [_fully_connected(2), _uniform("resnet20", "x0.5", 0.5, ("reap", "nu"))]
 
 
-def measure(case: Case, selection: str, model: nn.Module, images: Tensor, test: tuple[Tensor, Tensor]) -> Any:
+Loaded = tuple[nn.Module, Tensor, tuple[Tensor, Tensor]]
+
+
+def load(network: Network, count: int, test_count: int | None, target: Target) -> Loaded:
+    """A network, its calibration images, its test images and their labels."""
+    tests, labels = network.test(test_count)
+    place = target.device
+    return network.build().to(place), network.images(count).to(place), (tests.to(place), labels.to(place))
+
+
+def measure(case: Case, selection: str, loaded: Loaded, target: Target) -> Any:
     """One row, and the plan."""
+    model, images, test = loaded
+    start = target.now()
     plan = reapx.plan(model, images, selection=selection, **case.options)
+    seconds = target.now() - start
     row: dict[str, Any] = {
         "work": "selection",
         "job": case.job,
@@ -137,31 +149,32 @@ def measure(case: Case, selection: str, model: nn.Module, images: Tensor, test: 
         "images": len(images),
         "test_images": len(test[0]),
         "macs": plan.macs,
-        "plan_seconds": round(plan.seconds, 2),
+        "plan_seconds": round(seconds, 2),
         "widths": [entry.kept for entry in plan.groups],
     }
     for name, reconstruct in (("without", False), ("with", True)):
         if reconstruct or not case.pro:
+            start = target.now()
             result = plan.apply(reconstruct=reconstruct)
+            row["apply_seconds"] = round(target.now() - start, 2)
             row[name] = models.accuracy(result.model, *test)
             row[f"{name}_change"] = result.change
-    row["apply_seconds"] = round(result.seconds, 2)
     return row, plan
 
 
-def run(case: Case, model: nn.Module, images: Tensor, test: tuple[Tensor, Tensor]) -> list[dict[str, Any]]:
+def run(case: Case, loaded: Loaded, target: Target) -> list[dict[str, Any]]:
     """A row for each method, then what holds between their errors."""
-    before = models.accuracy(model, *test)
+    before = models.accuracy(loaded[0], *loaded[2])
     rows = []
     for selection in case.selections:
-        row, plan = measure(case, selection, model, images, test)
+        row, plan = measure(case, selection, loaded, target)
         rows.append({**row, "before": before})
         _say(rows[-1])
     if case.pro:
         return rows
     if any(row["widths"] != rows[0]["widths"] for row in rows):
         raise AssertionError(f"{case.job} {case.label}: methods were compared at different widths")
-    errors = compare(plan)
+    errors = compare(plan, target)
     mean = means(errors["groups"])
     for row in rows:
         row["select_seconds"] = round(errors["select_seconds"][row["selection"]], 4)
@@ -230,19 +243,19 @@ def main() -> None:
         return
     warnings.simplefilter("ignore", reapx.CalibrationWarning)  # the rows say where
     rows: list[dict[str, Any]] = []
-    loaded: dict[str, tuple[nn.Module, Tensor, tuple[Tensor, Tensor]]] = {}
+    target = Target.of(options.device)
+    loaded: dict[str, Loaded] = {}
     for case in QUICK if options.quick else [case for case in CASES if case.job in options.only]:
         if case.network not in loaded:
-            network = NETWORKS[case.network]
-            count, test_count = (100, 200) if options.quick else (1000, None)
-            loaded = {case.network: (network.build(), network.images(count), network.test(test_count))}
+            counts = (100, 200) if options.quick else (1000, None)
+            loaded = {case.network: load(NETWORKS[case.network], *counts, target)}
             _warm_up(case, *loaded[case.network][:2])
-        start = time.perf_counter()
-        rows += run(case, *loaded[case.network])
-        print(f"{case.job} {case.network} {case.label}: {time.perf_counter() - start:.0f} s", flush=True)
+        start = target.now()
+        rows += run(case, loaded[case.network], target)
+        print(f"{case.job} {case.network} {case.label}: {target.now() - start:.0f} s", flush=True)
     print(show(rows))
     if not options.quick or options.json:
-        write("selections", rows, options.json)
+        write("selections", rows, options.json, target)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import models
+import torch
 from sparse_training import Recipe, Run, trained
 from timing import write
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ THRESHOLDS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 @dataclass(frozen=True)
 class Data:
-    """What networks are measured on.
+    """What networks are measured on, all on one device.
 
     Attributes:
         calibration: Images that REAP refits on; from training.
@@ -42,6 +43,11 @@ class Data:
     calibration: Tensor
     held: Labelled
     test: Labelled
+
+    def to(self, device: torch.device) -> Data:
+        """The same on a device."""
+        held, test = (tuple(tensor.to(device) for tensor in part) for part in (self.held, self.test))
+        return Data(self.calibration.to(device), held, test)
 
 
 def report(
@@ -59,14 +65,17 @@ def report(
         loss: Held-out accuracy that a strength may cost, against the dense networks, to be chosen.
     """
     rows: list[dict[str, Any]] = []
+    target = options.target
+    data = data.to(target.device)
     for run in runs:
-        row = measure(trained(run, options.folder, build), data)
+        row = measure(trained(run, options.folder, build).to(target.device), data)
         rows.append({"method": run.method, "strength": run.strength, "seed": run.seed, **row})
         print(f"{run.name}: removed {100 * rows[-1]['removed']:.2f} %, gap {rows[-1]['gap']:.0e}", flush=True)
     means = summary(rows)
     best = {method: chosen(means, method, loss) for method in dict.fromkeys(run.method for run in runs)}
     if not options.quick or options.json:
-        write(stem, rows, options.json, means=means, chosen=best, recipe=asdict(recipe))
+        width = {"width": options.width} if "width" in options else {}
+        write(stem, rows, options.json, target, means=means, chosen=best, recipe=asdict(recipe), **width)
     show(means)
     show_thresholds(rows)
     for method, line in best.items():

@@ -2,6 +2,7 @@
 
 A run is a method, its strength and a seed. Its weights are kept in a folder, so that a killed script goes on with the
 next run, several processes can share the runs by seed, and whatever is measured afterwards needs no new training.
+A run whose time was up goes on after its last epoch.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import argparse
 import json
 import math
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import models
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from timing import Deadline, Target, add_training
 from torch import Tensor, nn
 
 import reapx
@@ -31,6 +32,8 @@ PENALTIES: dict[str, Callable[[nn.Module, float], Tensor]] = {
 }
 """Trained with Adam as well, without L2."""
 
+EPOCH_MARGIN = 1.3
+"""By how much an epoch may take longer than those before it."""
 METHODS = ("adam", "adam_l2", "adamw", "sgd", *PENALTIES)
 MOMENTUM = 0.9
 
@@ -85,37 +88,82 @@ def optimiser_of(run: Run, model: nn.Module, recipe: Recipe) -> torch.optim.Opti
     return torch.optim.Adam(parameters, recipe.lr, fused=True)
 
 
-def train(
-    run: Run, build: Callable[[], nn.Module], images: Tensor, labels: Tensor, recipe: Recipe, augment: Augment | None
-) -> tuple[nn.Module, list[float]]:
-    """Train a fresh network; returns it in eval mode, and the mean loss of each epoch."""
-    torch.manual_seed(run.seed)
-    generator = torch.Generator().manual_seed(run.seed)
-    model = build().train().to(memory_format=torch.channels_last)
-    optimiser, penalty = optimiser_of(run, model, recipe), PENALTIES.get(run.method)
-    peak = optimiser.param_groups[0]["lr"]
-    steps = len(images) // recipe.batch
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step / (recipe.epochs * steps)))
-    losses = []
-    for epoch in range(recipe.epochs):
-        total, start = 0.0, time.perf_counter()
-        order = torch.randperm(len(images), generator=generator)[: steps * recipe.batch]
-        for picks in order.split(recipe.batch):
-            batch = images[picks] if augment is None else augment(images[picks], generator)
-            with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-                outputs = model(batch)
+class Training:
+    """One run: its network, its optimiser and how far it is."""
+
+    def __init__(self, run: Run, build: Callable[[], nn.Module], recipe: Recipe, target: Target) -> None:
+        torch.manual_seed(run.seed)
+        self.run, self.recipe, self.target = run, recipe, target
+        self.generator = torch.Generator(target.device).manual_seed(run.seed)
+        self.model = build().train().to(target.device, memory_format=torch.channels_last)
+        self.optimiser, self._penalty = optimiser_of(run, self.model, recipe), PENALTIES.get(run.method)
+        self.peak = self.optimiser.param_groups[0]["lr"]
+        self.losses: list[float] = []
+        self.seconds = 0.0
+
+    def fit(self, images: Tensor, labels: Tensor, augment: Augment | None, state: Path, deadline: Deadline) -> bool:
+        """All epochs that are left; False if time is up before the end, and all that matters is in ``state``."""
+        if state.is_file():
+            self._restore(state)
+        for epoch in range(len(self.losses), self.recipe.epochs):
+            if not deadline.allows(EPOCH_MARGIN * self.seconds / max(1, epoch)):
+                if epoch:
+                    self._save(state)
+                print(f"{self.run.name}: time is up after epoch {epoch}, the same call goes on", flush=True)
+                return False
+            start = self.target.now()
+            self.losses.append(self._epoch(epoch, images, labels, augment))
+            seconds = self.target.now() - start
+            self.seconds += seconds
+            print(f"{self.run.name}, epoch {epoch + 1}/{self.recipe.epochs}: "
+                  f"lr {self.peak * _rate(epoch / self.recipe.epochs):.1g}, "
+                  f"loss {self.losses[-1]:.4f}, {seconds:.1f} s", flush=True)  # fmt: skip
+        self.model.eval()
+        return True
+
+    def _epoch(self, epoch: int, images: Tensor, labels: Tensor, augment: Augment | None) -> float:
+        """The mean loss."""
+        batch_size = self.recipe.batch
+        steps = len(images) // batch_size
+        order = torch.randperm(len(images), generator=self.generator, device=self.target.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.target.device)
+        for step, picks in enumerate(order[: steps * batch_size].split(batch_size), epoch * steps):
+            batch = images[picks] if augment is None else augment(images[picks], self.generator)
+            with torch.autocast(self.target.device.type, torch.bfloat16, enabled=self.recipe.bf16):
+                outputs = self.model(batch)
             loss = F.cross_entropy(outputs.float(), labels[picks])
-            total += float(loss.detach())
-            if penalty is not None:
-                loss = loss + penalty(model, run.strength)
-            optimiser.zero_grad()
+            total += loss.detach()
+            if self._penalty is not None:
+                loss = loss + self._penalty(self.model, self.run.strength)
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.peak * _rate(step / (self.recipe.epochs * steps))
+            self.optimiser.zero_grad()
             loss.backward()
-            optimiser.step()
-            schedule.step()
-        losses.append(total / steps)
-        print(f"{run.name}, epoch {epoch + 1}/{recipe.epochs}: lr {peak * _rate(epoch / recipe.epochs):.1g}, "
-              f"loss {losses[-1]:.4f}, {time.perf_counter() - start:.1f} s", flush=True)  # fmt: skip
-    return model.eval(), losses
+            self.optimiser.step()
+        return float(total) / steps
+
+    def _save(self, state: Path) -> None:
+        """In one move."""
+        held = {
+            "recipe": asdict(self.recipe),
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "generator": self.generator.get_state(),
+            "losses": self.losses,
+            "seconds": self.seconds,
+        }
+        draft = state.with_suffix(".new")
+        torch.save(held, draft)
+        os.replace(draft, state)
+
+    def _restore(self, state: Path) -> None:
+        held = torch.load(state, map_location="cpu", weights_only=True)
+        _same(state, held["recipe"], self.recipe)
+        self.model.load_state_dict(held["model"])
+        self.optimiser.load_state_dict(held["optimiser"])
+        self.generator.set_state(held["generator"])
+        self.losses, self.seconds = held["losses"], held["seconds"]
+        print(f"{self.run.name}: goes on after epoch {len(self.losses)}", flush=True)
 
 
 def _rate(done: float) -> float:
@@ -125,28 +173,32 @@ def _rate(done: float) -> float:
 
 def train_all(
     runs: list[Run],
-    folder: Path,
+    options: argparse.Namespace,
     build: Callable[[], nn.Module],
-    images: Tensor,
-    labels: Tensor,
+    training: tuple[Tensor, Tensor],
     recipe: Recipe,
     augment: Augment | None = None,
-) -> None:
-    """Train the runs whose weights are not in the folder yet."""
+) -> bool:
+    """Train the runs whose weights are not in the folder yet; whether all are there."""
+    folder, target, deadline = options.folder, options.target, Deadline(options.minutes)
     folder.mkdir(parents=True, exist_ok=True)
+    images, labels = (tensor.to(target.device) for tensor in training)
+    torch.backends.cudnn.benchmark = target.cuda
     for run in runs:
-        page = folder / f"{run.name}.json"
+        page, state = folder / f"{run.name}.json", folder / f"{run.name}.pt"
         if page.is_file():
-            _check(page, recipe)
+            _same(page, json.loads(page.read_text())["recipe"], recipe)
             continue
-        start = time.perf_counter()
-        model, losses = train(run, build, images, labels, recipe, augment)
-        seconds = round(time.perf_counter() - start, 1)
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, _weights(folder, run))
-        text = json.dumps({"recipe": asdict(recipe), "seconds": seconds, "losses": losses}, indent=1)
+        job = Training(run, build, recipe, target)
+        if not job.fit(images, labels, augment, state, deadline):
+            return False
+        save_file({name: value.contiguous() for name, value in job.model.state_dict().items()}, _weights(folder, run))
+        found = {"recipe": asdict(recipe), "seconds": round(job.seconds, 1), "losses": job.losses}
         draft = page.with_suffix(".new")
-        draft.write_text(text + "\n")
+        draft.write_text(json.dumps(found, indent=1) + "\n")
         os.replace(draft, page)
+        state.unlink(missing_ok=True)
+    return True
 
 
 def trained(run: Run, folder: Path, build: Callable[[], nn.Module]) -> nn.Module:
@@ -160,10 +212,9 @@ def _weights(folder: Path, run: Run) -> Path:
     return folder / f"{run.name}.safetensors"
 
 
-def _check(page: Path, recipe: Recipe) -> None:
-    known = json.loads(page.read_text())["recipe"]
+def _same(file: Path, known: Mapping[str, object], recipe: Recipe) -> None:
     if known != asdict(recipe):
-        raise SystemExit(f"{page} was trained by another recipe, {known}: give another --folder")
+        raise SystemExit(f"{file} was trained by another recipe, {known}: give another --folder")
 
 
 def pixels(split: str, count: int | None = None) -> tuple[Tensor, Tensor]:
@@ -172,18 +223,32 @@ def pixels(split: str, count: int | None = None) -> tuple[Tensor, Tensor]:
     return images * 0.3081 + 0.1307, labels
 
 
-def options_of(text: str, folder: str) -> argparse.Namespace:
-    """The options that both tables have; a tiny run keeps its weights apart."""
+def options_of(text: str, folder: str, width: float | None = None) -> argparse.Namespace:
+    """The options that both tables have, with the target; a tiny run keeps its weights apart, and so does a GPU.
+
+    Args:
+        width: The default of ``--width``, where a table has one.
+    """
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="default: all of the table's")
-    parser.add_argument("--folder", type=Path, default=Path(".cache") / folder, help="trained weights")
+    parser.add_argument("--epochs", type=int, help="default: the table's own")
+    if width is not None:
+        parser.add_argument("--width", type=float, default=width, help="share of the network's widths")
+    parser.add_argument("--folder", type=Path, help="trained weights")
     parser.add_argument("--train-only", action="store_true", help="leave measuring to another call")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add_training(parser)
     parser.add_argument("--quick", action="store_true", help="tiny: shows that it runs, measures nothing")
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/; nothing with --quick")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    options.target = Target.of(options.device)
+    if options.folder is None:
+        marks = [folder, *(["cuda"] if options.target.cuda else [])]
+        marks += [f"width{options.width:g}"] if width not in (None, getattr(options, "width", None)) else []
+        marks += [f"epochs{options.epochs}"] if options.epochs else []
+        options.folder = Path(".cache") / "_".join(marks)
     if options.quick:
         options.folder = options.folder / "quick"
     return options

@@ -1,8 +1,9 @@
 """Table VI.2 of the second report: test errors of a CIFAR-10 ResNet, serialised, pruned again, and from scratch.
 
     python benchmarks/reproduce/srn_cifar.py [--depth 20|32] [--stages srn pruned resnet naive] [--epochs 6]
-        [--retrain 5] [--lr 0.005] [--resnet-lr 0.01] [--naive-lr 0.1] [--teacher resnet56|none] [--batch 128]
-        [--images N] [--bf16] [--device auto|cpu|cuda] [--validate] [--resume] [--quick] [--json FILE]
+        [--retrain 5] [--naive-epochs N] [--lr 0.005] [--resnet-lr 0.01] [--naive-lr 0.1] [--teacher resnet56|none]
+        [--batch 128] [--images N] [--bf16] [--device cpu|cuda] [--minutes N] [--validate] [--resume] [--quick]
+        [--json FILE]
 
 Each column is a stage, trained on crops and flips. The pretrained network fits its training images so well that their
 labels have nothing left to teach in a few epochs; so all stages alike minimise cross-entropy mixed with the distance to
@@ -14,10 +15,12 @@ the outputs of the pretrained ResNet-56, which the report does not do. ``--teach
 - ``resnet``: the pretrained ResNet, as it is and trained on as the SRN is. Without this control a gain from more
   training would pass for a gain of the SRN. It bears a higher rate: in the SRN, shortcuts are weights too, and a rate
   of 0.02 wrecks what it starts from within 16 steps (counted on training images).
-- ``naive``: the SRN's layers at random, trained for ``--epochs`` in all: the SRN has the pretraining's epochs on top.
+- ``naive``: the SRN's layers at random, trained for ``--naive-epochs`` in all, by default ``--epochs``: the SRN has the
+  pretraining's epochs on top.
 
 Every stage saves its state in ``build/srn/`` after each epoch. ``--resume``, with the same options, goes on after a
-kill and leaves finished stages alone; ``--stages`` does some of them, and ``pruned`` reads the state of ``srn``.
+kill, or when ``--minutes`` were over, and leaves finished stages alone; ``--stages`` does some of them, and ``pruned``
+reads the state of ``srn``.
 Options are to be chosen with ``--validate``: the last 2000 training images are held out and counted in place of the
 test images. The pretrained network has seen these 2000, so such figures compare settings and are no accuracies.
 Without it the test images are counted at the end, for every stage that is finished with the same options.
@@ -28,7 +31,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-import time
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -42,7 +44,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models
 from recipe import fused
-from timing import ROOT
+from timing import ROOT, Deadline, Target
 from training import (
     CALIBRATION,
     SEED,
@@ -50,8 +52,8 @@ from training import (
     Recipe,
     Training,
     data,
-    device_of,
     execute,
+    kind_of,
     progress_in,
     resumed,
     state_of,
@@ -75,10 +77,9 @@ SEEDS = {
 class Study:
     """One depth: its stages' networks, settings and states."""
 
-    def __init__(self, options: argparse.Namespace):
-        self.options, self.device = options, device_of(options)
-        kind = ["validated" if options.validate else "final", *(["quick"] if options.quick else [])]
-        self.root = STATE / f"resnet{options.depth}-{'-'.join(kind)}"
+    def __init__(self, options: argparse.Namespace, target: Target):
+        self.options, self.target, self.device = options, target, target.device
+        self.root = STATE / f"resnet{options.depth}-{kind_of(options)}"
         self.calibration, _ = models.cifar10("train_1", 100 if options.quick else CALIBRATION)
         serial = reapx.serialize(models.cifar_resnet(options.depth), self.calibration, norms=True)
         self._serial, self.macs = serial.model, serial.macs
@@ -90,7 +91,8 @@ class Study:
         if stage == "pruned":
             return common | {"epochs": self.options.retrain, "lr": self.options.lr, "srn": self.settings("srn")}
         lr = {"naive": self.options.naive_lr, "resnet": self.options.resnet_lr}.get(stage, self.options.lr)
-        return common | {"epochs": self.options.epochs, "lr": lr}
+        epochs = (self.options.naive_epochs if stage == "naive" else None) or self.options.epochs
+        return common | {"epochs": epochs, "lr": lr}
 
     def architecture(self) -> nn.Module:
         """A fresh SRN at the pretrained ResNet's function."""
@@ -131,26 +133,29 @@ class Study:
         folder.mkdir(parents=True)
         before, macs, seconds = self.macs[0], self.macs[0 if stage == "resnet" else 1], 0.0
         if source is not None:
-            start = time.perf_counter()
-            result = reapx.prune(source, self.calibration, budget=reapx.MACs(before))
-            seconds, macs = time.perf_counter() - start, result.plan.macs[1]
+            source, calibration = source.to(self.device), self.calibration.to(self.device)
+            start = self.target.now()
+            result = reapx.prune(source, calibration, budget=reapx.MACs(before))
+            seconds, macs = self.target.now() - start, result.plan.macs[1]
             result.save(folder / "pruned")
             print(f"{seconds:.1f} s, {result.plan.macs[0] / 1e6:.2f} -> {macs / 1e6:.2f} M MACs", flush=True)
         progress = Progress(self.settings(stage), (before, macs), round(seconds, 2))
         progress.save(folder)
         return progress
 
-    def train(self, stage: str, training: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor] | None) -> None:
-        """All epochs of a stage that are left."""
+    def train(
+        self, stage: str, training: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor] | None, deadline: Deadline
+    ) -> bool:
+        """All epochs of a stage that are left; whether it is finished."""
         print(f"-- {stage}", flush=True)
         progress = self.begun(stage)
         if self.finished(stage):
-            return
+            return True
         epochs, lr = progress.settings["epochs"], progress.settings["lr"]
         recipe = Recipe(epochs, lr, self.options.batch, bf16=self.options.bf16)
         teacher = fused(models.cifar_resnet(56)) if self.options.teacher == "resnet56" else None
-        job = Training(self.start(stage), teacher, recipe, progress, self.root / stage, self.device)
-        job.fit(*training, held, rebased=stage != "naive")
+        job = Training(self.start(stage), teacher, recipe, progress, self.root / stage, self.target)
+        return job.fit(*training, held, deadline, rebased=stage != "naive")
 
     def count(self, images: Tensor, labels: Tensor) -> list[dict[str, Any]]:
         """A row for the pretrained ResNet and each finished stage, the pruned SRN before and after retraining."""
@@ -204,21 +209,28 @@ def show(rows: list[dict[str, Any]], depth: int) -> str:
     return table(lines, ["", "error %", "MACs M", "epochs", "s/epoch", "seeds' error %"])
 
 
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run(options: argparse.Namespace, target: Target, deadline: Deadline) -> dict[str, Any] | None:
     """Train the stages, count, show."""
     torch.set_flush_denormal(True)
-    study = Study(options)
+    study = Study(options, target)
     images, labels, held = data(options.validate, options.quick)
     training = tuple(tensor[: options.images].to(study.device) for tensor in (images, labels))
     for stage in (stage for stage in STAGES if stage in options.stages):
-        study.train(stage, training, held)
+        if not study.train(stage, training, held, deadline):
+            return None
     counted = held or models.cifar10("test", 200 if options.quick else None)
     rows = study.count(*counted)
     print(show(rows, options.depth))
     part = "validation" if options.validate else "test"
-    device = torch.cuda.get_device_name() if study.device.type == "cuda" else "cpu"
     counts = {"images trained on": len(training[1]), "images counted": len(counted[1])}
-    return {"work": "table VI.2", "depth": options.depth, "device": device, "part": part, **counts, "columns": rows}
+    return {
+        "work": "table VI.2",
+        "depth": options.depth,
+        "device": target.name,
+        "part": part,
+        **counts,
+        "columns": rows,
+    }
 
 
 def main() -> None:
@@ -227,6 +239,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=20, choices=sorted(SEEDS))
     parser.add_argument("--stages", nargs="*", default=STAGES, choices=STAGES, metavar="STAGE", help="default: all")
     parser.add_argument("--epochs", type=int, default=6, help="of the SRN, the ResNet and the SRN from scratch")
+    parser.add_argument("--naive-epochs", type=int, help="of the SRN from scratch alone")
     parser.add_argument("--retrain", type=int, default=5, help="epochs of the pruned SRN")
     parser.add_argument("--lr", type=float, default=0.005, help="peak of the learning rate of the SRN, pruned or not")
     parser.add_argument("--resnet-lr", type=float, default=0.01, help="the same, of the ResNet")
@@ -235,7 +248,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="train on the first N images; default: all")
     options = parser.parse_args()
     if options.quick:
-        options.epochs, options.retrain, options.images = 1, 1, 512
+        options.epochs, options.naive_epochs, options.retrain, options.images = 1, None, 1, 512
     execute(options, "srn_cifar", run)
 
 

@@ -1,6 +1,6 @@
 """Table VI.2 of the second report, without training: what serialising CIFAR ResNets costs, and whether it is exact.
 
-    python benchmarks/reproduce/srn_table.py [--quick] [--json FILE]
+    python benchmarks/reproduce/srn_table.py [--quick] [--device cpu|cuda] [--json FILE]
 
 Three forms of each network: the ResNet as it comes, with its norms folded into its convolutions, and serialised (SRN),
 which folds them too. Gaps are the largest differences of the outputs over the largest output, on 100 test images, in
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models
 from recipe import fused
-from timing import interleaved, parser, write
+from timing import Target, interleaved, parser, write
 
 import reapx
 from reapx.report.text import table
@@ -68,15 +68,16 @@ def gap(model: nn.Module, serial: nn.Module, images: Tensor) -> float:
 
 
 @torch.no_grad()
-def milliseconds(forms: Sequence[nn.Module], images: Tensor, rounds: int) -> list[float]:
+def milliseconds(forms: Sequence[nn.Module], images: Tensor, rounds: int, target: Target) -> list[float]:
     """Median time of one batch, for each form."""
-    return [round(1e3 * seconds, 3) for seconds in interleaved([lambda m=m: m(images) for m in forms], rounds)]
+    times = interleaved([lambda m=m: m(images) for m in forms], rounds, target)
+    return [round(1e3 * seconds, 3) for seconds in times]
 
 
-def measure(depth: int, test: tuple[Tensor, Tensor], rounds: int) -> dict[str, Any]:
+def measure(depth: int, test: tuple[Tensor, Tensor], rounds: int, target: Target) -> dict[str, Any]:
     """All that is known of one depth."""
     images, labels = test
-    base = resnet(depth)
+    base = resnet(depth).to(target.device)
     few = images[:100]
     serial = reapx.serialize(base, few)
     exact = deepcopy(base).double()
@@ -86,7 +87,8 @@ def measure(depth: int, test: tuple[Tensor, Tensor], rounds: int) -> dict[str, A
     macs = [count / 1e6 for count in serial.macs]
     for ours, (_, theirs, *_) in zip(macs, SEEDS[depth], strict=True):
         assert abs(ours - theirs) < 0.1, f"depth {depth}: {ours} M multiply-accumulates, the report says {theirs} M"
-    times = {str(batch): milliseconds(list(forms.values()), images[:batch].contiguous(), rounds) for batch in BATCHES}
+    own = list(forms.values())
+    times = {str(batch): milliseconds(own, images[:batch].contiguous(), rounds, target) for batch in BATCHES}
     row = {
         "work": "table VI.2",
         "depth": depth,
@@ -96,7 +98,7 @@ def measure(depth: int, test: tuple[Tensor, Tensor], rounds: int) -> dict[str, A
         "gap float32": gap(base, serial.model, few),
         "accuracy": None if depth == 44 else {name: models.accuracy(form, *test) for name, form in forms.items()},
         "images counted": len(labels),
-        "milliseconds": {name: {batch: own[k] for batch, own in times.items()} for k, name in enumerate(forms)},
+        "milliseconds": {name: {batch: each[k] for batch, each in times.items()} for k, name in enumerate(forms)},
         "seeds": dict(zip(("resnet", "srn"), SEEDS[depth], strict=True)),
     }
     print(row, flush=True)
@@ -129,12 +131,14 @@ def main() -> None:
     options = arguments.parse_args()
     if not models.has_data():
         return
-    test = models.cifar10("test", 200 if options.quick else None)
+    target = Target.of(options.device)
+    images, labels = models.cifar10("test", 200 if options.quick else None)
+    test = (images.to(target.device), labels.to(target.device))
     rounds, depths = (3, DEPTHS[:1]) if options.quick else (ROUNDS, DEPTHS)
-    rows = [measure(depth, test, rounds) for depth in depths]
+    rows = [measure(depth, test, rounds, target) for depth in depths]
     print(show(rows))
     if not options.quick or options.json:
-        write("srn_table", rows, options.json)
+        write("srn_table", rows, options.json, target)
 
 
 if __name__ == "__main__":

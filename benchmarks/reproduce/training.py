@@ -16,12 +16,14 @@ import models
 import torch
 from recipe import augment, loss_of, rate, rebase
 from safetensors.torch import load_file, save_file
-from timing import interleaved, write
+from timing import Deadline, Target, add_training, interleaved, write
 from torch import Tensor, nn
 
 SEED = 0
 CALIBRATION, HELD_OUT, REBASED = 1000, 2000, 2000
 MOMENTUM, DECAY = 0.9, 1e-4
+EPOCH_MARGIN = 1.3
+"""By how much an epoch may take longer than those before it."""
 PAGE = "state.json"
 
 
@@ -66,9 +68,11 @@ class Training:
         recipe: Recipe,
         progress: Progress,
         folder: Path,
-        device: torch.device,
+        target: Target,
     ):
-        self.recipe, self.progress, self.folder, self.device = recipe, progress, folder, device
+        self.recipe, self.progress, self.folder, self.target = recipe, progress, folder, target
+        self.device = device = target.device
+        torch.backends.cudnn.benchmark = target.cuda
         self.student = student.eval().to(device, memory_format=torch.channels_last)
         self.teacher = None if teacher is None else teacher.to(device, memory_format=torch.channels_last)
         self.named = dict(self.student.named_parameters())
@@ -79,11 +83,25 @@ class Training:
         if progress.epoch:
             self._restore(load_file(weights_file(folder, progress.epoch)))
 
-    def fit(self, images: Tensor, labels: Tensor, held: tuple[Tensor, Tensor] | None, rebased: bool = True) -> None:
-        """All epochs that are left; before the first, the norms take the statistics of what they now read."""
+    def fit(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        held: tuple[Tensor, Tensor] | None,
+        deadline: Deadline,
+        rebased: bool = True,
+    ) -> bool:
+        """All epochs that are left; before the first, the norms take the statistics of what they now read.
+
+        Returns:
+            Whether all are done: none is begun that would not end before the deadline.
+        """
         if self.progress.epoch == 0 and rebased:
-            rebase(self.student, augment(images[:REBASED], torch.Generator().manual_seed(SEED)))
+            rebase(self.student, augment(images[:REBASED], self._generator(SEED)))
         for epoch in range(self.progress.epoch, self.recipe.epochs):
+            if not deadline.allows(EPOCH_MARGIN * max(self.progress.epoch_seconds[-2:], default=0.0)):
+                print(f"time is up after epoch {epoch}: --resume goes on", flush=True)
+                return False
             start = time.perf_counter()
             loss = self._epoch(epoch, images, labels)
             seconds = time.perf_counter() - start
@@ -102,14 +120,18 @@ class Training:
                 line += f", validation accuracy {100 * self.progress.validation[-1]:.2f} %"
             self._save()
             print(line, flush=True)
+        return True
+
+    def _generator(self, seed: int) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(seed)
 
     def steps(self, available: int) -> int:
         """Batches of an epoch."""
         return -(-min(available, self.recipe.images or available) // self.recipe.batch)
 
     def _epoch(self, epoch: int, images: Tensor, labels: Tensor) -> float:
-        generator = torch.Generator().manual_seed(1000 * SEED + epoch + 1)
-        chosen = torch.randperm(len(images), generator=generator)[: self.recipe.images].to(self.device)
+        generator = self._generator(1000 * SEED + epoch + 1)
+        chosen = torch.randperm(len(images), generator=generator, device=self.device)[: self.recipe.images]
         step = epoch * self.steps(len(images))
         steps = self.recipe.epochs * self.steps(len(images))
         total = torch.zeros((), device=self.device)
@@ -142,7 +164,7 @@ class Training:
         """Median time of the teacher on one batch."""
         assert self.teacher is not None
         teacher, batch = self.teacher, images[: self.recipe.batch].contiguous(memory_format=torch.channels_last)
-        return interleaved([lambda: self._taught(teacher, batch).cpu()], 5)[0]
+        return interleaved([lambda: self._taught(teacher, batch)], 5, self.target)[0]
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """Of the network as it is now."""
@@ -207,10 +229,10 @@ def data(validate: bool, quick: bool) -> tuple[Tensor, Tensor, tuple[Tensor, Ten
 
 
 def training_options(text: str) -> argparse.ArgumentParser:
-    """The options that every training run has; the device is read by ``device_of``."""
+    """The options that every training run has."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="of training")
+    add_training(parser)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 where autocast takes it; faster, less exact")
     parser.add_argument("--validate", action="store_true", help="count held-out training images, not test images")
     parser.add_argument("--resume", action="store_true", help="go on after the last epoch that was finished")
@@ -219,20 +241,25 @@ def training_options(text: str) -> argparse.ArgumentParser:
     return parser
 
 
-def device_of(options: argparse.Namespace) -> torch.device:
-    """CUDA where there is one, unless another device is asked for."""
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(found if options.device == "auto" else options.device)
+Run = Callable[[argparse.Namespace, Target, Deadline], dict[str, object] | None]
 
 
-def execute(options: argparse.Namespace, stem: str, run: Callable[[argparse.Namespace], dict[str, object]]) -> None:
+def kind_of(options: argparse.Namespace) -> str:
+    """What tells apart the folders of runs that must not go on with each other's state."""
+    kind = ["validated" if options.validate else "final", *(["quick"] if options.quick else [])]
+    return "-".join([*kind, *(["cuda"] if options.device == "cuda" else [])])
+
+
+def execute(options: argparse.Namespace, stem: str, run: Run) -> None:
     """Run where there is data, and write the result, unless it is of a tiny run or counts no test images.
 
-    It goes to ``--json`` in any case.
+    It goes to ``--json`` in any case. There is none if time was up before the end.
     """
+    deadline = Deadline(options.minutes)
     if not models.has_data():
         return
     torch.manual_seed(SEED)
-    row = run(options)
-    if options.json or not (options.quick or options.validate):
-        write(stem, [row], options.json)
+    target = Target.of(options.device)
+    row = run(options, target, deadline)
+    if row is not None and (options.json or not (options.quick or options.validate)):
+        write(stem, [row], options.json, target)
