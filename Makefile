@@ -9,7 +9,7 @@ BUILD_TOOLS := "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.21" ninja
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: install demo test lint format types cuda emulated sanitize benchmark clean \
-	benchmark-gpu gpu-kernels gpu-networks gpu-more gpu-training gpu-retrain gpu-srn gpu-srn-tuned gpu-srn-naive gpu-adam
+	gpu-build gpu-test benchmark-gpu gpu-kernels gpu-networks gpu-more gpu-training gpu-retrain gpu-srn gpu-srn-tuned gpu-srn-naive gpu-adam
 .DELETE_ON_ERROR:
 
 install: $(VENV)/installed
@@ -120,6 +120,22 @@ benchmark-gpu:
 	$(MAKE) gpu-kernels
 	$(MAKE) gpu-networks
 	$(MAKE) -k -j4 gpu-training
+
+# reapx with its CUDA kernels for GPU_PYTHON, in place: for machines where nothing can be fetched, but that have CMake,
+# ninja, pybind11 and nvcc. Whatever runs there wants PYTHONPATH=. then.
+gpu-build:
+	cmake -S . -B build/gpu -G Ninja -D REAPX_CUDA=ON -D Python_EXECUTABLE=$$(command -v $(GPU_PYTHON)) \
+		-D pybind11_DIR=$$($(GPU_PYTHON) -m pybind11 --cmakedir)
+	cmake --build build/gpu --target _cpu _cuda
+	cmake --install build/gpu --prefix .
+
+# Kernels and flow on the GPU against the CPU's; then what can be seen of wrong addresses and races, at small sizes.
+GPU_TESTS  = REAPX_TEST_DEVICES=cpu,cuda $(GPU_PYTHON) -m pytest -q -k cuda
+GPU_SMALL ?= zeros solve basis pairs
+gpu-test: $(GPU_READY)
+	$(GPU_TESTS) $(addprefix tests/,$(KERNEL_TESTS) test_device.py)
+	for tool in memcheck racecheck; do compute-sanitizer --tool $$tool --error-exitcode 9 --target-processes all \
+		env $(GPU_TESTS) $(foreach stem,$(GPU_SMALL),tests/test_$(stem).py) || exit 1; done
 
 gpu-kernels: $(GPU_READY)
 	$(gpu_begin) for work in gram path solve zeros pairs selection growth; do run 240 run.py $$work; done; $(gpu_end)
