@@ -224,12 +224,21 @@ class Block {
     const auto takes_part = [&](unsigned l) { return l < count && (call.mask >> l & 1) != 0; };
     unsigned ballot = 0;
     std::uint64_t largest = 0;
-    for (unsigned l = 0; l < count; ++l) {
+    const Fragments* fragments[kLanes] = {};
+    for (unsigned i = 0; i < count; ++i) {
+      const unsigned l =
+          backward_ ? i : count - 1 - i;  // those that come last first: mostly one is enough
       const Fiber& f = fibers_[first + l];
       if (!takes_part(l)) continue;
       if (f.state != State::kAtWarp || !f.call.same_meeting(call)) return nullptr;
       ballot |= static_cast<unsigned>(f.call.value != 0) << l;
       largest = std::max(largest, f.call.value);
+      if (call.exchange == Exchange::kProduct)
+        fragments[l] = reinterpret_cast<const Fragments*>(f.call.value);
+    }
+    if (call.exchange == Exchange::kProduct) {
+      if (count < kLanes) return "a product of matrices by less than a warp";
+      multiply_fragments(fragments);
     }
     for (unsigned l = 0; l < count; ++l) {
       Fiber& f = fibers_[first + l];
@@ -317,6 +326,9 @@ void run_grid(const cudaLaunchConfig_t& shape, const std::function<void()>& body
 
 int meet_block(Site site, bool given) { return Block::current->meet_block(site, given); }
 std::uint64_t meet_warp(const WarpCall& call) { return Block::current->meet_warp(call); }
+void multiply_warp(const Fragments& own, Site site) {
+  meet_warp({site, 0xffffffff, Exchange::kProduct, reinterpret_cast<std::uintptr_t>(&own), 0});
+}
 void meet_grid(Site site) { Block::current->meet_grid(site); }
 
 void copy_later(void* to, const void* from, std::size_t bytes, Site site) {

@@ -2,7 +2,7 @@
 //
 // - a barrier of a block, a warp or the grid that not all of its threads reach, or from different
 // lines;
-// - a shuffle from a lane that does not take part;
+// - a shuffle from a lane that does not take part, or a product of matrices by less than a warp;
 // - an asynchronous copy of a size or to an address that has no instruction;
 // - a write beyond the dynamic shared memory that the launch asked for (with the address sanitizer, a
 // read
@@ -28,15 +28,23 @@ struct Site {
   bool operator==(const Site&) const = default;
 };
 
-enum class Exchange { kNothing, kShuffle, kBallot, kLargest };
+enum class Exchange { kNothing, kShuffle, kBallot, kLargest, kProduct };
+
+// A lane's parts of matrices A, B and C, as many of the latter as `count`; see ../tensor_core.h.
+struct Fragments {
+  const float* a;
+  const float (*b)[2];
+  float (*c)[4];
+  int count;
+};
 
 // What a thread brings to a meeting of its warp.
 struct WarpCall {
   Site site;
   unsigned mask;
   Exchange exchange;
-  std::uint64_t value;
-  unsigned source;  // of a shuffle: whose value it wants
+  std::uint64_t value;  // of a product, the address of the lane's Fragments
+  unsigned source;      // of a shuffle: whose value it wants
   bool same_meeting(const WarpCall& other) const {
     return site == other.site && mask == other.mask && exchange == other.exchange;
   }
@@ -74,6 +82,11 @@ void run_grid(const cudaLaunchConfig_t& shape, const std::function<void()>& body
 int meet_block(Site site, bool given);
 std::uint64_t meet_warp(const WarpCall& call);
 void meet_grid(Site site);
+
+// C += A B as a tensor core does it, for the lane that calls, once all others do; and for all of a
+// warp.
+void multiply_warp(const Fragments& own, Site site);
+void multiply_fragments(const Fragments* const (&lanes)[kLanes]);
 
 // Asks for a copy, and does those of all batches but the last few, which are not the open one.
 void copy_later(void* to, const void* from, std::size_t bytes, Site site);
