@@ -144,6 +144,7 @@ __device__ void add_terms(const float* a, const float* b, const Lane& lane, Entr
     multiply_add(sum, small_a, big_b);
     multiply_add(sum, big_a, small_b);
     multiply_add(sum, big_a, big_b);
+    finish_products();
 #pragma unroll
     for (int j = 0; j < micro; ++j)
 #pragma unroll

@@ -27,7 +27,9 @@ __device__ inline void split(float x, float& big, float& small) {
 // 4g + t has
 //   a: A's (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4)      b: each B's (t, g), (t + 4, g)
 //   c: each C's (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)
-// The sums are cut off and not rounded: a long one, in c, would be too small.
+// The sums are cut off and not rounded: a long one, in c, would be too small. They are in c after
+// finish_products, until which all operands must stay; a device does not need it, but the emulator
+// does: there, warps meet in it, and one meeting is for all products asked for.
 #if defined(__CUDACC__)
 template <int kCount>
 __device__ inline void multiply_add(float (&c)[kCount][4], const float (&a)[4],
@@ -40,13 +42,13 @@ __device__ inline void multiply_add(float (&c)[kCount][4], const float (&a)[4],
         : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
           "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[j][0])), "r"(__float_as_uint(b[j][1])));
 }
+__device__ inline void finish_products() {}
 #else
 template <int kCount>
-void multiply_add(float (&c)[kCount][4], const float (&a)[4], const float (&b)[kCount][2],
-                  EMULATED_HERE) {
-  const emulated::Fragments own{a, b, c, kCount};
-  emulated::multiply_warp(own, {file, line});
+void multiply_add(float (&c)[kCount][4], const float (&a)[4], const float (&b)[kCount][2]) {
+  emulated::fiber->products.push_back({a, b, c, kCount});
 }
+inline void finish_products(EMULATED_HERE) { emulated::multiply_warp({file, line}); }
 #endif
 
 }  // namespace reapx

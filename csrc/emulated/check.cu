@@ -92,6 +92,7 @@ __global__ void multiply_matrices(const float* a, const float* b, float* c) {
   float sum[1][4];
   for (int i = 0; i < 4; ++i) sum[0][i] = *own[i];
   reapx::multiply_add(sum, left, right);
+  reapx::finish_products();
   for (int i = 0; i < 4; ++i) *own[i] = sum[0][i];
 }
 
@@ -194,13 +195,15 @@ __global__ void read_from_outside() {
   __shfl_sync(1U << threadIdx.x, 1, static_cast<int>(threadIdx.x) ^ 1);
 }
 __global__ void part_in_product() {
-  float sum[1][4] = {};
-  if (threadIdx.x < 8) reapx::multiply_add(sum, {1, 1, 1, 1}, {{1, 1}});
+  if (threadIdx.x < 8) reapx::finish_products();
 }
-__global__ void half_a_warp() {
+__global__ void less_in_a_lane() {
   float sum[1][4] = {};
-  reapx::multiply_add(sum, {1, 1, 1, 1}, {{1, 1}});
+  const float left[4] = {}, right[1][2] = {};
+  if (threadIdx.x != 5) reapx::multiply_add(sum, left, right);
+  reapx::finish_products();
 }
+__global__ void half_a_warp() { reapx::finish_products(); }
 __global__ void copy_unaligned() {
   char* values = reapx::dynamic_shared<char>();
   __pipeline_memcpy_async(values + 1, values, 4);
@@ -237,6 +240,7 @@ int main() {
   check_wrong("thread 8 waits at", {"part_at_barriers", one, many}, part_at_barriers);
   check_wrong("thread 8 has returned", {"part_in_warp", one, many}, part_in_warp);
   check_wrong("thread 8 has returned", {"part_in_product", one, many}, part_in_product);
+  check_wrong("different numbers of products", {"less_in_a_lane", one, many}, less_in_a_lane);
   check_wrong("less than a warp", {"half_a_warp", one, dim3(16)}, half_a_warp);
   check_wrong("takes no part", {"read_from_outside", one, many}, read_from_outside);
   check_wrong("aligned to as many", {"copy_unaligned", one, one, 64}, copy_unaligned);

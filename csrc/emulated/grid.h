@@ -43,8 +43,8 @@ struct WarpCall {
   Site site;
   unsigned mask;
   Exchange exchange;
-  std::uint64_t value;  // of a product, the address of the lane's Fragments
-  unsigned source;      // of a shuffle: whose value it wants
+  std::uint64_t value;
+  unsigned source;  // of a shuffle: whose value it wants
   bool same_meeting(const WarpCall& other) const {
     return site == other.site && mask == other.mask && exchange == other.exchange;
   }
@@ -67,8 +67,9 @@ struct Fiber {
   WarpCall call;
   std::uint64_t result;
   void* stack_pointer;
-  std::vector<Copy> copies{};  // not yet done, in the order in which they were asked for
-  std::size_t batch = 0;       // the one that copies belong to now
+  std::vector<Copy> copies{};         // not yet done, in the order in which they were asked for
+  std::vector<Fragments> products{};  // likewise
+  std::size_t batch = 0;              // the one that copies belong to now
 };
 
 // The thread whose code runs now.
@@ -83,9 +84,8 @@ int meet_block(Site site, bool given);
 std::uint64_t meet_warp(const WarpCall& call);
 void meet_grid(Site site);
 
-// C += A B as a tensor core does it, for the lane that calls, once all others do; and for all of a
-// warp.
-void multiply_warp(const Fragments& own, Site site);
+// Has a tensor core do the products that the lanes of a warp have asked for; and does one of them.
+void multiply_warp(Site site);
 void multiply_fragments(const Fragments* const (&lanes)[kLanes]);
 
 // Asks for a copy, and does those of all batches but the last few, which are not the open one.

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "cuda_runtime.h"
@@ -9,7 +10,12 @@ namespace {
 constexpr int kRows = 16, kColumns = 8, kTerms = 8;
 
 // The 13 bits that TF32 lacks are ignored.
-double read_operand(float value) { return __uint_as_float(__float_as_uint(value) & ~((1U << 13) - 1)); }
+constexpr unsigned kRead = ~((1U << 13) - 1);
+double read_operand(float value) { return __uint_as_float(__float_as_uint(value) & kRead); }
+
+// Bits that are ordered as magnitudes are.
+unsigned magnitude(float value) { return __float_as_uint(value) << 1 & kRead << 1; }
+constexpr unsigned kInfinite = 0xffU << 24;
 
 // The float next to a sum towards zero, which is where tensor cores put it.
 float cut_off(double sum) {
@@ -38,22 +44,23 @@ void multiply(const double (&a)[kRows][kTerms], const double (&b)[kTerms][kColum
 void multiply_fragments(const Fragments* const (&lanes)[kLanes]) {
   double a[kRows][kTerms], b[kTerms][kColumns];
   float c[kRows][kColumns];
-  double most_a = 0, most_b = 0;  // NaN, once there is one
-  const auto add_most = [](double& most, double value) {
-    if (!(std::fabs(value) <= most)) most = std::isnan(most) ? most : std::fabs(value);
-  };
+  unsigned most_a = 0;
   for (unsigned lane = 0; lane < kLanes; ++lane)
-    for (unsigned i = 0; i < 4; ++i)
-      add_most(most_a, a[lane / 4 + i % 2 * 8][lane % 4 + i / 2 * 4] = read_operand(lanes[lane]->a[i]));
+    for (unsigned i = 0; i < 4; ++i) {
+      most_a = std::max(most_a, magnitude(lanes[lane]->a[i]));
+      a[lane / 4 + i % 2 * 8][lane % 4 + i / 2 * 4] = read_operand(lanes[lane]->a[i]);
+    }
   for (int j = 0; j < lanes[0]->count; ++j) {
-    most_b = 0;
-    for (unsigned lane = 0; lane < kLanes; ++lane)
+    unsigned most_b = 0;
+    for (const Fragments* lane : lanes)
+      most_b = std::max({most_b, magnitude(lane->b[j][0]), magnitude(lane->b[j][1])});
+    if (std::min(most_a, most_b) == 0 && std::max(most_a, most_b) < kInfinite) continue;
+    for (unsigned lane = 0; lane < kLanes; ++lane) {
       for (unsigned i = 0; i < 2; ++i)
-        add_most(most_b, b[lane % 4 + i * 4][lane / 4] = read_operand(lanes[lane]->b[j][i]));
-    if (most_a * most_b == 0) continue;
-    for (unsigned lane = 0; lane < kLanes; ++lane)
+        b[lane % 4 + i * 4][lane / 4] = read_operand(lanes[lane]->b[j][i]);
       for (unsigned i = 0; i < 4; ++i)
         c[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2] = lanes[lane]->c[j][i];
+    }
     multiply(a, b, c);
     for (unsigned lane = 0; lane < kLanes; ++lane)
       for (unsigned i = 0; i < 4; ++i)
