@@ -33,7 +33,8 @@ struct Axis {
 // all batches, gram_mirror makes it symmetric.
 // total (groups, D); cross (groups, targets / groups, D); target_total, target_square (targets,):
 // float64, row-major. All are added to and overlap nothing. The last three are not used when
-// target.data is null. Sums of at most kFloatTerms products in float32, added up in float64.
+// target.data is null. Sums of at most kFloatTerms products in float32, added up in float64, or as
+// good by other means (gram_entries.h).
 //
 // With `positions`, only those: row s of X and Y is output position positions[s] = row * columns.output
 // + column of image s / per_image.

@@ -232,3 +232,36 @@ def test_rounding_is_that_of_short_float32_sums(window: Window, form: str, core:
     for name, value in got.items():
         assert (value - want[name]).abs().max() <= bounds[name], name
     assert torch.equal(got["gram"], got["gram"].mT)
+
+
+@pytest.mark.parametrize("core", kernels.CORES)
+@pytest.mark.parametrize("features", [20, 60, 250])
+@pytest.mark.parametrize("offset", ["none", "positive", "far"])
+def test_error_is_small_and_has_either_sign(offset: str, features: int, core: str) -> None:
+    """Also where nothing cancels what each addition cuts off: all numbers positive, or far from zero. One size for
+    each tile of the CUDA kernel."""
+    x = torch.randn(3000 if features < 100 else 700, features, 1, 1)
+    x = {"none": x, "positive": x.relu(), "far": 0.1 * x - 30}[offset]
+    got = run(x, Window(), (1, 1), core=core)
+    want = reference.gram_accumulate(x, Window(), (1, 1))
+    error = got["gram"] - want["gram"]
+    assert error.norm() <= 3e-7 * want["gram"].norm()
+    magnitudes = reference.gram_accumulate(x.abs(), Window(), (1, 1))["gram"]
+    assert (error / magnitudes).abs().max() <= 1e-6
+    assert (error / magnitudes).mean().abs() <= 2e-7
+    assert (got["total"] - want["total"]).abs().max() <= 1e-6 * x.abs().sum(0).max()
+
+
+@pytest.mark.parametrize("core", kernels.CORES)
+@pytest.mark.parametrize("features", [20, 60, 250])
+def test_what_is_not_finite_stays_in_its_row_and_column(features: int, core: str) -> None:
+    x = whole(300, features, 1, 1)
+    want = reference.gram_accumulate(x, Window(), (1, 1))["gram"]
+    values = [torch.nan, torch.inf, -torch.inf, *torch.tensor([0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)]
+    for i, value in enumerate(values):
+        x[100 * i // 2, 3 * i] = value
+    got = run(x, Window(), (1, 1), core=core)["gram"]
+    bad = torch.zeros(features, dtype=torch.bool)
+    bad[: 3 * len(values) : 3] = True
+    assert not got[0][bad].isfinite().any()
+    assert torch.equal(got[0][~bad][:, ~bad], want[0][~bad][:, ~bad])

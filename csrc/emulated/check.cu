@@ -2,6 +2,7 @@
 // the ones and refuse the others, and say why.
 #include <cuda_pipeline.h>
 
+#include <cmath>
 #include <cstdio>
 #include <stdexcept>
 #include <string>
@@ -9,6 +10,7 @@
 
 #include "device_buffer.h"
 #include "launch.h"
+#include "tensor_core.h"
 
 namespace {
 
@@ -80,6 +82,80 @@ __global__ void pass_around(int* values, int rounds) {
   if (threadIdx.x == 0) values[blockIdx.x] = own;
 }
 
+// c += a b, all of them row by row, as the fragments lie in CUDA's manual.
+__global__ void multiply_matrices(const float* a, const float* b, float* c) {
+  const int g = static_cast<int>(threadIdx.x) / 4, t = static_cast<int>(threadIdx.x) % 4;
+  const float left[4] = {a[g * 8 + t], a[(g + 8) * 8 + t], a[g * 8 + t + 4], a[(g + 8) * 8 + t + 4]};
+  const float right[1][2] = {{b[t * 8 + g], b[(t + 4) * 8 + g]}};
+  float* own[4] = {c + g * 8 + 2 * t, c + g * 8 + 2 * t + 1, c + (g + 8) * 8 + 2 * t,
+                   c + (g + 8) * 8 + 2 * t + 1};
+  float sum[1][4];
+  for (int i = 0; i < 4; ++i) sum[0][i] = *own[i];
+  reapx::multiply_add(sum, left, right);
+  reapx::finish_products();
+  for (int i = 0; i < 4; ++i) *own[i] = sum[0][i];
+}
+
+// What becomes of a sum of eight products x*y and of c.
+float multiply_same(const Context& context, float x, float y, float c) {
+  const reapx::DeviceBuffer<float> a(context, std::vector<float>(128, x));
+  const reapx::DeviceBuffer<float> b(context, std::vector<float>(64, y));
+  const reapx::DeviceBuffer<float> sums(context, std::vector<float>(128, c));
+  launch(context, {"multiply_matrices", dim3(1), dim3(32)}, multiply_matrices, a.data(), b.data(),
+         sums.data());
+  return sums.data()[77];
+}
+
+void check_products(bool backward) {
+  const Context context({0, backward ? 1 : 0});
+  std::vector<float> a(128), b(64), c(128);
+  for (size_t i = 0; i < 128; ++i) {
+    a[i] = static_cast<float>(i * 37 % 101) - 50;
+    b[i % 64] = static_cast<float>(i * 29 % 83) - 41;
+    c[i] = static_cast<float>(i);
+  }
+  const reapx::DeviceBuffer<float> left(context, a), right(context, b), sums(context, c);
+  launch(context, {"multiply_matrices", dim3(1), dim3(32)}, multiply_matrices, left.data(),
+         right.data(), sums.data());
+  for (size_t i = 0; i < 128; ++i) {
+    float sum = c[i];
+    for (size_t k = 0; k < 8; ++k) sum += a[i / 8 * 8 + k] * b[k * 8 + i % 8];
+    expect(sums.data()[i] == sum, "multiply_matrices", backward);
+  }
+  const float bit = 0x1p-10F, less = 0x1p-11F;  // the last that TF32 has, and one that it lacks
+  expect(multiply_same(context, 1 + bit + less, 1, 0) == 8 + 8 * bit, "operands", backward);
+  const float last = 0x1p-20F;  // of the fraction of 8
+  expect(multiply_same(context, 1, 1, 0.9F * last) == 8, "cutting off", backward);
+  expect(multiply_same(context, -1, 1, -0.9F * last) == -8, "cutting off", backward);
+  expect(multiply_same(context, 1, 1, -0.1F * last) == 8 - last / 2, "cutting off", backward);
+  expect(std::isinf(multiply_same(context, INFINITY, 1, 0)), "infinity", backward);
+  expect(std::isnan(multiply_same(context, NAN, 1, 0)), "NaN", backward);
+}
+
+// Whether a number is the sum of its parts, as far as a tensor core reads them.
+void check_split(float x) {
+  float big = 0, small = 0;
+  reapx::split(x, big, small);
+  const auto read = [](float value) {
+    return __uint_as_float(__float_as_uint(value) & ~((1U << 13) - 1));
+  };
+  const float left = x - big - read(small);
+  expect(big == read(big) && std::fabs(small) <= 0x1p-11F * std::fabs(x), "split", false);
+  expect(std::fabs(left) <= 0x1p-23F * std::fabs(x), "split", false);
+}
+
+void check_splits() {
+  for (unsigned bits = 0x3f800000; bits < 0x40000000; bits += 77) {
+    check_split(__uint_as_float(bits));
+    check_split(-__uint_as_float(bits));
+  }
+  for (const unsigned bits : {0x7f800000U, 0xff800000U, 0x7f800001U, 0x7fffffffU, 0xffffffffU}) {
+    float big = 0, small = 0;
+    reapx::split(__uint_as_float(bits), big, small);
+    expect(std::isnan(small), "split of what is not finite", false);
+  }
+}
+
 void check_right(bool backward) {
   const Context context({0, backward ? 1 : 0});
   std::vector<int> values(3 * 96);
@@ -118,6 +194,16 @@ __global__ void part_in_warp() {
 __global__ void read_from_outside() {
   __shfl_sync(1U << threadIdx.x, 1, static_cast<int>(threadIdx.x) ^ 1);
 }
+__global__ void part_in_product() {
+  if (threadIdx.x < 8) reapx::finish_products();
+}
+__global__ void less_in_a_lane() {
+  float sum[1][4] = {};
+  const float left[4] = {}, right[1][2] = {};
+  if (threadIdx.x != 5) reapx::multiply_add(sum, left, right);
+  reapx::finish_products();
+}
+__global__ void half_a_warp() { reapx::finish_products(); }
 __global__ void copy_unaligned() {
   char* values = reapx::dynamic_shared<char>();
   __pipeline_memcpy_async(values + 1, values, 4);
@@ -144,11 +230,18 @@ void check_wrong(const char* expected, const Shape& shape, void (*kernel)()) {
 }  // namespace
 
 int main() {
-  for (const bool backward : {false, true}) check_right(backward);
+  for (const bool backward : {false, true}) {
+    check_right(backward);
+    check_products(backward);
+  }
+  check_splits();
   const dim3 one(1), many(32);
   check_wrong("thread 7 has returned", {"return_before_barrier", one, many}, return_before_barrier);
   check_wrong("thread 8 waits at", {"part_at_barriers", one, many}, part_at_barriers);
   check_wrong("thread 8 has returned", {"part_in_warp", one, many}, part_in_warp);
+  check_wrong("thread 8 has returned", {"part_in_product", one, many}, part_in_product);
+  check_wrong("different numbers of products", {"less_in_a_lane", one, many}, less_in_a_lane);
+  check_wrong("less than a warp", {"half_a_warp", one, dim3(16)}, half_a_warp);
   check_wrong("takes no part", {"read_from_outside", one, many}, read_from_outside);
   check_wrong("aligned to as many", {"copy_unaligned", one, one, 64}, copy_unaligned);
 #if !defined(__SANITIZE_ADDRESS__)  // it ends the process by itself

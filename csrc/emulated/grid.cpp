@@ -224,13 +224,17 @@ class Block {
     const auto takes_part = [&](unsigned l) { return l < count && (call.mask >> l & 1) != 0; };
     unsigned ballot = 0;
     std::uint64_t largest = 0;
-    for (unsigned l = 0; l < count; ++l) {
+    for (unsigned i = 0; i < count; ++i) {
+      const unsigned l =
+          backward_ ? i : count - 1 - i;  // those that come last first: mostly one is enough
       const Fiber& f = fibers_[first + l];
       if (!takes_part(l)) continue;
       if (f.state != State::kAtWarp || !f.call.same_meeting(call)) return nullptr;
       ballot |= static_cast<unsigned>(f.call.value != 0) << l;
       largest = std::max(largest, f.call.value);
     }
+    if (call.exchange == Exchange::kProduct)
+      if (const char* wrong = multiply(first, count)) return wrong;
     for (unsigned l = 0; l < count; ++l) {
       Fiber& f = fibers_[first + l];
       if (!takes_part(l)) continue;
@@ -241,6 +245,23 @@ class Block {
       if (!takes_part(f.call.source)) return "a lane shuffles from one that takes no part";
       f.result = fibers_[first + f.call.source].call.value;
     }
+    return nullptr;
+  }
+
+  // The products that all lanes of a warp have asked for, in their order. What is wrong, or null.
+  const char* multiply(unsigned first, unsigned count) {
+    if (count < kLanes) return "a product of matrices by less than a warp";
+    const std::vector<Fragments>& asked = fibers_[first].products;
+    const Fragments* lanes[kLanes];
+    for (std::size_t i = 0; i < asked.size(); ++i) {
+      for (unsigned l = 0; l < kLanes; ++l) {
+        if (fibers_[first + l].products.size() != asked.size())
+          return "lanes ask for different numbers of products";
+        lanes[l] = &fibers_[first + l].products[i];
+      }
+      multiply_fragments(lanes);
+    }
+    for (unsigned l = 0; l < kLanes; ++l) fibers_[first + l].products.clear();
     return nullptr;
   }
 
@@ -317,6 +338,7 @@ void run_grid(const cudaLaunchConfig_t& shape, const std::function<void()>& body
 
 int meet_block(Site site, bool given) { return Block::current->meet_block(site, given); }
 std::uint64_t meet_warp(const WarpCall& call) { return Block::current->meet_warp(call); }
+void multiply_warp(Site site) { meet_warp({site, 0xffffffff, Exchange::kProduct, 0, 0}); }
 void meet_grid(Site site) { Block::current->meet_grid(site); }
 
 void copy_later(void* to, const void* from, std::size_t bytes, Site site) {

@@ -2,7 +2,7 @@
 //
 // - a barrier of a block, a warp or the grid that not all of its threads reach, or from different
 // lines;
-// - a shuffle from a lane that does not take part;
+// - a shuffle from a lane that does not take part, or a product of matrices by less than a warp;
 // - an asynchronous copy of a size or to an address that has no instruction;
 // - a write beyond the dynamic shared memory that the launch asked for (with the address sanitizer, a
 // read
@@ -28,7 +28,15 @@ struct Site {
   bool operator==(const Site&) const = default;
 };
 
-enum class Exchange { kNothing, kShuffle, kBallot, kLargest };
+enum class Exchange { kNothing, kShuffle, kBallot, kLargest, kProduct };
+
+// A lane's parts of matrices A, B and C, as many of the latter as `count`; see ../tensor_core.h.
+struct Fragments {
+  const float* a;
+  const float (*b)[2];
+  float (*c)[4];
+  int count;
+};
 
 // What a thread brings to a meeting of its warp.
 struct WarpCall {
@@ -59,8 +67,9 @@ struct Fiber {
   WarpCall call;
   std::uint64_t result;
   void* stack_pointer;
-  std::vector<Copy> copies{};  // not yet done, in the order in which they were asked for
-  std::size_t batch = 0;       // the one that copies belong to now
+  std::vector<Copy> copies{};         // not yet done, in the order in which they were asked for
+  std::vector<Fragments> products{};  // likewise
+  std::size_t batch = 0;              // the one that copies belong to now
 };
 
 // The thread whose code runs now.
@@ -74,6 +83,10 @@ void run_grid(const cudaLaunchConfig_t& shape, const std::function<void()>& body
 int meet_block(Site site, bool given);
 std::uint64_t meet_warp(const WarpCall& call);
 void meet_grid(Site site);
+
+// Has a tensor core do the products that the lanes of a warp have asked for; and does one of them.
+void multiply_warp(Site site);
+void multiply_fragments(const Fragments* const (&lanes)[kLanes]);
 
 // Asks for a copy, and does those of all batches but the last few, which are not the open one.
 void copy_later(void* to, const void* from, std::size_t bytes, Site site);

@@ -1,0 +1,175 @@
+// Entries of a product A^T B, summed on tensor cores: what a thread of gram_tile.h does with terms that
+// are in shared memory.
+//
+// Each product of floats is three of TF32 (tensor_core.h). How far a sum may be off, in units of the
+// sum of its terms' magnitudes:
+//
+// - what TF32 leaves of a factor, 2^-23 in one of four factors, and either sign;
+// - small*small, up to 2^-22; of either sign, but in squares, where it adds up to 4e-8;
+// - cutting off sums of kMmaTerms, up to 2^-23, where positive terms lose about half of that;
+// - kFloatTerms / kMmaTerms = 32 additions, each rounded by up to 2^-24, of either sign.
+//
+// So sums of positive numbers lose 1e-7, and chance adds about as much. Tensor cores of some makes also
+// cut off before they add, at one bit or more beyond the largest term, which may double the third. The
+// tests want a matrix to be right to 1e-6.
+#pragma once
+
+#include "launch.h"
+#include "tensor_core.h"
+
+namespace reapx {
+
+namespace {
+
+constexpr int kThreads = 256, kWarp = 32;
+constexpr int kWarpsDown = 2, kWarpsAcross = 4;  // of a tile
+constexpr int kQuad = 4;                         // floats that are copied at once, or read at most
+constexpr int kFloatTerms = 256;                 // longest sum kept in one float32
+
+// A warp has kMicro x kMicro products of a tensor core, and a tile of the result is kSide wide. Terms
+// are in a ring of stages in shared memory, one row of kPitch floats for each: lanes read four such
+// rows at once, eight columns or pairs or quads of each, and 8 more than a multiple of 32 puts them all
+// into different banks. The large form has one stage less: three would be more memory than some GPUs
+// have.
+template <int kMicro_>
+struct Form {
+  static constexpr int kMicro = kMicro_, kSide = kWarpsDown * kMmaRows * kMicro;
+  static constexpr int kDepth = 32, kStages = kMicro == 4 ? 2 : 3;
+  static constexpr int kTogether = kThreads / kDepth;  // threads that copy one term
+  static constexpr int kAhead = 4 / kMicro;            // steps of kMmaTerms at once: registers limit it
+  static constexpr int kPitch = kSide + 8;
+  static constexpr int kStage = 2 * kDepth * kPitch;  // floats: rows of A's columns, then of B's
+  static constexpr int kSlot = kSide * (kSide + 2);   // doubles: a tile, sums of columns, of squares
+  static_assert(kSide == kWarpsAcross * kMmaColumns * kMicro && kSide % (kTogether * kQuad) == 0);
+  static_assert(kPitch % 32 == 8 && kDepth % kMmaTerms == 0 && kFloatTerms % kDepth == 0);
+};
+
+// Which of a warp's 8*kCount columns is entry i of those that have the `place`th of 8 places in the
+// matrices of a tensor core. Any order will do, and in this one a lane reads up to four at once.
+template <int kCount>
+inline constexpr int kRun = kCount < kQuad ? kCount : kQuad;
+template <int kCount>
+__device__ constexpr int column_of(int place, int i) {
+  return (i / kRun<kCount> * 8 + place) * kRun<kCount> + i % kRun<kCount>;
+}
+
+template <int kCount>
+__device__ void read_columns(const float* from, int place, float (&to)[kCount]) {
+  struct alignas(kRun<kCount> * sizeof(float)) Run {
+    float values[kRun<kCount>];
+  };
+#pragma unroll
+  for (int i = 0; i < kCount; i += kRun<kCount>) {
+    const Run run = *reinterpret_cast<const Run*>(from + column_of<kCount>(place, i));
+#pragma unroll
+    for (int j = 0; j < kRun<kCount>; ++j) to[i + j] = run.values[j];
+  }
+}
+
+// Where a thread is in its tile, and its lane in the matrices of a tensor core.
+struct Lane {
+  int g, t, down, across;
+  __device__ Lane() {
+    const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
+    g = thread % kWarp / 4;
+    t = thread % 4;
+    down = warp / kWarpsAcross;
+    across = warp % kWarpsAcross;
+  }
+};
+
+// A sum, high + low. Terms are added to low, and every kFloatTerms of them, settle adds it to high and
+// leaves there exactly what high could not take. It is as good as a double, which besides a float32 sum
+// would need three registers: for a tile of 128, where threads have 64 sums, too many.
+struct Sum {
+  float high = 0, low = 0;
+
+  __device__ void settle() {
+    const float sum = high + low, taken = sum - high;
+    low = (high - (sum - taken)) + (low - taken);
+    high = sum;
+  }
+  __device__ double value() const { return static_cast<double>(high) + static_cast<double>(low); }
+};
+
+// A thread's entries of the result: for each of its warp's products, the four of its lane.
+template <class F>
+struct Entries {
+  Sum sums[F::kMicro][F::kMicro][4];
+
+  __device__ void settle() {
+#pragma unroll
+    for (int i = 0; i < F::kMicro; ++i)
+#pragma unroll
+      for (int j = 0; j < F::kMicro; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sums[i][j][e].settle();
+  }
+
+  // give(row, column, value), both within the tile.
+  template <class Give>
+  __device__ void give_all(const Lane& lane, const Give& give) const {
+    constexpr int rows = kMmaRows * F::kMicro, columns = kMmaColumns * F::kMicro;
+#pragma unroll
+    for (int i = 0; i < F::kMicro; ++i)
+#pragma unroll
+      for (int j = 0; j < F::kMicro; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          give(lane.down * rows + column_of<2 * F::kMicro>(lane.g, 2 * i + e / 2),
+               lane.across * columns + column_of<F::kMicro>(2 * lane.t + e % 2, j),
+               sums[i][j][e].value());
+  }
+};
+
+// entries += A^T B over kMmaTerms terms, from a and b on. The sum of these begins at zero, so that
+// nothing is cut off but by the last of its three products: the other two are smaller by 2^-11.
+template <class F>
+__device__ void add_terms(const float* a, const float* b, const Lane& lane, Entries<F>& entries) {
+  constexpr int micro = F::kMicro;
+  float left[2][2 * micro], right[2][micro], big_b[micro][2], small_b[micro][2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = (lane.t + 4 * half) * F::kPitch;
+    read_columns(a + row + lane.down * kMmaRows * micro, lane.g, left[half]);
+    read_columns(b + row + lane.across * kMmaColumns * micro, lane.g, right[half]);
+#pragma unroll
+    for (int j = 0; j < micro; ++j) split(right[half][j], big_b[j][half], small_b[j][half]);
+  }
+#pragma unroll
+  for (int i = 0; i < micro; ++i) {
+    float big_a[4], small_a[4], sum[micro][4] = {};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) split(left[e / 2][2 * i + e % 2], big_a[e], small_a[e]);
+    multiply_add(sum, small_a, big_b);
+    multiply_add(sum, big_a, small_b);
+    multiply_add(sum, big_a, big_b);
+    finish_products();
+#pragma unroll
+    for (int j = 0; j < micro; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) entries.sums[i][j][e].low += sum[j][e];
+  }
+}
+
+// Sums of one of A's columns and of its squares.
+struct ColumnSums {
+  Sum total, square;
+
+  template <class F>
+  __device__ void add(const float* column) {
+    for (int k = 0; k < F::kDepth; ++k) {
+      const float value = column[k * F::kPitch];
+      total.low += value;
+      square.low += value * value;
+    }
+  }
+  __device__ void settle() {
+    total.settle();
+    square.settle();
+  }
+};
+
+}  // namespace
+
+}  // namespace reapx

@@ -1,0 +1,244 @@
+// The kernels of a product A^T B, tile by tile: what gram_product.cu launches.
+#pragma once
+
+#include <cuda_pipeline.h>
+
+#include "gram_device.h"
+#include "gram_entries.h"
+#include "launch.h"
+
+namespace reapx {
+
+namespace {
+
+// A product as the device sees it: its tiles, row by row, of which the first `full` rows begin at the
+// diagonal; each tile in `splits` parts of `length` terms; block and tile it begins at, in the launch;
+// where its parts are added up, if they are several.
+struct Job {
+  Product product;
+  int64_t across, full, tiles, splits, length, first_block, first_tile, first_slot;
+};
+
+struct Spot {
+  int64_t row, column;  // of a tile
+  bool leads;           // is the first of its row, and has the sums of A's columns
+};
+
+__device__ Spot find_spot(const Job& job, int64_t tile) {
+  int64_t row = 0, left = job.full > 0 ? job.across : 0;
+  for (; row < job.full && tile >= left; --left, ++row) tile -= left;
+  if (row < job.full) return {row, row + tile, tile == 0};
+  return {row + tile / job.across, tile % job.across, tile % job.across == 0};
+}
+
+__device__ int64_t find_job(const Job* jobs, int64_t count, int64_t Job::* first, int64_t index) {
+  int64_t low = 0, high = count;  // the last job that begins at or before the index
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    (jobs[middle].*first <= index ? low : high) = middle;
+  }
+  return low;
+}
+
+// Where an entry of the result goes, and where sums of column i of A and of its squares do; or null.
+__device__ double* place_entry(const Product& p, int64_t i, int64_t j) {
+  if (i >= p.a.columns || j >= p.b.columns) return nullptr;
+  if (i < p.square) return i <= j ? p.result + i * p.b.columns + j : nullptr;
+  return p.below + (i - p.square) * p.b.columns + j;
+}
+__device__ double* place_sum(const Product& p, int64_t i, bool squares) {
+  if (i >= p.a.columns || (squares && i < p.square)) return nullptr;
+  double* to = squares ? p.below_square : i < p.square ? p.total : p.below_total;
+  return to ? to + (i < p.square ? i : i - p.square) : nullptr;
+}
+
+// What a thread copies: of one term of each stage, every kTogether-th quad of both operands.
+struct Reader {
+  int64_t left;   // terms up to the end of the part: none are read after it
+  int term, row;  // within a row and an image of the walk
+  const float *a, *b;
+  int columns_a, columns_b;  // of the tile that are there, from a and b on
+
+  template <class F>
+  __device__ Reader(F, const Product& p, const Spot& spot, int64_t begin, int64_t end) {
+    const int thread = static_cast<int>(threadIdx.x);
+    const int64_t column = thread % F::kTogether * kQuad, k = begin + thread / F::kTogether;
+    const int64_t rows = k / p.walk.terms, images = rows / p.walk.rows;
+    left = end - k;
+    term = static_cast<int>(k % p.walk.terms);
+    row = static_cast<int>(rows % p.walk.rows);
+    const auto from = [&](const Operand& operand, int64_t i, const float*& first, int& columns) {
+      const int64_t packed = k + rows * operand.row_gap + images * operand.image_gap;
+      first = operand.data + packed * operand.width + i;
+      columns = static_cast<int>(min(operand.columns - i, int64_t{F::kSide}));
+    };
+    from(p.a, spot.row * F::kSide + column, a, columns_a);
+    from(p.b, spot.column * F::kSide + column, b, columns_b);
+  }
+
+  __device__ void advance(const Product& p, int terms) {
+    left -= terms;
+    term += terms;
+    a += terms * p.a.width;
+    b += terms * p.b.width;
+    while (term >= p.walk.terms) {
+      term -= static_cast<int>(p.walk.terms);
+      a += p.a.row_gap * p.a.width;
+      b += p.b.row_gap * p.b.width;
+      if (++row < p.walk.rows) continue;
+      row = 0;
+      a += p.a.image_gap * p.a.width;
+      b += p.b.image_gap * p.b.width;
+    }
+  }
+};
+
+__device__ void copy_quad(float* to, const float* from, bool reads) {
+  if (reads) {
+    __pipeline_memcpy_async(to, from, kQuad * sizeof(float));
+  } else {
+    *reinterpret_cast<float4*>(to) = make_float4(0, 0, 0, 0);
+  }
+}
+
+// The next stage of both operands.
+template <class F>
+__device__ void copy_stage(Reader& reader, const Product& p, float* stage) {
+  const int thread = static_cast<int>(threadIdx.x);
+  float* to = stage + thread / F::kTogether * F::kPitch + thread % F::kTogether * kQuad;
+#pragma unroll
+  for (int i = 0; i < F::kSide; i += F::kTogether * kQuad) {
+    copy_quad(to + i, reader.a + i, reader.left > 0 && i < reader.columns_a);
+    copy_quad(to + F::kDepth * F::kPitch + i, reader.b + i, reader.left > 0 && i < reader.columns_b);
+  }
+  reader.advance(p, F::kDepth);
+  __pipeline_commit();
+}
+
+// Whether any entry of a warp is wanted: neither all outside of the result nor all below its diagonal.
+template <class F>
+__device__ bool has_entries(const Product& p, const Spot& spot, const Lane& lane) {
+  constexpr int rows = kMmaRows * F::kMicro, columns = kMmaColumns * F::kMicro;
+  const int64_t top = spot.row * F::kSide + lane.down * rows;
+  const int64_t left = spot.column * F::kSide + lane.across * columns;
+  if (top >= p.a.columns || left >= p.b.columns) return false;
+  return top + rows > p.square || left + columns > top;
+}
+
+// What a block has: one tile of one product over one part of its terms.
+struct Part {
+  int64_t tile, split, begin, end;
+  Spot spot;
+
+  __device__ explicit Part(const Job& job) {
+    const Walk& walk = job.product.walk;
+    tile = (blockIdx.x - job.first_block) / job.splits;
+    split = (blockIdx.x - job.first_block) % job.splits;
+    begin = split * job.length;
+    end = min(begin + job.length, walk.terms * walk.rows * walk.images);
+    spot = find_spot(job, tile);
+  }
+  __device__ bool has_sums(int side) const {
+    return spot.leads && static_cast<int>(threadIdx.x) < side;
+  }
+};
+
+// Adds up a part, through a ring of stages: while one is multiplied, the next ones are copied.
+template <class F>
+__device__ void add_part(const Job& job, float* stages, Entries<F>& entries, ColumnSums& sums) {
+  const Product& p = job.product;
+  const Part part(job);
+  const Lane lane;
+  const bool multiplies = has_entries<F>(p, part.spot, lane), adds = part.has_sums(F::kSide);
+  Reader reader(F{}, p, part.spot, part.begin, part.end);
+  for (int i = 0; i < F::kStages - 1; ++i) copy_stage<F>(reader, p, stages + i * F::kStage);
+  const int steps = static_cast<int>((part.end - part.begin + F::kDepth - 1) / F::kDepth);
+  for (int step = 0; step < steps; ++step) {
+    __pipeline_wait_prior(F::kStages - 2);
+    __syncthreads();  // the copies of all threads are there, and nobody reads the stage before
+    copy_stage<F>(reader, p, stages + (step + F::kStages - 1) % F::kStages * F::kStage);
+    const float* a = stages + step % F::kStages * F::kStage;
+    if (multiplies) {
+#pragma unroll F::kAhead
+      for (int k = 0; k < F::kDepth; k += kMmaTerms)
+        add_terms<F>(a + k * F::kPitch, a + (F::kDepth + k) * F::kPitch, lane, entries);
+    }
+    if (adds) sums.add<F>(a + threadIdx.x);
+    if ((step + 1) % (kFloatTerms / F::kDepth) != 0) continue;
+    entries.settle();
+    sums.settle();
+  }
+}
+
+// Hands a part over: to the results, or to where parts wait to be added up.
+template <class F>
+__device__ void give_part(const Job& job, double* slots, const Entries<F>& entries,
+                          const ColumnSums& sums) {
+  const Product& p = job.product;
+  const Part part(job);
+  double* slot = slots + (job.first_slot + part.tile * job.splits + part.split) * F::kSlot;
+  const auto give = [&](int index, double* place, double value) {
+    if (job.splits > 1) {
+      slot[index] = value;
+    } else if (place) {
+      *place += value;
+    }
+  };
+  const int64_t top = part.spot.row * F::kSide, left = part.spot.column * F::kSide;
+  entries.give_all(Lane(), [&](int y, int x, double value) {
+    give(y * F::kSide + x, place_entry(p, top + y, left + x), value);
+  });
+  if (!part.has_sums(F::kSide)) return;
+  const int x = static_cast<int>(threadIdx.x);
+  give(F::kSide * F::kSide + x, place_sum(p, top + x, false), sums.total.value());
+  give(F::kSide * (F::kSide + 1) + x, place_sum(p, top + x, true), sums.square.value());
+}
+
+// A block has one tile of one product over one part of its terms, a warp half of its rows and a quarter
+// of its columns, and a thread a 32nd of these. In shared memory, a ring of stages and the job. Both
+// functions ask the job where the block is, rather than keep that in registers in between.
+template <class F>
+__global__ void __launch_bounds__(kThreads)
+    multiply_tiles(const Job* jobs, int64_t count, double* slots) {
+  float* stages = dynamic_shared<float>();
+  Job& job = *reinterpret_cast<Job*>(stages + F::kStages * F::kStage);
+  const Job* own = jobs + find_job(jobs, count, &Job::first_block, blockIdx.x);
+  if (threadIdx.x < sizeof(Job) / sizeof(int64_t))
+    reinterpret_cast<int64_t*>(&job)[threadIdx.x] = reinterpret_cast<const int64_t*>(own)[threadIdx.x];
+  __syncthreads();
+  Entries<F> entries;
+  ColumnSums sums;
+  add_part(job, stages, entries, sums);
+  give_part(job, slots, entries, sums);
+}
+
+// Adds up the parts of a tile, in their order. The blocks of one x share a tile, its entries taking
+// turns.
+template <class F>
+__global__ void __launch_bounds__(kThreads)
+    add_parts(const Job* jobs, int64_t count, const double* slots) {
+  const Job& job = jobs[find_job(jobs, count, &Job::first_tile, blockIdx.x)];
+  if (job.splits == 1) return;
+  const int64_t tile = blockIdx.x - job.first_tile;
+  const Spot spot = find_spot(job, tile);
+  const double* from = slots + (job.first_slot + tile * job.splits) * F::kSlot;
+  const int step = static_cast<int>(gridDim.y) * kThreads;
+  for (int e = static_cast<int>(blockIdx.y * kThreads + threadIdx.x); e < F::kSlot; e += step) {
+    const int64_t y = e / F::kSide, x = e % F::kSide;
+    double* to = nullptr;
+    if (y < F::kSide) {
+      to = place_entry(job.product, spot.row * F::kSide + y, spot.column * F::kSide + x);
+    } else if (spot.leads) {
+      to = place_sum(job.product, spot.row * F::kSide + x, y > F::kSide);
+    }
+    if (!to) continue;
+    double sum = 0;
+#pragma unroll 4
+    for (int64_t split = 0; split < job.splits; ++split) sum += from[split * F::kSlot + e];
+    *to += sum;
+  }
+}
+
+}  // namespace
+
+}  // namespace reapx
