@@ -132,8 +132,9 @@ struct Part {
 
   __device__ explicit Part(const Job& job) {
     const Walk& walk = job.product.walk;
-    tile = (blockIdx.x - job.first_block) / job.splits;
-    split = (blockIdx.x - job.first_block) % job.splits;
+    // Tiles of one part are next to each other: they read the same packed rows at about the same time.
+    tile = (blockIdx.x - job.first_block) % job.tiles;
+    split = (blockIdx.x - job.first_block) / job.tiles;
     begin = split * job.length;
     end = min(begin + job.length, walk.terms * walk.rows * walk.images);
     spot = find_spot(job, tile);
