@@ -15,8 +15,9 @@ from torch.fx import Node
 from tqdm import tqdm
 
 from . import _native
-from .errors import NumericalError
+from .distributed import Processes
 from .execution import run
+from .finite import not_finite
 from .graph import Graph
 from .images import Images
 from .layers import Layer
@@ -79,6 +80,17 @@ class Moments:
         result.largest_ridge = self.largest_ridge
         return result
 
+    def error(self, weight: Tensor) -> float:
+        """‖Y - X Wᵀ‖², given W (outputs, features).
+
+        Raises:
+            ValueError: there are no targets Y.
+        """
+        if self.target_square is None or self.cross is None:
+            raise ValueError("these moments have no targets")
+        fitted = (weight @ self.gram) * weight - 2 * weight * self.cross
+        return float(self.target_square.sum() + fitted.sum())
+
     def ridge(self, damping: float) -> float:
         """Damping as an absolute value: a fraction of the mean diagonal of the Gram matrix.
 
@@ -124,13 +136,14 @@ def damp(
 class Accumulator:
     """Adds batches to the moments of one layer, all conv groups at once."""
 
-    def __init__(self, layer: Layer, outputs: int = 0, positions: int | None = None) -> None:
+    def __init__(self, layer: Layer, outputs: int = 0, positions: int | None = None, before: int = 0) -> None:
         """``outputs`` counts targets per conv group; there are none without it. ``positions`` is the number of random
-        positions that are looked at in each image; None for all.
+        positions that are looked at in each image; None for all. ``before`` batches are added by other processes.
         """
         groups, features = layer.window.groups, layer.features
         self.layer = layer
         self.positions = positions
+        self._before = before
         self.counts = torch.zeros(2, dtype=torch.int64)  # batches and rows
         self.gram = torch.zeros(groups, features, features, dtype=torch.float64)
         self.total = torch.zeros(groups, features, dtype=torch.float64)
@@ -180,7 +193,7 @@ class Accumulator:
         if self.positions is None or self.positions >= count:
             return None
         # Seeded for each batch, so that they do not depend on which batches this process has seen.
-        random = torch.Generator().manual_seed(int(self.counts[0]))
+        random = torch.Generator().manual_seed(self._before + int(self.counts[0]))
         return torch.rand(images, count, generator=random).topk(self.positions, dim=1).indices.contiguous()
 
     def check_finite(self, batch: int) -> None:
@@ -189,7 +202,11 @@ class Accumulator:
         if all(bool(torch.isfinite(values).all()) for values in sums):
             return
         bad = (~torch.isfinite(self.total)).nonzero()
-        raise _not_finite(self.layer, int(bad[0, 1]) // self.layer.taps if len(bad) else None, batch)
+        raise not_finite(self.layer, int(bad[0, 1]) // self.layer.taps if len(bad) else None, batch)
+
+    def join(self, processes: Processes) -> None:
+        """Make the sums those of all processes, after the last batch."""
+        processes.sum(self.counts, self.gram, self.total, self.cross, self.target_total, self.target_square)
 
     def moments(self) -> list[Moments]:
         """The sums so far, one per conv group."""
@@ -202,33 +219,6 @@ class Accumulator:
         totals, squares = parts(self.target_total), parts(self.target_square)
         cross = [None] * groups if self.cross is None else list(self.cross)
         return [Moments(self.gram[g], self.total[g], self.rows, cross[g], totals[g], squares[g]) for g in range(groups)]
-
-
-def _not_finite(layer: Layer | None, channel: int | None, batch: int) -> NumericalError:
-    where = "the model's output" if layer is None else f"an activation at layer {layer.name}"
-    where += "" if channel is None else f", input channel {channel}"
-    return NumericalError(
-        f"NaN or Inf in {where} (batch {batch}): check the images' normalisation and the model's weights, for "
-        "instance with torch.isfinite"
-    )
-
-
-def check_outputs(graph: Graph, layers: list[Layer], images: Images) -> None:
-    """Refuse a network that puts out NaN; names the first layer that reads something not finite."""
-    by_node = {layer.node: layer for layer in layers}
-    culprits: list[tuple[Layer, int]] = []
-
-    def visit(node: Node, values: Mapping[Node, object], _: object) -> None:
-        if node in by_node and not culprits:
-            source = values[by_node[node].input]
-            assert isinstance(source, Tensor)
-            finite = torch.isfinite(by_node[node].patches_of(source)).all(0).flatten(1).all(1)
-            culprits.extend((by_node[node], int(channel)) for channel in (~finite).nonzero()[:1])
-
-    outputs = run(graph, images.example(2), graph.tensors, visit)
-    if any(bool(torch.isnan(value).any()) for value in outputs):
-        layer, channel = culprits[0] if culprits else (None, None)
-        raise _not_finite(layer, channel, 0)
 
 
 def _zeros(shape: tuple[int, ...], wanted: bool) -> Tensor | None:
@@ -246,7 +236,7 @@ def measure(
     checkpoint: Checkpoint | None = None,
     name: str = "moments",
 ) -> dict[str, list[Moments]]:
-    """Weight name -> moments of each conv group of that layer, from one pass of the original network.
+    """Weight name -> moments of each conv group of that layer, from one pass of the original network in each process.
 
     Layers that read the same patches share their moments. With ``positions``, only so many random positions of each
     feature map are looked at; of vectors and tokens, all. With a ``checkpoint``, sums are stored there under ``name``
@@ -261,7 +251,7 @@ def measure(
     for layer in layers:
         key = (layer.input, layer.spatial, layer.window, layer.upsampling, _size(graph, layer))
         if key not in shared:
-            shared[key] = Accumulator(layer, positions=positions)
+            shared[key] = Accumulator(layer, positions=positions, before=images.before)
         of_layer[layer.node] = shared[key]
     first = {accumulator.layer.node: accumulator for accumulator in shared.values()}
     last = max((node.meta["order"] for node in first), default=-1)
@@ -273,13 +263,16 @@ def measure(
             first[node].add(source, tuple(value.shape))
 
     sums = {f"{a.layer.weight}/{part}": value for a in first.values() for part, value in a.sums().items()}
-    done = 0 if checkpoint is None else checkpoint.restore(name, sums)
-    for batch in _bar(done, len(images), "measuring", progress):
-        run(graph, images[batch], tensors, visit, last)
-        for accumulator in first.values():
-            accumulator.check_finite(batch)
-        if checkpoint is not None:
-            checkpoint.keep_tensors(name, batch + 1, sums, last=batch + 1 == len(images))
+    with images.processes.together():
+        done = 0 if checkpoint is None else checkpoint.restore(name, sums)
+        for batch in _bar(done, len(images), "measuring", progress):
+            run(graph, images[batch], tensors, visit, last)
+            for accumulator in first.values():
+                accumulator.check_finite(batch)
+            if checkpoint is not None:
+                checkpoint.keep_tensors(name, batch + 1, sums, last=batch + 1 == len(images))
+    for accumulator in first.values():
+        accumulator.join(images.processes)
     found = {accumulator.layer.node: accumulator.moments() for accumulator in first.values()}
     return {layer.weight: found[of_layer[layer.node].layer.node] for layer in layers}
 

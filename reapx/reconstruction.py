@@ -86,10 +86,7 @@ def reconstruct(
     """
     steps = _steps(original, pruned, kept, refit, rectify, lasting or {})
     new = dict(pruned.tensors)
-    streams = (
-        Stream(original, original.tensors, images),
-        Stream(pruned, new, images),
-    )
+    streams = (Stream(original, original.tensors, images), Stream(pruned, new, images))
     for step in steps:
         for _ in range(1 + step.rectify):
             streams[0].wanted[step.target] += 1
@@ -98,10 +95,11 @@ def reconstruct(
     fits = []
     try:
         for step in tqdm(steps, "refitting", unit="layer", leave=False, disable=not progress):
-            changed, fit = _refit(step, streams, kept, damping)
+            found, fit = _refit(step, streams, kept, damping)
+            changed = {name: images.processes.share(value) for name, value in found.items()}
             new.update(changed)
             updates.update(changed)
-            fits.append(fit)
+            fits.append(images.processes.gather(fit)[0])
     finally:
         for stream in streams:
             stream.close()
@@ -168,11 +166,7 @@ def _refit(step: Step, streams: tuple[Stream, Stream], kept: Kept, damping: floa
     norm = None
     if step.tail.norm is not None:
         norm = norm_affine(streams[1].graph, step.tail.norm, tensors)
-    accumulator = Accumulator(layer, outputs=old.shape[1])
-    for batch, (value, target, _) in enumerate(_batches(step, streams, outs, norm)):
-        accumulator.add(value, tuple(target.shape), target)
-        accumulator.check_finite(batch)
-    moments = accumulator.moments()
+    moments = _measure(step, streams, outs, norm, old.shape[1])
     intercept = layer.bias is not None or norm is not None
     centred = [part.centred(intercept) for part in moments]
     usable = (
@@ -196,14 +190,29 @@ def _refit(step: Step, streams: tuple[Stream, Stream], kept: Kept, damping: floa
             columns,
             intercept=intercept,
             damping=damping,
+            processes=streams[1].images.processes,
         )
     changed = {layer.weight: layer.weight_from(fit.weight, tensors[layer.weight])}
     if intercept:
         changed.update(_intercept(step, streams[1], fit.intercept))
-    error = sum(_error(part, w) for part, w in zip(centred, fit.weight, strict=True))
-    before = sum(_error(part, w) for part, w in zip(centred, old, strict=True))
+    error = sum(part.error(w) for part, w in zip(centred, fit.weight, strict=True))
+    before = sum(part.error(w) for part, w in zip(centred, old, strict=True))
     energy = max(sum(float(_some(part.target_square).sum()) for part in centred), 1e-300)
     return changed, Refit(layer.name, max(error, 0.0) / energy, max(before, 0.0) / energy)
+
+
+def _measure(
+    step: Step, streams: tuple[Stream, Stream], outs: Tensor | None, norm: tuple[Tensor, Tensor] | None, outputs: int
+) -> list[Moments]:
+    """The moments of a layer's input and target, (outputs) per conv group, over the images of all processes."""
+    processes = streams[1].images.processes
+    accumulator = Accumulator(step.layer, outputs)
+    with processes.together():
+        for batch, (value, target, _) in enumerate(_batches(step, streams, outs, norm)):
+            accumulator.add(value, tuple(target.shape), target)
+            accumulator.check_finite(batch)
+    accumulator.join(processes)
+    return accumulator.moments()
 
 
 def _batches(
@@ -286,10 +295,3 @@ def _intercept(step: Step, stream: Stream, shift: Tensor) -> dict[str, Tensor]:
     name = stream.graph.parameter_of(step.tail.norm.args[3])
     assert name is not None
     return {name: tensors[name] - shift.to(tensors[name].dtype)}
-
-
-def _error(moments: Moments, weight: Tensor) -> float:
-    """‖Y - X Wᵀ‖² from the moments."""
-    square, cross = _some(moments.target_square), _some(moments.cross)
-    fitted = (weight @ moments.gram) * weight - 2 * weight * cross
-    return float(square.sum() + fitted.sum())
