@@ -149,22 +149,37 @@ def processes_of(distributed: bool, model: nn.Module) -> Processes:
     return Processes(dist.get_rank(), dist.get_world_size(), device)
 
 
-def launched() -> tuple[int, int]:
-    """Rank and number of the processes that torchrun started, from its environment; (0, 1) without it.
+@dataclass(frozen=True)
+class Launch:
+    """What torchrun says of the processes that it started.
+
+    Attributes:
+        rank: This process, from 0.
+        size: How many there are.
+        local: This process among those on this machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+
+def launched() -> Launch:
+    """The processes that torchrun started, from its environment; one without it.
 
     Raises:
         InputError: the environment says that there are several, but not where they meet.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size < 2:
-        return 0, 1
+        return Launch()
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise InputError(
             f"the environment has WORLD_SIZE={size}, but no {', '.join(missing)}: start with torchrun "
-            "--nproc-per-node ... -m reapx, or unset WORLD_SIZE"
+            f"--nproc-per-node {size} -m reapx, or unset WORLD_SIZE"
         )
-    return int(os.environ["RANK"]), size
+    return Launch(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
 
 
 @contextmanager
@@ -177,8 +192,8 @@ def process_group(device: torch.device) -> Iterator[Processes]:
     Raises:
         InputError: see :func:`launched`.
     """
-    rank, size = launched()
-    if size == 1:
+    launch = launched()
+    if launch.size == 1:
         yield ALONE
         return
     on_gpu = device.type == "cuda"
@@ -186,6 +201,6 @@ def process_group(device: torch.device) -> Iterator[Processes]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_gpu else "gloo")
     try:
-        yield Processes(rank, size, device if on_gpu else None)
+        yield Processes(launch.rank, launch.size, device if on_gpu else None)
     finally:
         dist.destroy_process_group()

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,27 @@ class Images:
 def _layout(names: tuple[str, ...] | None, shapes: list[tuple[int, ...]], dtypes: list[str]) -> str:
     parts = [f"shape {shape} and dtype {dtype}" for shape, dtype in zip(shapes, dtypes, strict=True)]
     return ", ".join(parts if names is None else [f"{n!r} of {part}" for n, part in zip(names, parts, strict=True)])
+
+
+def share_of(source: object, rank: int, size: int) -> Iterable[object]:
+    """The batches of one of ``size`` processes; all have about as many, and those of rank 0 come first.
+
+    Args:
+        source: The images of all, as for ``reapx.plan``: the same in each process.
+
+    Raises:
+        InputError: there are fewer batches than processes.
+    """
+    batches = _batches(source)
+    try:
+        count = len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a generator, or a loader that does not know
+        batches = list(batches)
+        count = len(batches)
+    if count < size:
+        raise InputError(f"{count} batches of images cannot be shared by {size} processes: start at most {count}")
+    start, end = rank * count // size, (rank + 1) * count // size
+    return batches[start:end] if isinstance(batches, list | tuple) else islice(batches, start, end)
 
 
 def _batches(source: object) -> Iterable[object]:
