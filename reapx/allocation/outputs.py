@@ -132,25 +132,26 @@ def output_errors(
     sums = _Sums([_image_shape(graph, node) for node in outputs], len(edits), measure)
     sample = Sample(images, count)
     name = "" if checkpoint is None else f"outputs-{_digest(base or {}, edits, measure, sample.share)}"
-    done = 0 if checkpoint is None else checkpoint.restore(name, sums.tensors)
-    batches = range(done, len(sample))
-    for batch in tqdm(batches, "measuring outputs", unit="batch", leave=False, disable=not progress):
-        inputs = sample[batch]
-        kept = _Kept(graph, inputs, tensors, wanted, images.memory // 2)
-        original = kept if base is None else _Kept(graph, inputs, graph.tensors, set(outputs), math.inf)
-        references = [original.tensor(node).movedim(axis, 0) for node, axis in zip(outputs, axes, strict=True)]
-        for edit, suffix in enumerate(suffixes):
-            values = _placeholders(graph, inputs, {**tensors, **edits[edit]})
-            values.update({node: kept.value(node) for node in suffix.frontier})
-            with torch.no_grad():
-                changed = suffix.run(values)
-            for output, node in enumerate(outputs):
-                value = changed[node] if node in changed else kept.tensor(node)
-                sums.add(output, edit, value.movedim(axes[output], 0), references[output])
-        sums.end_batch(references)
-        kept.close()
-        if checkpoint is not None:
-            checkpoint.keep_tensors(name, batch + 1, sums.tensors, last=batch + 1 == len(sample))
+    with images.processes.together():
+        done = 0 if checkpoint is None else checkpoint.restore(name, sums.tensors)
+        batches = range(done, len(sample))
+        for batch in tqdm(batches, "measuring outputs", unit="batch", leave=False, disable=not progress):
+            inputs = sample[batch]
+            kept = _Kept(graph, inputs, tensors, wanted, images.memory // 2)
+            original = kept if base is None else _Kept(graph, inputs, graph.tensors, set(outputs), math.inf)
+            references = [original.tensor(node).movedim(axis, 0) for node, axis in zip(outputs, axes, strict=True)]
+            for edit, suffix in enumerate(suffixes):
+                values = _placeholders(graph, inputs, {**tensors, **edits[edit]})
+                values.update({node: kept.value(node) for node in suffix.frontier})
+                with torch.no_grad():
+                    changed = suffix.run(values)
+                for output, node in enumerate(outputs):
+                    value = changed[node] if node in changed else kept.tensor(node)
+                    sums.add(output, edit, value.movedim(axes[output], 0), references[output])
+            sums.end_batch(references)
+            kept.close()
+            if checkpoint is not None:
+                checkpoint.keep_tensors(name, batch + 1, sums.tensors, last=batch + 1 == len(sample))
     sample.close()
     return sums.shares()
 

@@ -195,7 +195,8 @@ def measure_tradeoff(
         tradeoff.add(widths, already, curves)
         if checkpoint is not None:
             page = {name: {"width": widths[name], "errors": curve.measured} for name, curve in measured.items()}
-            checkpoint.keep_values(f"points-{done}", page, last=True)
+            with processes.together():
+                checkpoint.keep_values(f"points-{done}", page, last=True)
     return tradeoff
 
 
