@@ -257,7 +257,10 @@ def share_of(source: object, rank: int, size: int) -> Iterable[object]:
         batches = list(batches)
         count = len(batches)
     if count < size:
-        raise InputError(f"{count} batches of images cannot be shared by {size} processes: start at most {count}")
+        raise InputError(
+            f"batches of images: {count}, processes: {size}. Each process wants one, so start at most {count}, or give "
+            "more images"
+        )
     start, end = rank * count // size, (rank + 1) * count // size
     return batches[start:end] if isinstance(batches, list | tuple) else islice(batches, start, end)
 
