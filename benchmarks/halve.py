@@ -27,7 +27,7 @@ from timing import Target, interleaved, parser, peak_memory, write
 from torch import Tensor, nn
 
 import reapx
-from reapx.moments import measure as measure_moments
+from reapx.accumulator import measure as measure_moments
 from reapx.report.text import table
 from reapx.selection.readers import readers_of
 from reapx.selection.reap import reap_path

@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .budget import Budget, MACs, Params
+from .distributed import ALONE, Launch, Processes, launched
 from .errors import InputError, ReapxError
+from .images import share_of
 from .latency import Latency
 
 BUDGETS: dict[str, type[Budget]] = {"macs": MACs, "params": Params, "latency": Latency}
@@ -61,8 +63,30 @@ def bounds_of(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
     return found
 
 
+def device_of(text: str) -> torch.device:
+    """``cpu``, ``cuda`` or ``cuda:1``; of several processes, each takes a GPU of its own."""
+    kind, _, index = text.partition(":")
+    if text == "cpu":
+        return torch.device("cpu")
+    if kind != "cuda" or not (index.isdigit() or text == "cuda"):
+        raise InputError(f"--device {text}: choose cpu, cuda or one of several GPUs, such as cuda:1")
+    launch = launched()
+    if index and launch != Launch():
+        raise InputError(f"--device {text}: {launch.size} processes want a GPU each: write cuda")
+    number = int(index) if index else launch.local
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if number >= seen:
+        raise InputError(
+            f"--device {text}: torch sees {seen} CUDA devices, the first is cuda:0: choose one of them, or cpu"
+            if seen
+            else f"--device {text}: torch sees no CUDA device: choose cpu, or install a torch with CUDA"
+        )
+    return torch.device("cuda", number)
+
+
 def model_of(options: argparse.Namespace) -> nn.Module:
-    """The model that the arguments name, with their weights, in eval mode."""
+    """The model that the arguments name, with their weights, in eval mode, on their device."""
+    device = device_of(options.device)
     model = _call(options.model)
     if not isinstance(model, nn.Module):
         raise InputError(f"{options.model} returned a {type(model).__name__}, not an nn.Module")
@@ -74,7 +98,7 @@ def model_of(options: argparse.Namespace) -> nn.Module:
                 f"--weights {options.weights}: {error}. It must be a safetensors state dict: "
                 "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
             ) from error
-    return model.eval()
+    return model.eval().to(device)
 
 
 def _call(text: str) -> Any:
@@ -98,7 +122,15 @@ def _call(text: str) -> Any:
         raise InputError(f"{text!r} cannot be loaded or called without arguments: {error!r}") from error
 
 
-def images_of(text: str, count: int | None) -> object:
+def images_of(options: argparse.Namespace, processes: Processes = ALONE) -> object:
+    """The images that the arguments name; of several processes, this one's share."""
+    images = _images_of(options.images, options.count)
+    if processes.size == 1:
+        return images
+    return share_of(images, device_of(options.device), processes.rank, processes.size)
+
+
+def _images_of(text: str, count: int | None) -> object:
     """The images in a file, the first ``count`` of them, or what a callable returns."""
     path, _, key = text.partition(":")
     suffix = Path(path).suffix

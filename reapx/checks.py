@@ -14,6 +14,7 @@ from torch import nn
 from . import _native
 from .allocation import ALLOCATIONS, OUTPUT_ERRORS, POINTS
 from .budget import Budget
+from .distributed import Processes
 from .errors import InputError
 from .groups import Channels, Frozen, Group
 from .images import Images
@@ -93,6 +94,13 @@ def check_measuring(allocation: str, points: int, rounds: int, output_error: str
             f"allocation={allocation!r} measures nothing at the outputs: points, rounds and output_error need "
             "allocation='pro'"
         )
+
+
+def check_settings(processes: Processes, *settings: object) -> None:
+    """Refuse processes that were called with other arguments than the first."""
+    rank = processes.odd(repr(settings))
+    if rank is not None:
+        raise InputError(f"rank {rank} was called with other arguments than rank 0: give all processes the same")
 
 
 def check_refits(refit: str, rectify: int) -> None:

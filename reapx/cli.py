@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .allocation import ALLOCATIONS, OUTPUT_ERRORS, POINTS
-from .arguments import BUDGETS, bounds_of, budget_of, images_of, model_of
+from .arguments import BUDGETS, bounds_of, budget_of, device_of, images_of, model_of
+from .distributed import Processes, process_group
 from .errors import InputError, ReapxError
 from .inspection import inspect
 from .pipeline import DAMPING, plan
@@ -20,6 +21,7 @@ from .plan import Plan
 from .report import plots
 from .report.html import write_report
 from .report.nodes import checked_target
+from .result import Result
 from .selection import SELECTIONS
 from .sparsity import zero_nodes
 from .sparsity.compaction import RELATIVE
@@ -69,7 +71,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_prune(commands: Commands) -> None:
-    prune = commands.add_parser("prune", help="prune a model to a budget and save it")
+    prune = commands.add_parser(
+        "prune",
+        help="prune a model to a budget and save it",
+        epilog="Several processes: torchrun --nproc-per-node 2 -m reapx prune ... shares the images' batches out among "
+        "them, with --device cuda each on a GPU of its own; images of a callable must be the same in each. The first "
+        "prints and writes files.",
+    )
     _add_model(prune)
     prune.add_argument("--budget", required=True, help="macs=0.5, params=0.4, latency=0.6, or absolute numbers")
     prune.add_argument("--batch", type=_count, help="images in a batch, for latency; by default 1")
@@ -150,15 +158,28 @@ def _add_model(parser: argparse.ArgumentParser, images: bool = True) -> None:
     )
     parser.add_argument("--count", type=_count, help="use only the first so many images of a file")
     parser.add_argument(
+        "--device",
+        default="cpu",
+        help="where the model runs: cpu (the default), cuda, or one of several such as cuda:1",
+    )
+    parser.add_argument(
         "--exclude", action="append", default=[], metavar="LAYER", help="layer names or patterns to leave alone"
     )
 
 
 def _prune(options: argparse.Namespace) -> None:
+    with process_group(device_of(options.device)) as processes:
+        if processes.rank > 0:
+            warnings.showwarning = lambda *_: None  # the first says it
+        _prune_with(options, processes)
+
+
+def _prune_with(options: argparse.Namespace, processes: Processes) -> None:
+    """Of several processes, all do the work; the first prints and writes files."""
     _check_files(options)
     planned = plan(
         model_of(options),
-        images_of(options.images, options.count),
+        images_of(options, processes),
         budget=budget_of(options.budget, options.batch),
         allocation=options.allocation,
         selection=options.selection,
@@ -173,15 +194,26 @@ def _prune(options: argparse.Namespace) -> None:
         exclude=options.exclude,
         damping=options.damping,
         resume=options.resume,
+        distributed=processes.size > 1,
     )
+    if processes.rank == 0:
+        _tell_plan(options, planned)
+    if options.dry_run:
+        return
+    result = planned.apply(reconstruct=not options.no_reconstruct, refit=options.refit, damping=options.damping)
+    if processes.rank == 0:
+        _tell_result(options, result)
+
+
+def _tell_plan(options: argparse.Namespace, planned: Plan) -> None:
     print(planned)
     if options.tradeoff is not None:
         _write_tradeoff(planned, options.tradeoff)
-    if options.dry_run:
-        if options.report is not None:
-            print(f"\nreport: {write_report(planned, options.report)}")
-        return
-    result = planned.apply(reconstruct=not options.no_reconstruct, refit=options.refit, damping=options.damping)
+    if options.dry_run and options.report is not None:
+        print(f"\nreport: {write_report(planned, options.report)}")
+
+
+def _tell_result(options: argparse.Namespace, result: Result) -> None:
     print()
     print(result)
     result.save(options.out)
@@ -224,7 +256,7 @@ def _compact(options: argparse.Namespace) -> None:
     if options.plot is not None:
         plots.require()
         checked_target(options.plot)
-    images = None if options.images is None else images_of(options.images, options.count)
+    images = None if options.images is None else images_of(options)
     nodes = zero_nodes(
         model_of(options), images, relative=options.relative, absolute=options.absolute, exclude=options.exclude
     )
@@ -245,7 +277,7 @@ def _print_saved(folder: Path) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    print(inspect(model_of(options), images_of(options.images, options.count), exclude=options.exclude))
+    print(inspect(model_of(options), images_of(options), exclude=options.exclude))
 
 
 def _demo(options: argparse.Namespace) -> None:

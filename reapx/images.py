@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .distributed import ALONE, Processes
 from .errors import InputError
 
 BATCH_IMAGES, BATCH_BYTES = 100, 4 * 2**20
@@ -24,6 +26,8 @@ ON_A_GPU = 8
 
 MEMORY = 512 * 2**20
 """Bytes of memory for images, and again for activations, before they go to disk."""
+FIRST_IMAGES = 100
+"""Of the first batch, at most so many are known to all processes."""
 
 
 class TensorStore:
@@ -88,12 +92,17 @@ class TensorStore:
 class Images:
     """The calibration set as a list of batches, each a tuple of tensors in the model's argument order.
 
+    Where several processes share the work, it is one process's share, and all of them have called :meth:`meet`.
+
     Attributes:
         names: Keyword of each tensor where batches are dicts, else None.
-        count: Number of images.
-        batches: Number of batches.
+        count: Number of images of all processes.
+        batches: Number of batches of this process.
+        lengths: Number of images in each batch of each process.
+        before: Number of batches of the processes of lower rank.
         memory: Bytes of memory before batches go to disk.
         device: The model's; batches on the CPU are copied there.
+        processes: Those that share the work.
     """
 
     def __init__(self, source: object, device: torch.device, memory: int | None = None) -> None:
@@ -105,6 +114,10 @@ class Images:
         self.device = device
         self.count = 0
         self.batches = 0
+        self.before = 0
+        self.processes = ALONE
+        self._first: tuple[Tensor, ...] | None = None
+        self.lengths: list[list[int]] = [[]]
         held = isinstance(source, Tensor | list | tuple)  # by the caller anyway
         self._store = TensorStore(math.inf if held else memory)
         self._shapes: list[tuple[int, ...]] = []
@@ -176,6 +189,36 @@ class Images:
             self._store.put((self.batches, index), own if copied else own.clone())
         self.count += len(tensors[0])
         self.batches += 1
+        self.lengths[0].append(len(tensors[0]))
+
+    def meet(self, processes: Processes) -> None:
+        """Make these images one process's share of them all; those of rank 0 come first.
+
+        Raises:
+            InputError: other processes have images of another kind; all raise it.
+        """
+        layouts = processes.gather((self.names, self._shapes, [str(dtype) for dtype in self._dtypes]))
+        for rank, layout in enumerate(layouts):
+            if layout != layouts[0]:
+                raise InputError(
+                    f"rank {rank}: images have {_layout(*layout)}, those of rank 0 {_layout(*layouts[0])}: give all "
+                    "processes images of one kind"
+                )
+        self.processes = processes
+        self.lengths = processes.gather(self.lengths[0])
+        self.count = sum(map(sum, self.lengths))
+        self.before = sum(map(len, self.lengths[: processes.rank]))
+        if processes.size > 1:
+            length = min(self.lengths[0][0], FIRST_IMAGES)
+            self._first = self.shared(0, 0, length)
+
+    def shared(self, rank: int, batch: int, length: int) -> tuple[Tensor, ...]:
+        """The first images of a process's batch, on all processes, which call this together."""
+        if rank == self.processes.rank:
+            given = [value[:length] for value in self[batch]]
+        else:
+            given = [value.new_empty(length, *value.shape[1:]) for value in self[0]]
+        return tuple(self.processes.share(value, rank) for value in given)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -192,8 +235,8 @@ class Images:
         return (self[batch] for batch in range(self.batches))
 
     def example(self, count: int) -> tuple[Tensor, ...]:
-        """Copies of the first images of the first batch, at most ``count``."""
-        return tuple(value[:count].clone() for value in self[0])
+        """Copies of the first images of the first batch, at most ``count``; in all processes those of rank 0."""
+        return tuple(value[:count].clone() for value in self._first or self[0])
 
     def as_inputs(self, count: int) -> tuple[Tensor, ...] | dict[str, Tensor]:
         """The first images as the model takes them: positional tensors, or keyword tensors."""
@@ -205,6 +248,36 @@ class Images:
         if self.names is None:
             return model(*tensors)
         return model(**dict(zip(self.names, tensors, strict=True)))
+
+
+def _layout(names: tuple[str, ...] | None, shapes: list[tuple[int, ...]], dtypes: list[str]) -> str:
+    parts = [f"shape {shape} and dtype {dtype}" for shape, dtype in zip(shapes, dtypes, strict=True)]
+    return ", ".join(parts if names is None else [f"{n!r} of {part}" for n, part in zip(names, parts, strict=True)])
+
+
+def share_of(source: object, device: torch.device, rank: int, size: int) -> Iterable[object]:
+    """The batches of one of ``size`` processes; all have about as many, and those of rank 0 come first.
+
+    Args:
+        source: The images of all, as for ``reapx.plan``: the same in each process.
+        device: The model's.
+
+    Raises:
+        InputError: there are fewer batches than processes.
+    """
+    batches = _batches(source, device)
+    try:
+        count = len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a generator, or a loader that does not know
+        batches = list(batches)
+        count = len(batches)
+    if count < size:
+        raise InputError(
+            f"batches of images: {count}, processes: {size}. Each process wants one, so start at most {count}, or give "
+            "more images"
+        )
+    start, end = rank * count // size, (rank + 1) * count // size
+    return batches[start:end] if isinstance(batches, list | tuple) else islice(batches, start, end)
 
 
 def _batches(source: object, device: torch.device) -> Iterable[object]:

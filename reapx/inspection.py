@@ -9,12 +9,14 @@ from torch import nn
 
 from .budget import Costs
 from .checks import check_forward, check_model, model_device, without_excluded
+from .distributed import Processes, processes_of
 from .errors import InputError
+from .finite import check_outputs
 from .graph import Graph, capture
 from .groups import Channels, Frozen, Group, find_groups
 from .images import Images
-from .moments import check_outputs
 from .report.text import frozen_text, short, table
+from .resume import digest_of
 from .trial import find_droppable, freeze_failing
 
 
@@ -47,7 +49,14 @@ class Inspection:
         return "\n".join([*lines, *frozen_text(self.frozen)])
 
 
-def inspect(model: nn.Module, images: object, *, exclude: Sequence[str] = (), memory: int | None = None) -> Inspection:
+def inspect(
+    model: nn.Module,
+    images: object,
+    *,
+    exclude: Sequence[str] = (),
+    memory: int | None = None,
+    distributed: bool = False,
+) -> Inspection:
     """Find the channel groups of a model; nothing is touched.
 
     Args:
@@ -55,13 +64,14 @@ def inspect(model: nn.Module, images: object, *, exclude: Sequence[str] = (), me
         images: As for ``reapx.plan``; only a few are run.
         exclude: Layer names or patterns (``"layer3.*"``) whose output channels stay.
         memory: Bytes of the device's memory for images before they go to disk; as for ``reapx.plan``.
+        distributed: As for ``reapx.plan``.
 
     Raises:
         InputError: the images cannot be used, the model is in train mode, or nothing can be removed.
         CaptureError: torch.export refuses the model.
         BackendError: there are no kernels for the model's device.
     """
-    found = examine(model, images, exclude=exclude, memory=memory)
+    found = examine(model, images, exclude=exclude, memory=memory, distributed=distributed)
     if not found.groups:
         reasons = sorted({f"{entry.layer}: {entry.reason}" for entry in found.frozen})
         raise InputError("no channel of this model can be removed: " + "; ".join(reasons[:5]))
@@ -75,16 +85,22 @@ def examine(
     exclude: Sequence[str] = (),
     memory: int | None = None,
     measured: bool = True,
+    distributed: bool = False,
 ) -> Inspection:
     """What ``inspect`` finds, even if it is nothing.
 
     Args:
         measured: Whether layers are to be measured: what those read that are too wide for it stays.
+        distributed: As for ``reapx.plan``.
     """
-    check_model(model)
-    calibration = Images(images, model_device(model), memory)
-    check_forward(model, calibration)
+    processes = processes_of(distributed, model)
+    with processes.together():
+        check_model(model)
+        calibration = Images(images, model_device(model), memory)
+        check_forward(model, calibration)
+    calibration.meet(processes)
     graph = capture(model, calibration.as_inputs(2))
+    _check_same(graph, processes)
     channels = find_groups(graph, measured=measured)
     check_outputs(graph, channels.layers, calibration)
     channels = freeze_failing(model, graph, channels, calibration)
@@ -92,3 +108,16 @@ def examine(
     droppable = find_droppable(model, graph, channels, calibration)
     costs = Costs(graph, channels)
     return Inspection(channels.groups, channels.frozen, costs, droppable, channels, graph, calibration)
+
+
+def _check_same(graph: Graph, processes: Processes) -> None:
+    """Refuse processes whose networks are not the same."""
+    if processes.size == 1:
+        return
+    for part, digest in (("tensors", digest_of(graph.tensors)), ("operators", graph.digest())):
+        rank = processes.odd(digest)
+        if rank is not None:
+            raise InputError(
+                f"rank {rank}: the model's {part} are not those of rank 0: give all processes the same model, with "
+                "the same weights"
+            )

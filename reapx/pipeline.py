@@ -12,13 +12,15 @@ from torch import nn
 
 from .allocation import POINTS, Measurement, Rules, measure_tradeoff, refusal, scored_outputs, smallest, uniform
 from .budget import Budget
-from .checks import bounds_of, check_arguments, check_measuring, check_refinements
+from .checks import bounds_of, check_arguments, check_measuring, check_refinements, check_settings
+from .distributed import processes_of
 from .errors import BudgetError
 from .group_plan import plan_groups
 from .inspection import Inspection, inspect
 from .latency import Latency, latency_terms
-from .plan import RECTIFY, Plan, Result
+from .plan import RECTIFY, Plan
 from .report.text import show_bars
+from .result import Result
 from .resume import Checkpoint, fingerprint
 from .selection import find_paths
 
@@ -49,6 +51,7 @@ def plan(
     resume: str | FilePath | None = None,
     memory: int | None = None,
     progress: bool | None = None,
+    distributed: bool = False,
 ) -> Plan:
     """Find out which channels to remove; nothing is touched.
 
@@ -86,22 +89,29 @@ def plan(
         resume: A folder for what is measured. After a kill, the same call with the same folder goes on from there.
         memory: Bytes of the device's memory for images, and for activations, before they go to disk; by default 512 MB
             on the CPU and an eighth of what is free on a GPU.
-        progress: Show progress bars; by default when the terminal is one.
+        progress: Show progress bars; by default when the terminal is one. Of several processes, the first does.
+        distributed: Share the work with the other processes of ``torch.distributed``'s default group. All call this,
+            and then ``apply``, with the same model and arguments and each with its own images. All get the plan and the
+            network that one process makes of all batches, rank 0's first, but for the order in which sums are added up.
 
     Returns:
         The plan; ``print`` it, then ``apply`` it.
 
     Raises:
-        InputError: images or arguments cannot be used, or the model is in train mode.
+        InputError: images or arguments cannot be used, the model is in train mode, or processes have other models.
         CaptureError: torch.export refuses the model.
         BudgetError: the budget cannot be reached; says the smallest that can.
-        NumericalError: NaN or Inf in an activation, or a singular Gram matrix.
+        NumericalError: NaN or Inf in an activation, a singular Gram matrix, or processes that round differently.
     """
     start = time.perf_counter()
-    check_arguments(budget, allocation, selection, round_to, damping)
-    check_measuring(allocation, points, rounds, output_error)
-    check_refinements(selection, allocation, swaps, positions)
-    found = inspect(model, images, exclude=exclude, memory=memory)
+    processes = processes_of(distributed, model)
+    with processes.together():
+        check_arguments(budget, allocation, selection, round_to, damping)
+        check_measuring(allocation, points, rounds, output_error)
+        check_refinements(selection, allocation, swaps, positions)
+    settings = (budget, allocation, selection, streams, round_to, exclude, bounds, points, rounds, output_error)
+    check_settings(processes, *settings, damping, swaps, positions, resume is None, memory)
+    found = inspect(model, images, exclude=exclude, memory=memory, distributed=distributed)
     graph, groups, costs = found._graph, found.groups, found.costs
     pro = allocation == "pro"
     if pro:
@@ -109,12 +119,13 @@ def plan(
     limits = bounds_of(found._channels, bounds or {})
     rules = Rules(round_to, pro if streams is None else streams, limits, found.droppable if pro else frozenset())
     if isinstance(budget, Latency):
-        costs.use(budget, latency_terms(model, graph, found._channels.layers, found._images, budget.batch))
+        layers, calibration, batch = found._channels.layers, found._images, budget.batch
+        costs.use(budget, processes.first(lambda: latency_terms(model, graph, layers, calibration, batch)))
     choices = rules.choices(groups)
     if costs.of(type(budget), smallest(choices)) > budget.limit(costs.of(type(budget))):
         raise BudgetError(refusal(budget, costs, groups, rules))
     checkpoint = None if resume is None else _checkpoint(resume, found, positions)
-    bars = show_bars(progress)
+    bars = show_bars(progress) and processes.rank == 0
     choose = partial(
         find_paths,
         graph,
@@ -137,6 +148,7 @@ def plan(
         widths = point.widths
     else:
         widths = uniform(groups, costs, budget, rules)
+    processes.check_rounding("widths", widths)
     if not pro or swaps:
         paths = choose(widths, swaps=swaps)
     return Plan(
@@ -161,9 +173,24 @@ def plan(
 
 
 def _checkpoint(folder: str | FilePath, found: Inspection, positions: int | None) -> Checkpoint:
-    """The folder's results, if they are of the same network, images and positions."""
-    digests = fingerprint(found._graph.tensors, found._images)
-    return Checkpoint(folder, {**digests, "operators": found._graph.digest(), "positions": positions})
+    """The folder's results, if they are of the same network, images, positions and number of processes.
+
+    Of several processes, each has a folder in it.
+    """
+    processes = found._images.processes
+    key = {
+        **fingerprint(found._graph.tensors, found._images),
+        "operators": found._graph.digest(),
+        "positions": positions,
+        "processes": processes.size,
+    }
+    if processes.size == 1:
+        return Checkpoint(folder, key)
+    with processes.together():
+        if processes.rank == 0:
+            Checkpoint(folder, key)  # refuses another number of processes, before any makes a folder of its own
+    with processes.together():
+        return Checkpoint(FilePath(folder) / f"rank-{processes.rank}", key)
 
 
 def prune(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path as FilePath
 
 from torch import Tensor, nn
 
-from . import storage
 from .allocation import ErrorCurve, Tradeoff, TradeoffPoint
 from .budget import Budget
-from .checks import check_damping, check_model, check_refits
+from .checks import check_damping, check_model, check_refits, check_settings
+from .distributed import Processes
 from .errors import InputError
 from .graph import Graph
 from .group_plan import GroupPlan, plan_groups
@@ -21,9 +20,9 @@ from .images import Images
 from .inspection import Inspection
 from .latency import Latency, measure_milliseconds
 from .proof import output_change
-from .reconstruction import Refit
 from .removal import remove
 from .report.text import frozen_text, latency_text, output_text, saving, share, show_bars, table
+from .result import Result
 from .selection import Path
 from .selection.changes import cut_tensors
 from .surgery import Kept, kept_positions
@@ -214,14 +213,19 @@ class Plan:
 
         Raises:
             NumericalError, CaptureError, ProofError: the model is as it was.
+            InputError: it has changed since, or other processes call this with other arguments.
         """
-        check_refits(refit, rectify)
         damping = self.damping if damping is None else damping
-        check_damping(damping)
-        check_model(self._model)
-        changed = self._graph.changed(self._model)
-        if changed is not None:
-            raise InputError(f"{changed} has changed since the plan was made: plan again")
+        processes = self._images.processes
+        with processes.together():
+            check_refits(refit, rectify)
+            check_damping(damping)
+            check_model(self._model)
+            changed = self._graph.changed(self._model)
+            if changed is not None:
+                raise InputError(f"{changed} has changed since the plan was made: plan again")
+        kept = [(entry.group.name, entry.removed.tolist()) for entry in self.groups]
+        check_settings(processes, kept, reconstruct, refit, rectify, damping)
         start = time.perf_counter()
         found = remove(
             self._model,
@@ -232,8 +236,8 @@ class Plan:
             refit=refit if reconstruct else None,
             damping=damping,
             rectify=rectify,
-            progress=show_bars(progress),
-            changed={} if reconstruct else self._own_tensors(),
+            progress=show_bars(progress) and processes.rank == 0,
+            changed={} if reconstruct else self._own_tensors(processes),
         )
         latency = self._latencies(found.model)
         change = output_change(found.model, self._graph, self._images)
@@ -243,58 +247,17 @@ class Plan:
             pruned = self._model
         return Result(pruned, self, found.fits, found.gap, change, time.perf_counter() - start, found.kept, latency)
 
-    def _own_tensors(self) -> dict[str, Tensor]:
+    def _own_tensors(self, processes: Processes) -> dict[str, Tensor]:
         """What selection itself makes of the network's tensors."""
         pairs = zip(self._paths, self.groups, strict=True)
         own = [(path.own, len(entry.removed)) for path, entry in pairs if path.own is not None]
-        return cut_tensors(self._graph.tensors, [changes.changes([count])[0] for changes, count in own], own)
+        made = cut_tensors(self._graph.tensors, [changes.changes([count])[0] for changes, count in own], own)
+        return {name: processes.share(value) for name, value in made.items()}
 
     def _latencies(self, pruned: nn.Module) -> tuple[float, float, float] | None:
         """Measured in turn, since a machine's speed drifts: before, predicted at that speed, after."""
         if self.latency is None or not isinstance(self.budget, Latency):
             return None
-        before, after = measure_milliseconds([self._model, pruned], self._images, self.budget.batch)
+        models, batch = [self._model, pruned], self.budget.batch
+        before, after = self._images.processes.first(lambda: measure_milliseconds(models, self._images, batch))
         return before, self.latency[1] * before / self.latency[0], after
-
-
-@dataclass
-class Result:
-    """A pruned network.
-
-    Attributes:
-        model: The smaller module.
-        plan: What was planned.
-        fits: Each refitted layer's error before and after, as shares of its target's variance.
-        gap: Largest difference between the module and the masked original with the same refitted weights, a share
-            of the largest output: the proof that surgery was exact.
-        change: How far the outputs are from the original network's on the first images: mean squared difference over
-            the variance of the original's outputs.
-        seconds: Time that apply took.
-        kept: Qualified parameter name -> axis -> positions that stayed.
-        latency: Milliseconds of a batch: (before, predicted, measured after); None unless the budget is a latency.
-    """
-
-    model: nn.Module
-    plan: Plan
-    fits: list[Refit]
-    gap: float
-    change: float
-    seconds: float
-    kept: Kept
-    latency: tuple[float, float, float] | None = None
-
-    def __str__(self) -> str:
-        lines = [
-            f"Pruned: {self.plan.savings}",
-            f"outputs differ from the original's by {share(self.change)} of their variance; "
-            f"pruned equals masked to {self.gap:.0e}; {self.seconds:.1f} s",
-            *latency_text(self.plan.budget, self.latency),
-        ]
-        if self.fits:
-            rows = [[fit.layer, share(fit.before), share(fit.error)] for fit in self.fits]
-            lines += ["", table(rows, ["refitted layer", "error before its refit", "after"])]
-        return "\n".join(lines)
-
-    def save(self, folder: str | FilePath) -> None:
-        """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``."""
-        storage.save(folder, self.model, self.kept, str(self.plan))

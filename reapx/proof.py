@@ -112,7 +112,7 @@ def _gap(ours: Tensor, theirs: Tensor) -> float:
 def output_change(module: nn.Module, graph: Graph, images: Images) -> float:
     """Mean squared difference of a module's outputs from the original's, over the variance of those.
 
-    On the first batch, at most 100 images; over all floating-point outputs together.
+    On the first batch, at most 100 images; over all floating-point outputs together. Of several processes, the first's.
     """
     inputs = images.example(100)
     with torch.no_grad():
@@ -124,7 +124,7 @@ def output_change(module: nn.Module, graph: Graph, images: Images) -> float:
             theirs = theirs.double()
             error += float((ours.double() - theirs).square().sum())
             energy += float((theirs - theirs.mean(0)).square().sum())
-    return error / energy if energy > 0 else error
+    return images.processes.gather(error / energy if energy > 0 else error)[0]
 
 
 def tensors_in(value: object) -> list[Tensor]:
@@ -136,20 +136,24 @@ def tensors_in(value: object) -> list[Tensor]:
 def prove(
     module: nn.Module, graph: Graph, tensors: Mapping[str, Tensor], images: Images, *, rounded: bool = False
 ) -> float:
-    """Raise unless the module equals the masked original to rounding; returns the difference.
+    """Raise unless the module equals the masked original to rounding.
 
     Args:
         rounded: Whether some of the module's parameters were computed from the original's and then rounded.
 
+    Returns:
+        The difference, the largest of all processes.
+
     Raises:
         ProofError: it does not.
     """
-    gap, dtype = difference(module, graph, tensors, images)
-    limit = TOLERANCE[torch.float32 if rounded else dtype]
-    if not gap <= limit:
-        raise ProofError(
-            f"the pruned module differs from the masked original by {gap:.1e} of its largest output "
-            f"(at most {limit:.0e} is rounding). Your model is unchanged. Exclude the last layers that "
-            "were pruned with exclude=[...], and please report the model"
-        )
-    return gap
+    with images.processes.together():
+        gap, dtype = difference(module, graph, tensors, images)
+        limit = TOLERANCE[torch.float32 if rounded else dtype]
+        if not gap <= limit:
+            raise ProofError(
+                f"the pruned module differs from the masked original by {gap:.1e} of its largest output "
+                f"(at most {limit:.0e} is rounding). Your model is unchanged. Exclude the last layers that "
+                "were pruned with exclude=[...], and please report the model"
+            )
+    return max(images.processes.gather(gap))

@@ -16,11 +16,12 @@ from torch.fx import Node
 from tqdm import tqdm
 
 from . import _native
+from .accumulator import Accumulator, check_finite
 from .errors import CaptureError, NumericalError
 from .graph import Graph, operator_name
 from .images import Images
 from .layers import MAX_FEATURES, Layer, Tail, can_refit, describe, norm_affine, tail_of
-from .moments import Accumulator, Moments, check_finite, damp
+from .moments import Moments, damp
 from .rectify import Batch, Fit, feeds_relu, rectify
 from .schedule import schedule
 from .streams import Stream
@@ -86,10 +87,7 @@ def reconstruct(
     """
     steps = _steps(original, pruned, kept, refit, rectify, lasting or {})
     new = dict(pruned.tensors)
-    streams = (
-        Stream(original, original.tensors, images),
-        Stream(pruned, new, images),
-    )
+    streams = (Stream(original, original.tensors, images), Stream(pruned, new, images))
     for step in steps:
         for _ in range(1 + step.rectify):
             streams[0].wanted[step.target] += 1
@@ -98,10 +96,11 @@ def reconstruct(
     fits = []
     try:
         for step in tqdm(steps, "refitting", unit="layer", leave=False, disable=not progress):
-            changed, fit = _refit(step, streams, kept, damping)
+            found, fit = _refit(step, streams, kept, damping)
+            changed = {name: images.processes.share(value) for name, value in found.items()}
             new.update(changed)
             updates.update(changed)
-            fits.append(fit)
+            fits.append(images.processes.gather(fit)[0])
     finally:
         for stream in streams:
             stream.close()
@@ -169,18 +168,11 @@ def _refit(step: Step, streams: tuple[Stream, Stream], kept: Kept, damping: floa
     norm = None
     if step.tail.norm is not None:
         norm = norm_affine(streams[1].graph, step.tail.norm, tensors)
-    accumulator = Accumulator(layer, outputs=old.shape[1], device=old.device)
-    for batch, (value, target, _) in enumerate(_batches(step, streams, outs, norm)):
-        accumulator.add(value, tuple(target.shape), target)
-        check_finite([accumulator], batch)
-    moments = accumulator.moments()
+    moments = _measure(step, streams, outs, norm, old.shape[1])
     intercept = layer.bias is not None or norm is not None
     centred = [part.centred(intercept) for part in moments]
-    usable = (
-        _usable(norm[0])
-        if step.residual and norm is not None
-        else torch.ones(old.shape[:2].numel(), dtype=torch.bool, device=old.device)
-    )
+    every = old.new_ones(old.shape[:2].numel(), dtype=torch.bool)
+    usable = _usable(norm[0]) if step.residual and norm is not None else every
     weight = torch.where(usable.reshape(*old.shape[:2], 1), _fit(layer, centred, old, columns, damping), old)
     shift = torch.cat([_shift(part, own, intercept) for part, own in zip(moments, weight, strict=True)])
     bias = torch.zeros_like(shift) if layer.bias is None else tensors[layer.bias].double()
@@ -199,14 +191,30 @@ def _refit(step: Step, streams: tuple[Stream, Stream], kept: Kept, damping: floa
             columns,
             intercept=intercept,
             damping=damping,
+            processes=streams[1].images.processes,
         )
     changed = {layer.weight: layer.weight_from(fit.weight, tensors[layer.weight])}
     if intercept:
         changed.update(_intercept(step, streams[1], fit.intercept))
-    error = sum(_error(part, w) for part, w in zip(centred, fit.weight, strict=True))
-    before = sum(_error(part, w) for part, w in zip(centred, old, strict=True))
+    error = sum(part.error(w) for part, w in zip(centred, fit.weight, strict=True))
+    before = sum(part.error(w) for part, w in zip(centred, old, strict=True))
     energy = max(sum(float(_some(part.target_square).sum()) for part in centred), 1e-300)
     return changed, Refit(layer.name, max(error, 0.0) / energy, max(before, 0.0) / energy)
+
+
+def _measure(
+    step: Step, streams: tuple[Stream, Stream], outs: Tensor | None, norm: tuple[Tensor, Tensor] | None, outputs: int
+) -> list[Moments]:
+    """The moments of a layer's input and target, (outputs) per conv group, over the images of all processes."""
+    images = streams[1].images
+    processes = images.processes
+    accumulator = Accumulator(step.layer, outputs, device=images.device)
+    with processes.together():
+        for batch, (value, target, _) in enumerate(_batches(step, streams, outs, norm)):
+            accumulator.add(value, tuple(target.shape), target)
+            check_finite([accumulator], batch)
+    accumulator.join(processes)
+    return accumulator.moments()
 
 
 def _batches(
@@ -289,10 +297,3 @@ def _intercept(step: Step, stream: Stream, shift: Tensor) -> dict[str, Tensor]:
     name = stream.graph.parameter_of(step.tail.norm.args[3])
     assert name is not None
     return {name: tensors[name] - shift.to(tensors[name].dtype)}
-
-
-def _error(moments: Moments, weight: Tensor) -> float:
-    """‖Y - X Wᵀ‖² from the moments."""
-    square, cross = _some(moments.target_square), _some(moments.cross)
-    fitted = (weight @ moments.gram) * weight - 2 * weight * cross
-    return float(square.sum() + fitted.sum())

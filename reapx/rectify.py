@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from . import _native
+from .distributed import ALONE, Processes
 from .graph import Graph, operator_name
 from .layers import Layer, Tail
 from .moments import Moments, damp
@@ -66,6 +67,7 @@ def rectify(
     *,
     intercept: bool,
     damping: float,
+    processes: Processes = ALONE,
 ) -> Fit:
     """One step towards the fit of what a ReLU passes on.
 
@@ -75,17 +77,20 @@ def rectify(
         fit: Where to start.
         old: (groups, outputs, features) float64, what damping pulls towards.
         moments: Of the layer's input, one per conv group, as they were fitted (centred where ``intercept``).
-        batches: All images.
+        batches: All images of this process.
         norm: Scale and shift of the batch norm behind the layer, (outputs,) each, or None.
         usable: (groups * outputs,) bool: outputs that may change.
         columns: (count,) int64: features whose weights may change.
         intercept: Whether an intercept is fitted.
         damping: As in the fit.
+        processes: Those whose images it is fitted to.
 
     Returns:
         The refined fit; the given one where the system is singular.
     """
-    gradient, total = _residuals(layer, like, fit, batches, norm)
+    with processes.together():
+        gradient, total = _residuals(layer, like, fit, batches, norm)
+    processes.sum(gradient, total)
     gradient, gone = gradient[:, :, columns], (fit.weight - old)[:, :, columns]
     moments = [own.of_columns(columns) for own in moments]
     change, kept = torch.empty_like(gradient), torch.arange(len(columns), device=columns.device)

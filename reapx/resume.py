@@ -196,7 +196,7 @@ def fingerprint(graph_tensors: Mapping[str, Tensor], images: Images) -> dict[str
 
     Args:
         graph_tensors: ``Graph.tensors``. How the network computes with them has no part in this.
-        images: Names, shapes, dtypes, values and division into batches count.
+        images: Names, shapes, dtypes, values and division into batches count; of several processes, those of all.
 
     Returns:
         ``{"model": digest, "images": digest}``, entries for a :class:`Checkpoint`'s key.
@@ -205,7 +205,9 @@ def fingerprint(graph_tensors: Mapping[str, Tensor], images: Images) -> dict[str
     for batch in images:
         for part in _bytes({str(index): value for index, value in enumerate(batch)}):
             data.update(part)
-    return {"model": digest_of(graph_tensors), "images": data.hexdigest()}
+    found = images.processes.gather(data.hexdigest())
+    whole = found[0] if len(found) == 1 else hashlib.sha256(" ".join(found).encode()).hexdigest()
+    return {"model": digest_of(graph_tensors), "images": whole}
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:

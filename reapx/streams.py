@@ -21,7 +21,7 @@ class Stream:
     def __init__(self, graph: Graph, tensors: dict[str, Tensor], images: Images) -> None:
         self.graph = graph
         self.tensors = tensors
-        self._images = images
+        self.images = images
         self._store = TensorStore(images.memory // 2)
         self._sizes: dict[tuple[Node, int], object] = {}  # values that are no tensors: numbers
         self._held: set[Node] = set()
@@ -38,9 +38,9 @@ class Stream:
         keep = {n for n in keep if not isinstance(n.meta.get("val"), list | tuple)}
         last_read = last_reads(todo, keep.union(targets))
         fixed = {node: self.tensors[name] for node, name in self.graph.parameters.items()}
-        for batch in range(len(self._images)):
+        for batch in range(len(self.images)):
             values: dict[Node, object] = dict(fixed)
-            values.update(zip(self.graph.inputs, self._images[batch], strict=True))
+            values.update(zip(self.graph.inputs, self.images[batch], strict=True))
             for node in self._held:
                 values[node] = self._load(node, batch)
             with torch.no_grad(), exact():

@@ -11,8 +11,8 @@ from graphs import coupled, lively, plain
 from torch import Tensor, nn
 
 import reapx
+import reapx.accumulator
 import reapx.allocation.outputs
-import reapx.moments
 from reapx.latency import Latency
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,7 +43,7 @@ def same(one: reapx.Plan, other: reapx.Plan) -> bool:
 def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that grows with every batch that is measured; the few images that analysis looks at do not count."""
     runs: list[str] = []
-    for name, module in (("moments", reapx.moments), ("outputs", reapx.allocation.outputs)):
+    for name, module in (("moments", reapx.accumulator), ("outputs", reapx.allocation.outputs)):
 
         def counted(
             graph: Any, inputs: Any, *rest: Any, _name: str = name, _run: Any = module.run, **options: Any

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import reapx
-import reapx.moments
+import reapx.accumulator
+from reapx.accumulator import Accumulator, measure
 from reapx.inspection import Inspection, inspect
 from reapx.layers import Layer
-from reapx.moments import Accumulator, Moments, measure
+from reapx.moments import Moments
 from reapx.resume import Checkpoint, fingerprint
 from reapx.selection import find_paths
 
@@ -131,13 +132,13 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows with every batch run."""
     runs: list[int] = []
-    real = reapx.moments.run
+    real = reapx.accumulator.run
 
     def counted(*args: object, **options: object) -> object:
         runs.append(1)
         return real(*args, **options)
 
-    monkeypatch.setattr(reapx.moments, "run", counted)
+    monkeypatch.setattr(reapx.accumulator, "run", counted)
     return runs
 
 

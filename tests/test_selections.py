@@ -11,7 +11,8 @@ from graphs import coupled, lively, plain
 from torch import Tensor, nn
 
 import reapx
-from reapx.moments import Moments, measure
+from reapx.accumulator import measure
+from reapx.moments import Moments
 from reapx.selection import BLIND, SELECTIONS, find_paths
 from reapx.selection.dpp import _kernel, _sample, dpp_order
 from reapx.selection.lasso import lasso_order

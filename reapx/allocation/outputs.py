@@ -20,6 +20,7 @@ from ..graph import Graph, ancestors, is_dynamic, operator_name
 from ..images import Images, TensorStore
 from ..precision import exact
 from ..resume import Checkpoint, digest_of
+from ..sample import Sample
 
 OUTPUT_ERRORS = ("squared", "kl")
 _SOFTMAX = ("softmax", "_softmax", "log_softmax", "_log_softmax")
@@ -112,8 +113,8 @@ def output_errors(
 
     Args:
         graph: The original network; its own tensors make the outputs that all are compared with.
-        images: What is run.
-        edits: Each: qualified name -> tensor, in place of the base's.
+        images: What is run; of several processes, the images of all.
+        edits: Each: qualified name -> tensor, in place of the base's. Processes may have different ones.
         base: Qualified name -> tensor, in place of the network's in every edit.
         measure: ``"squared"``: squared difference, as a share of the variance of the original's outputs (of their
             squares where they do not vary); ``"kl"``: Kullback-Leibler divergence from the original's softmax over
@@ -123,7 +124,7 @@ def output_errors(
         checkpoint: Where sums are stored as they come, and found again after a kill.
 
     Returns:
-        The error of each edit.
+        The error of each edit of this process.
     """
     outputs = scored_outputs(graph, measure)
     axes = [_image_axis(node) or 0 for node in outputs]
@@ -131,27 +132,29 @@ def output_errors(
     suffixes = [_Suffix(graph, set(edit), outputs) for edit in edits]
     wanted = set(outputs).union(*(suffix.frontier for suffix in suffixes))
     sums = _Sums([_image_shape(graph, node) for node in outputs], len(edits), measure, images.device)
-    share = 1.0 if count is None else min(count / images.count, 1.0)
-    name = "" if checkpoint is None else f"outputs-{_digest(base or {}, edits, measure, share)}"
-    done = 0 if checkpoint is None else checkpoint.restore(name, sums.tensors)
-    batches = range(done, len(images))
-    for batch in tqdm(batches, "measuring outputs", unit="batch", leave=False, disable=not progress):
-        inputs = tuple(value[: math.ceil(share * len(value))] for value in images[batch])
-        kept = _Kept(graph, inputs, tensors, wanted, images.memory // 2)
-        original = kept if base is None else _Kept(graph, inputs, graph.tensors, set(outputs), math.inf)
-        references = [original.tensor(node).movedim(axis, 0) for node, axis in zip(outputs, axes, strict=True)]
-        for edit, suffix in enumerate(suffixes):
-            values = _placeholders(graph, inputs, {**tensors, **edits[edit]})
-            values.update({node: kept.value(node) for node in suffix.frontier})
-            with torch.no_grad():
-                changed = suffix.run(values)
-            for output, node in enumerate(outputs):
-                value = changed[node] if node in changed else kept.tensor(node)
-                sums.add(output, edit, value.movedim(axes[output], 0), references[output])
-        sums.end_batch(references)
-        kept.close()
-        if checkpoint is not None:
-            checkpoint.keep_tensors(name, batch + 1, sums.tensors, last=batch + 1 == len(images))
+    sample = Sample(images, count)
+    name = "" if checkpoint is None else f"outputs-{_digest(base or {}, edits, measure, sample.share)}"
+    with images.processes.together():
+        done = 0 if checkpoint is None else checkpoint.restore(name, sums.tensors)
+        batches = range(done, len(sample))
+        for batch in tqdm(batches, "measuring outputs", unit="batch", leave=False, disable=not progress):
+            inputs = sample[batch]
+            kept = _Kept(graph, inputs, tensors, wanted, images.memory // 2)
+            original = kept if base is None else _Kept(graph, inputs, graph.tensors, set(outputs), math.inf)
+            references = [original.tensor(node).movedim(axis, 0) for node, axis in zip(outputs, axes, strict=True)]
+            for edit, suffix in enumerate(suffixes):
+                values = _placeholders(graph, inputs, {**tensors, **edits[edit]})
+                values.update({node: kept.value(node) for node in suffix.frontier})
+                with torch.no_grad():
+                    changed = suffix.run(values)
+                for output, node in enumerate(outputs):
+                    value = changed[node] if node in changed else kept.tensor(node)
+                    sums.add(output, edit, value.movedim(axes[output], 0), references[output])
+            sums.end_batch(references)
+            kept.close()
+            if checkpoint is not None:
+                checkpoint.keep_tensors(name, batch + 1, sums.tensors, last=batch + 1 == len(sample))
+    sample.close()
     return sums.shares()
 
 

@@ -9,12 +9,12 @@ Convolutional Neural Networks", IEICE Trans. Inf. & Syst. E105-D(1), 2022.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import numpy as np
-from torch import Tensor
 
 from ..budget import Budget, Costs
 from ..errors import BudgetError
@@ -23,10 +23,10 @@ from ..groups import Group
 from ..images import Images
 from ..resume import Checkpoint
 from ..selection import Path
-from ..selection.changes import cut_tensors
-from .choices import Choices, Rules, Widths, largest, refusal
-from .curves import Curve, ErrorCurve, fit_curve
+from .choices import Rules, largest, refusal
+from .curves import ErrorCurve
 from .outputs import output_errors
+from .runs import curves_of, present_of, runs_of
 from .tradeoff import Descent, TradeoffPoint, idle_without
 
 
@@ -156,7 +156,7 @@ def measure_tradeoff(
     progress: bool,
     checkpoint: Checkpoint | None = None,
 ) -> Tradeoff:
-    """Measure error curves and put them together.
+    """Measure error curves and put them together; several processes share the groups among them.
 
     Args:
         paths: One per group, down to its smallest allowed width, with refits.
@@ -174,7 +174,7 @@ def measure_tradeoff(
         progress=progress,
         checkpoint=checkpoint,
     )
-    kind = type(budget)
+    kind, processes = type(budget), images.processes
     tradeoff = Tradeoff(costs, kind, groups, rules, measurement.error)
     widths = largest(tradeoff.choices)
     start = float(costs.of(kind, widths))
@@ -184,17 +184,19 @@ def measure_tradeoff(
         if done > 0:
             point = tradeoff.below(kind, start - max(start - limit, 0.0) * done / measurement.rounds)
             widths = widths if point is None else point.widths
-        present = _present(graph, groups, paths, widths)
-        runs = list(_runs(graph, groups, paths, present, tradeoff.choices, measurement.points))
-        edits = [*(run.edit for run in runs), {}]
-        *errors, already = errors_of(edits, base=present.tensors or None)
-        measured = _curves(groups, paths, present, runs, [error - already for error in errors])
+        present = present_of(graph, groups, paths, widths)
+        runs = list(runs_of(graph, groups, paths, present, tradeoff.choices, measurement.points, processes))
+        *errors, already = errors_of([*(run.edit for run in runs), {}], base=present.tensors or None)
+        already = processes.gather(already)[0]
+        own = [(run.group, run.removals, error - already) for run, error in zip(runs, errors, strict=True)]
+        measured = curves_of(groups, paths, present, sorted(chain(*processes.gather(own))))
         removals = dict(zip(widths, present.removals, strict=True))
         curves = {name: _positive(curve, curves.get(name), removals[name]) for name, curve in measured.items()}
         tradeoff.add(widths, already, curves)
         if checkpoint is not None:
             page = {name: {"width": widths[name], "errors": curve.measured} for name, curve in measured.items()}
-            checkpoint.keep_values(f"points-{done}", page, last=True)
+            with processes.together():
+                checkpoint.keep_values(f"points-{done}", page, last=True)
     return tradeoff
 
 
@@ -203,97 +205,3 @@ def _positive(curve: ErrorCurve, before: ErrorCurve | None, start: int) -> Error
     if before is None or curve.errors[-1] > 0 or before.errors[-1] == 0:
         return curve
     return ErrorCurve(np.maximum(before.errors - before.errors[start], 0.0), curve.measured)
-
-
-@dataclass(frozen=True)
-class _Present:
-    """How far the network is pruned already.
-
-    Attributes:
-        removals: Units that have left each group.
-        changes: What each group's removals change.
-        tensors: The network's tensors that differ from the original's.
-    """
-
-    removals: list[int]
-    changes: list[dict[str, Tensor]]
-    tensors: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """One width of one group to be measured: the units that have left, and the tensors of the network then."""
-
-    group: int
-    removals: int
-    edit: dict[str, Tensor]
-
-
-def _present(graph: Graph, groups: Sequence[Group], paths: Sequence[Path], widths: Mapping[str, int]) -> _Present:
-    removals = [group.size - widths[group.name] for group in groups]
-    changes = [_changes(path, [count])[0] if count else {} for path, count in zip(paths, removals, strict=True)]
-    return _Present(removals, changes, _combined(graph, paths, removals, changes))
-
-
-def _combined(
-    graph: Graph, paths: Sequence[Path], removals: Sequence[int], changes: Sequence[Mapping[str, Tensor]]
-) -> dict[str, Tensor]:
-    """The tensors that several groups' changes make together; none reads units that have left."""
-    pairs = zip(paths, removals, strict=True)
-    made = [(path.refits, count) for path, count in pairs if path.refits is not None]
-    return cut_tensors(graph.tensors, changes, made)
-
-
-def _changes(path: Path, counts: Sequence[int]) -> list[dict[str, Tensor]]:
-    if not counts:
-        return []
-    assert path.refits is not None
-    return path.refits.changes(counts)
-
-
-def _runs(
-    graph: Graph,
-    groups: Sequence[Group],
-    paths: Sequence[Path],
-    present: _Present,
-    choices: Choices,
-    points: int,
-) -> Iterator[_Run]:
-    for index, (group, path) in enumerate(zip(groups, paths, strict=True)):
-        counts = _counts(group, choices[group.name], present.removals[index], points, path.errors.numpy())
-        for count, change in zip(counts, _changes(path, counts), strict=True):
-            removals = [*present.removals[:index], count, *present.removals[index + 1 :]]
-            others = present.changes[:index] + present.changes[index + 1 :]
-            touching = [{name: value for name, value in other.items() if name in change} for other in others]
-            yield _Run(index, count, _combined(graph, paths, removals, [change, *touching]))
-
-
-def _curves(
-    groups: Sequence[Group],
-    paths: Sequence[Path],
-    present: _Present,
-    runs: Sequence[_Run],
-    errors: Sequence[float],
-) -> dict[str, ErrorCurve]:
-    """Each group's curve from its present width on, all other groups staying at theirs."""
-    curves = {}
-    for index, (group, path) in enumerate(zip(groups, paths, strict=True)):
-        measured = [(run.removals, error) for run, error in zip(runs, errors, strict=True) if run.group == index]
-        steps = np.zeros(group.size)
-        steps[: len(path.errors)] = path.errors.numpy()
-        curves[group.name] = fit_curve(steps, measured, present.removals[index])
-    return curves
-
-
-def _counts(group: Group, choices: Widths, start: int, points: int, steps: Curve) -> list[int]:
-    """Numbers of removals to measure: evenly between the present one and the most allowed, and all where allowed."""
-    allowed = np.sort(group.size - choices)
-    total = np.concatenate([[0.0], np.cumsum(steps)])
-    costly = [int(count) for count in allowed if count > start and total[count] > total[start]]
-    if not costly:
-        return []
-    last = int(allowed[-1])
-    inner = [count for count in costly if count < group.size] or costly
-    wanted = [start + (last - start) * (k + 1) / (points + 1) for k in range(points)]
-    found = {min(inner, key=lambda count: abs(count - want)) for want in wanted}
-    return sorted(found | {count for count in costly if count == group.size})

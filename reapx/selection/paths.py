@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import torch
 
+from ..accumulator import measure
 from ..errors import CalibrationWarning
 from ..graph import Graph
 from ..groups import Group
 from ..images import Images, TensorStore
-from ..moments import Moments, measure
+from ..moments import Moments
 from ..resume import Checkpoint
 from .methods import BLIND, choose
 from .path import Path
@@ -79,6 +80,7 @@ def find_paths(
             paths = reap_paths(requests, damping, swaps)
         for group, path, choice in zip(part, paths, choices, strict=True):
             found[group.name] = replace(path, own=choice.own)
+    images.processes.check_rounding("channels", [path.order.tolist() for path in found.values()])
     nothing = Path(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64), 0.0)
     return [found.get(group.name, nothing) for group in groups]
 

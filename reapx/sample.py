@@ -1,0 +1,52 @@
+"""A sample of the images of all processes, on each of them."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from .images import Images, TensorStore
+
+
+class Sample:
+    """The first images of every batch, the batches of all processes in the order of their ranks.
+
+    A network's inputs are small next to what it computes from them, so each process gets those of the others.
+
+    Attributes:
+        share: Of each batch, rounded up to whole images.
+    """
+
+    def __init__(self, images: Images, count: int | None) -> None:
+        """Made by all processes together. ``count`` is the number of images, about; None for all."""
+        self.share = 1.0 if count is None else min(count / images.count, 1.0)
+        self._images = images
+        self._others = TensorStore(images.memory)
+        self._places = [(rank, batch) for rank, own in enumerate(images.lengths) for batch in range(len(own))]
+        if images.processes.size == 1:
+            return
+        for index, (rank, batch) in enumerate(self._places):
+            values = images.shared(rank, batch, self._cut(images.lengths[rank][batch]))
+            if rank != images.processes.rank:
+                for part, value in enumerate(values):
+                    self._others.put((index, part), value)
+
+    def __len__(self) -> int:
+        """Number of batches of all processes."""
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        images, (rank, batch) = self._images, self._places[index]
+        if rank != images.processes.rank:
+            return tuple(self._others.get((index, part)) for part in range(len(images[0])))
+        values = tuple(value[: self._cut(len(value))] for value in images[batch])
+        # With the same strides in all processes, they compute the same bits.
+        return values if images.processes.size == 1 else tuple(value.contiguous() for value in values)
+
+    def close(self) -> None:
+        """Forget what other processes gave."""
+        self._others.close()
+
+    def _cut(self, length: int) -> int:
+        return math.ceil(self.share * length)
