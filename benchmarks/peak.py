@@ -62,7 +62,7 @@ def measure(target: Target, quick: bool) -> Peak:
     if target.cuda:
         import peak_cuda
 
-        return peak_cuda.measure(target, quick)
+        return Peak(**peak_cuda.measure(target, quick))
     done = subprocess.run([str(_program()), str(target.threads)], check=True, capture_output=True, text=True)
     return Peak(**json.loads(done.stdout))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from peak import Peak
 from timing import Target
 from torch import Tensor
 
@@ -14,8 +13,8 @@ SIDE, ELEMENTS = 8192, 1 << 29
 ROUNDS = 5
 
 
-def measure(target: Target, quick: bool) -> Peak:
-    """The best of a few rounds each; TF32 is on for its own figure only."""
+def measure(target: Target, quick: bool) -> dict[str, float]:
+    """The attributes of a ``Peak``, the best of a few rounds each; TF32 is on for its own figure only."""
     side, elements = (64, 1 << 10) if quick else (SIDE, ELEMENTS)
 
     def product(dtype: torch.dtype) -> float:
@@ -30,7 +29,7 @@ def measure(target: Target, quick: bool) -> Peak:
     finally:
         torch.backends.cuda.matmul.allow_tf32 = False
     copy, read = _bandwidth(target, torch.randn(elements, device=target.device))
-    return Peak(float32, float64, copy, read, tf32, bfloat16)
+    return {"float32": float32, "float64": float64, "copy": copy, "read": read, "tf32": tf32, "bfloat16": bfloat16}
 
 
 def _bandwidth(target: Target, values: Tensor) -> tuple[float, float]:

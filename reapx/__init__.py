@@ -18,9 +18,8 @@ from .errors import (
 from .inspection import Inspection, inspect
 from .latency import Latency
 from .pipeline import plan, prune
-from .plan import Plan
+from .plan import Plan, Result
 from .report.html import write_report
-from .result import Result
 from .serial import Serialized, serialize
 from .sparsity import (
     Compacted,

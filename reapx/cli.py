@@ -17,11 +17,10 @@ from .distributed import Processes, process_group
 from .errors import InputError, ReapxError
 from .inspection import inspect
 from .pipeline import DAMPING, plan
-from .plan import Plan
+from .plan import Plan, Result
 from .report import plots
 from .report.html import write_report
 from .report.nodes import checked_target
-from .result import Result
 from .selection import SELECTIONS
 from .sparsity import zero_nodes
 from .sparsity.compaction import RELATIVE

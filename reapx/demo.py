@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from .budget import MACs
 from .errors import CheckpointError, InputError, ReapxError
 from .pipeline import plan
+from .plan import Result
 from .report import html, plots
 from .report.text import share, short
 from .report.text import table as text_table
-from .result import Result
 from .storage import load
 
 REAP = "REAP, PRO, reconstructed"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .allocation import Tradeoff
 from .groups import Group
+from .report.text import output_text, share, table
 from .selection import Path
 
 
@@ -49,3 +50,18 @@ def plan_groups(
         output_error = float("nan") if curve is None else float(curve.errors[count])
         entries.append(GroupPlan(group, width, path.error(count), path.removed(count), output_error))
     return entries
+
+
+def table_of(groups: Sequence[GroupPlan], measure: str | None) -> str:
+    """What becomes of each group. ``measure`` says what errors at the outputs are; None where none were measured."""
+    rows = []
+    for entry in groups:
+        group = entry.group
+        before, after = entry.channels
+        errors = ["stays whole", ""]
+        if after != before:
+            errors = [share(entry.error), "" if measure is None else output_text(entry.output_error, measure)]
+        row = [group.name, group.kind, f"{before} -> {after}", str(len(group.readers)), *errors]
+        rows.append(row if measure is not None else row[:-1])
+    header = ["group", "kind", "channels", "read by", "predicted error", "at the outputs"]
+    return table(rows, header if measure is not None else header[:-1])

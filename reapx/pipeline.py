@@ -18,9 +18,8 @@ from .errors import BudgetError
 from .group_plan import plan_groups
 from .inspection import Inspection, inspect
 from .latency import Latency, latency_terms
-from .plan import RECTIFY, Plan
+from .plan import RECTIFY, Plan, Result
 from .report.text import show_bars
-from .result import Result
 from .resume import Checkpoint, fingerprint
 from .selection import find_paths
 

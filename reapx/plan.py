@@ -5,24 +5,26 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
 
 from torch import Tensor, nn
 
+from . import storage
 from .allocation import ErrorCurve, Tradeoff, TradeoffPoint
 from .budget import Budget
 from .checks import check_damping, check_model, check_refits, check_settings
 from .distributed import Processes
 from .errors import InputError
 from .graph import Graph
-from .group_plan import GroupPlan, plan_groups
+from .group_plan import GroupPlan, plan_groups, table_of
 from .groups import Frozen
 from .images import Images
 from .inspection import Inspection
 from .latency import Latency, measure_milliseconds
 from .proof import output_change
+from .reconstruction import Refit
 from .removal import remove
-from .report.text import frozen_text, latency_text, output_text, saving, share, show_bars, table
-from .result import Result
+from .report.text import frozen_text, latency_text, saving, share, show_bars, table
 from .selection import Path
 from .selection.changes import cut_tensors
 from .surgery import Kept, kept_positions
@@ -61,23 +63,13 @@ class Plan:
     _point: TradeoffPoint | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        rows = []
-        for entry in self.groups:
-            group = entry.group
-            before, after = entry.channels
-            predicted = [share(entry.error), output_text(entry.output_error, self.output_measure)]
-            errors = ["stays whole", ""] if after == before else predicted
-            rows.append([group.name, group.kind, f"{before} -> {after}", str(len(group.readers)), *errors])
         budget = f"{type(self.budget).__name__}({self.budget.amount})"
-        header = ["group", "kind", "channels", "read by", "predicted error", "at the outputs"]
-        if self._tradeoff is None:
-            header, rows = header[:-1], [row[:-1] for row in rows]
         lines = [
             f"Plan: {self.savings}",
             f"{self.method}, {self.allocation} allocation, budget {budget}, {self.seconds:.1f} s",
             *latency_text(self.budget, self.latency),
             "",
-            table(rows, header),
+            table_of(self.groups, None if self._tradeoff is None else self._tradeoff.measure),
         ]
         if any(entry.group.stream for entry in self.groups) and not self.streams:
             lines.append("Residual streams stay whole unless streams=True.")
@@ -261,3 +253,46 @@ class Plan:
         models, batch = [self._model, pruned], self.budget.batch
         before, after = self._images.processes.first(lambda: measure_milliseconds(models, self._images, batch))
         return before, self.latency[1] * before / self.latency[0], after
+
+
+@dataclass
+class Result:
+    """A pruned network.
+
+    Attributes:
+        model: The smaller module.
+        plan: What was planned.
+        fits: Each refitted layer's error before and after, as shares of its target's variance.
+        gap: Largest difference between the module and the masked original with the same refitted weights, a share
+            of the largest output: the proof that surgery was exact.
+        change: How far the outputs are from the original network's on the first images: mean squared difference over
+            the variance of the original's outputs.
+        seconds: Time that apply took.
+        kept: Qualified parameter name -> axis -> positions that stayed.
+        latency: Milliseconds of a batch: (before, predicted, measured after); None unless the budget is a latency.
+    """
+
+    model: nn.Module
+    plan: Plan
+    fits: list[Refit]
+    gap: float
+    change: float
+    seconds: float
+    kept: Kept
+    latency: tuple[float, float, float] | None = None
+
+    def __str__(self) -> str:
+        lines = [
+            f"Pruned: {self.plan.savings}",
+            f"outputs differ from the original's by {share(self.change)} of their variance; "
+            f"pruned equals masked to {self.gap:.0e}; {self.seconds:.1f} s",
+            *latency_text(self.plan.budget, self.latency),
+        ]
+        if self.fits:
+            rows = [[fit.layer, share(fit.before), share(fit.error)] for fit in self.fits]
+            lines += ["", table(rows, ["refitted layer", "error before its refit", "after"])]
+        return "\n".join(lines)
+
+    def save(self, folder: str | FilePath) -> None:
+        """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``."""
+        storage.save(folder, self.model, self.kept, str(self.plan))

@@ -8,8 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..plan import Plan
-from ..result import Result
+from ..plan import Plan, Result
 from . import curves, plots
 from .text import output_text, share, short
 
