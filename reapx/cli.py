@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from .allocation import ALLOCATIONS, OUTPUT_ERRORS, POINTS
 from .arguments import BUDGETS, bounds_of, budget_of, device_of, images_of, model_of
-from .distributed import Processes, process_group
+from .distributed import Processes, launched, process_group
 from .errors import InputError, ReapxError
 from .inspection import inspect
 from .pipeline import DAMPING, plan
@@ -250,7 +250,14 @@ def _write_tradeoff(planned: Plan, path: Path) -> None:
     print(f"\ntrade-off: {path}")
 
 
+def _alone(command: str) -> None:
+    """Refuse what several processes would all do."""
+    if launched().size > 1:
+        raise InputError(f"reapx {command} does not share its work: start it without torchrun")
+
+
 def _compact(options: argparse.Namespace) -> None:
+    _alone("compact")
     _check_out(options)
     if options.plot is not None:
         plots.require()
@@ -276,6 +283,7 @@ def _print_saved(folder: Path) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    _alone("inspect")
     print(inspect(model_of(options), images_of(options), exclude=options.exclude))
 
 

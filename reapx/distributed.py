@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -124,6 +125,9 @@ class Processes:
 
 ALONE = Processes()
 
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for one that reads its images, or measures milliseconds; torchrun ends all when one fails."""
+
 
 def processes_of(distributed: bool, model: nn.Module) -> Processes:
     """The processes of ``torch.distributed``'s default group, if they are to share the work.
@@ -139,7 +143,7 @@ def processes_of(distributed: bool, model: nn.Module) -> Processes:
             "torch.distributed.init_process_group('gloo') ('nccl' for a model on a GPU) first"
         )
     device = None
-    if dist.get_backend() == "nccl":
+    if "nccl" in dist.get_backend() and "gloo" not in dist.get_backend():
         device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
         if device.type != "cuda":
             raise InputError(
@@ -199,7 +203,7 @@ def process_group(device: torch.device) -> Iterator[Processes]:
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:
         yield Processes(launch.rank, launch.size, device if on_gpu else None)
     finally:

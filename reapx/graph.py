@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
+from torch.utils._pytree import tree_map_only
 
 from .errors import CaptureError
 
@@ -86,8 +87,9 @@ class Graph:
 
     @property
     def device(self) -> torch.device:
-        """That of the tensors, which all share one."""
-        return next((tensor.device for tensor in self.tensors.values()), torch.device("cpu"))
+        """That of the model's tensors; literals of forward() may lie elsewhere."""
+        own = (tensor.device for name, tensor in self.tensors.items() if name not in self.constants)
+        return next(own, torch.device("cpu"))
 
     @property
     def batch(self) -> int:
@@ -105,7 +107,11 @@ class Graph:
 
     def digest(self) -> str:
         """SHA-256 of the operators and how they are joined, whatever the parameters' values."""
-        text = "\n".join(f"{node.name} {node.target} {node.args} {node.kwargs}" for node in self.nodes)
+        lines = []
+        for node in self.nodes:  # the same on all GPUs: a device counts, but not its number
+            given = tree_map_only(torch.device, lambda device: device.type, (node.args, node.kwargs))
+            lines.append(f"{node.name} {node.target} {given}")
+        text = "\n".join(lines)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def parameter_of(self, argument: object) -> str | None:

@@ -3,90 +3,27 @@
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .distributed import ALONE, Processes
 from .errors import InputError
+from .store import TensorStore
 
 BATCH_IMAGES, BATCH_BYTES = 100, 4 * 2**20
 """Where one tensor holds all images: at most so many in a batch, and so many bytes."""
 
-ON_A_GPU = 8
+ON_A_GPU = 16
 """How many times larger batches are there, where starting an operator takes longer than a small batch."""
 
 MEMORY = 512 * 2**20
 """Bytes of memory for images, and again for activations, before they go to disk."""
 FIRST_IMAGES = 100
 """Of the first batch, at most so many are known to all processes."""
-
-
-class TensorStore:
-    """Tensors by key; what exceeds ``limit`` bytes of memory is written to a temporary folder.
-
-    The first tensors stay in memory and later ones go to disk, which suits readers that go
-    through all of them again and again in the same order. The folder goes with the store.
-    """
-
-    def __init__(self, limit: float) -> None:
-        self.limit = limit
-        self._memory: dict[object, Tensor] = {}
-        self._files: dict[object, tuple[Path, torch.dtype, torch.Size, bool, torch.device]] = {}
-        self._used = 0
-        self._count = 0
-        self._folder: Path | None = None
-
-    def put(self, key: object, value: Tensor) -> None:
-        """Keep a tensor; an earlier one under the same key is replaced."""
-        self.drop(key)
-        if self._used + value.nbytes <= self.limit:
-            self._memory[key] = value
-            self._used += value.nbytes
-            return
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="reapx-"))
-            self._clean = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
-        self._count += 1
-        path = self._folder / f"{self._count}.bin"
-        last = value.dim() == 4 and not value.is_contiguous()
-        flat = value.permute(0, 2, 3, 1).contiguous() if last else value.contiguous()
-        flat.cpu().reshape(-1).view(torch.uint8).numpy().tofile(path)
-        self._files[key] = (path, value.dtype, flat.shape, last, value.device)
-
-    def get(self, key: object) -> Tensor:
-        """The tensor under a key, on the device and in the memory format it was given in."""
-        if key in self._memory:
-            return self._memory[key]
-        path, dtype, shape, last, device = self._files[key]
-        value = torch.from_numpy(np.fromfile(path, np.uint8)).view(dtype).reshape(shape).to(device)
-        return value.permute(0, 3, 1, 2) if last else value
-
-    def drop(self, key: object) -> None:
-        """Forget a key; unknown keys are ignored."""
-        value = self._memory.pop(key, None)
-        if value is not None:
-            self._used -= value.nbytes
-        entry = self._files.pop(key, None)
-        if entry is not None:
-            entry[0].unlink()
-
-    def close(self) -> None:
-        """Free everything."""
-        self._memory.clear()
-        self._files.clear()
-        self._used = 0
-        if self._folder is not None:
-            self._clean()
-            self._folder = None
 
 
 class Images:
@@ -106,9 +43,8 @@ class Images:
     """
 
     def __init__(self, source: object, device: torch.device, memory: int | None = None) -> None:
-        """``memory`` is ``MEMORY`` unless given, and on a GPU an eighth of what is free there."""
-        if memory is None:
-            memory = torch.cuda.mem_get_info(device)[0] // 8 if device.type == "cuda" else MEMORY
+        """``memory`` is as for ``reapx.plan``."""
+        memory = _memory(device) if memory is None else memory
         self.names: tuple[str, ...] | None = None
         self.memory = memory
         self.device = device
@@ -123,7 +59,7 @@ class Images:
         self._shapes: list[tuple[int, ...]] = []
         self._dtypes: list[torch.dtype] = []
         self._reused = not held  # a loader may give the same memory again and again
-        for batch in _batches(source, device):
+        for batch in _batches(source, device, memory):
             self._add(self._tensors(batch))
         if self.count == 0:
             raise InputError(
@@ -205,6 +141,7 @@ class Images:
                     "processes images of one kind"
                 )
         self.processes = processes
+        self.memory = min(processes.gather(self.memory))  # it decides how often the images are passed through
         self.lengths = processes.gather(self.lengths[0])
         self.count = sum(map(sum, self.lengths))
         self.before = sum(map(len, self.lengths[: processes.rank]))
@@ -265,7 +202,9 @@ def share_of(source: object, device: torch.device, rank: int, size: int) -> Iter
     Raises:
         InputError: there are fewer batches than processes.
     """
-    batches = _batches(source, device)
+    batches = _batches(source, device, _memory(device))
+    if isinstance(source, Tensor) and len(batches) < size <= len(source):  # type: ignore[arg-type]
+        return [source[rank * len(source) // size : (rank + 1) * len(source) // size]]
     try:
         count = len(batches)  # type: ignore[arg-type]
     except TypeError:  # a generator, or a loader that does not know
@@ -280,7 +219,15 @@ def share_of(source: object, device: torch.device, rank: int, size: int) -> Iter
     return batches[start:end] if isinstance(batches, list | tuple) else islice(batches, start, end)
 
 
-def _batches(source: object, device: torch.device) -> Iterable[object]:
+def _memory(device: torch.device) -> int:
+    """``MEMORY``; of a GPU about an eighth of what is free: a power of two, so that calls seldom differ."""
+    if device.type != "cuda":
+        return MEMORY
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for others to come
+    return 1 << max((torch.cuda.mem_get_info(device)[0] + held).bit_length() - 3, 20)
+
+
+def _batches(source: object, device: torch.device, memory: int) -> Iterable[object]:
     if isinstance(source, Tensor):
         if source.dim() < 2:
             raise InputError(
@@ -289,9 +236,13 @@ def _batches(source: object, device: torch.device) -> Iterable[object]:
             )
         if len(source) == 0:
             return []
-        times = ON_A_GPU if device.type == "cuda" else 1
-        fitting = times * BATCH_BYTES // max(source[0].nbytes, 1)
-        return torch.split(source, max(min(fitting, times * BATCH_IMAGES), 8))
+        images, size = BATCH_IMAGES, BATCH_BYTES
+        if device.type == "cuda":
+            images, size = ON_A_GPU * images, min(ON_A_GPU * size, memory // 64)  # of which activations take many
+        most = max(min(size // max(source[0].nbytes, 1), images), 8)
+        if device.type == "cuda":
+            most = -(-len(source) // -(-len(source) // most))  # all of about one size
+        return torch.split(source, most)
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise InputError(
             f"images is a {type(source).__name__}: pass a tensor or an iterable of batches (a DataLoader, a list)"

@@ -106,18 +106,22 @@ def examine(
     channels = freeze_failing(model, graph, channels, calibration)
     channels = without_excluded(channels, exclude)
     droppable = find_droppable(model, graph, channels, calibration)
+    _check_equal(processes, "channel groups", [(x.name, x.size, x.name in droppable) for x in channels.groups])
     costs = Costs(graph, channels)
     return Inspection(channels.groups, channels.frozen, costs, droppable, channels, graph, calibration)
 
 
 def _check_same(graph: Graph, processes: Processes) -> None:
     """Refuse processes whose networks are not the same."""
-    if processes.size == 1:
-        return
-    for part, digest in (("tensors", digest_of(graph.tensors)), ("operators", graph.digest())):
-        rank = processes.odd(digest)
-        if rank is not None:
-            raise InputError(
-                f"rank {rank}: the model's {part} are not those of rank 0: give all processes the same model, with "
-                "the same weights"
-            )
+    if processes.size > 1:
+        _check_equal(processes, "tensors", digest_of(graph.tensors))
+        _check_equal(processes, "operators", graph.digest())
+
+
+def _check_equal(processes: Processes, what: str, value: object) -> None:
+    rank = processes.odd(value)
+    if rank is not None:
+        raise InputError(
+            f"rank {rank}: the model's {what} are not those of rank 0: give all processes the same model, with the "
+            "same weights"
+        )

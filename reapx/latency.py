@@ -30,7 +30,7 @@ class Latency(Budget):
     What is measured is the model as it is, in eval mode, where it is (on the CPU with ``torch.get_num_threads()``
     threads), without gradients, in its own dtype (float32 as a rule). The time at fewer channels is predicted from
     tables of layer times; another machine, device, number of threads or batch size gives other milliseconds and other
-    plans.
+    plans. On a GPU a small batch takes as long as its operators take to start, whatever their widths.
 
     Attributes:
         amount: Up to 1 a fraction of the original network's milliseconds, above 1 milliseconds.

@@ -8,18 +8,6 @@ from typing import Any
 
 import torch
 
-_NEW = hasattr(torch.backends.cudnn, "conv")
-"""Since torch 2.9 a precision is a word; reading the old switches beside it raises."""
-
-
-def _switches() -> list[tuple[Any, str, object]]:
-    """Where each setting is, its name, and the value that is wanted."""
-    backends, cudnn = torch.backends, torch.backends.cudnn
-    exact: list[tuple[Any, str, object]] = [(cudnn, "deterministic", True), (cudnn, "benchmark", False)]
-    if _NEW:
-        return [*exact, *((op, "fp32_precision", "ieee") for op in (cudnn.conv, backends.cuda.matmul))]  # type: ignore[attr-defined]
-    return [*exact, (cudnn, "allow_tf32", False), (backends.cuda.matmul, "allow_tf32", False)]
-
 
 class exact(ContextDecorator):
     """Within it, float32 products on a GPU are not rounded to TF32, and algorithms are deterministic.
@@ -29,15 +17,40 @@ class exact(ContextDecorator):
     """
 
     def __enter__(self) -> None:
-        self._found = [(place, name, getattr(place, name)) for place, name, _ in _switches()]
-        for place, name, value in _switches():
-            setattr(place, name, value)
+        backends: Any = torch.backends
+        # Since torch 2.9, a word for each operator, its own or inherited; before it, only switches.
+        places: list[Any] = [getattr(backends.cudnn, name, None) for name in ("conv", "rnn")] + [backends.cuda.matmul]
+        self._words: list[tuple[Any, str]] = [(x, x.fp32_precision) for x in places if hasattr(x, "fp32_precision")]
+        self._found: list[tuple[str, object]] = []
+        self._products: str | None = None
+        self._switch("deterministic", True)
+        self._switch("benchmark", False)
+        try:
+            self._switch("allow_tf32", False)
+            self._products = torch.get_float32_matmul_precision()
+            if self._products != "highest":
+                torch.set_float32_matmul_precision("highest")
+        except RuntimeError:  # the user chose by words: beside some, the switches cannot be read
+            pass
+        for place, _ in self._words:
+            if place.fp32_precision == "tf32":
+                place.fp32_precision = "ieee"
+
+    def _switch(self, name: str, value: object) -> None:
+        cudnn = torch.backends.cudnn
+        self._found.append((name, getattr(cudnn, name)))
+        setattr(cudnn, name, value)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for place, name, value in self._found:
-            setattr(place, name, value)
+        for name, value in self._found:
+            setattr(torch.backends.cudnn, name, value)
+        if self._products is not None and self._products != "highest":
+            torch.set_float32_matmul_precision(self._products)
+        for place, word in self._words:
+            if place.fp32_precision != word:
+                place.fp32_precision = word
 
     def _recreate_cm(self) -> exact:
         return exact()  # one for each call: they nest

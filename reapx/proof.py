@@ -64,10 +64,14 @@ def difference(
     inputs = images.example(count)
     try:
         return _difference(module, graph, tensors, images, inputs, torch.float64), torch.float64
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError):  # a dtype is written down in forward()
         pass
     try:
         return _difference(module, graph, tensors, images, inputs, torch.float32), torch.float32
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, TypeError) as error:
         raise ProofError(f"the pruned module does not run: {error}") from error
 

@@ -6,7 +6,8 @@ import math
 
 from torch import Tensor
 
-from .images import Images, TensorStore
+from .images import Images
+from .store import TensorStore
 
 
 class Sample:

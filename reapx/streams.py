@@ -11,8 +11,9 @@ from torch.fx import Node
 
 from .execution import evaluate, last_reads
 from .graph import Graph
-from .images import Images, TensorStore
+from .images import Images
 from .precision import exact
+from .store import TensorStore
 
 
 class Stream:

@@ -53,6 +53,8 @@ def _failure(
     try:
         tried = shrunk_exactly(model, kept, {}, find_endings(graph, groups, kept))
         gap, dtype = difference(tried, graph, masked_tensors(graph, groups, kept, {}), images, 2)
+    except torch.OutOfMemoryError:  # says nothing about the channels
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, ProofError) as error:
         return " ".join(str(error).split())[:160] or type(error).__name__
     if not gap <= TOLERANCE[dtype]:

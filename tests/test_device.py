@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import reapx
-from reapx.images import TensorStore
+from reapx.store import TensorStore
 
 PLACES = [*(["pretended"] if kernels.EMULATED else []), *(["cuda"] if "cuda" in kernels.DEVICES else [])]
 if not PLACES:

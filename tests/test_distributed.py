@@ -25,6 +25,7 @@ import reapx
 import reapx.pipeline
 from reapx.cli import main
 from reapx.distributed import Processes
+from reapx.graph import capture
 from reapx.images import share_of
 
 CPU = torch.device("cpu")
@@ -40,6 +41,7 @@ WEIGHTS = 1e-5
 
 CASES: dict[str, dict[str, Any]] = {
     "pro": {"rounds": 2, "points": 2},
+    "memory": {"points": 1},
     "a process without groups": {"exclude": ["stem", "a1", "b2"], "output_error": "kl"},
     "uniform": {"allocation": "uniform", "streams": True, "positions": 5, "swaps": 2},
     "removed": {"allocation": "uniform", "selection": "nu", "reconstruct": False},
@@ -140,7 +142,9 @@ def works(rank: int, folder: Path) -> None:
         runs = count_runs(patch)
         found["pro"] = pruned(share(rank), distributed=True, resume=folder / "stored", **CASES["pro"])
         found["runs"] = runs.count("moments")
-    for name in list(CASES)[1:]:
+        patch.setattr(reapx.images, "MEMORY", (2**29, 60_000)[rank])  # as if a GPU had less that is free
+        found["memory"] = pruned(share(rank), distributed=True, **CASES["memory"])
+    for name in list(CASES)[2:]:
         found[name] = pruned(share(rank), distributed=True, **CASES[name])
     fast = reapx.prune(residual(), share(rank), budget=reapx.Latency(0.9), points=1, distributed=True)
     found["latency"] = [fast.plan.latency, fast.latency, [entry.removed.tolist() for entry in fast.plan.groups]]
@@ -179,6 +183,29 @@ def test_two_processes_find_what_one_finds(found: list[dict[str, Any]], one_thre
         for key, value in alone["weights"].items():
             torch.testing.assert_close(own["weights"][key], value, rtol=WEIGHTS, atol=WEIGHTS)
     assert all(torch.equal(value, found[1][name]["weights"][key]) for key, value in found[0][name]["weights"].items())
+
+
+def test_one_tensor_of_few_batches_is_shared_by_images() -> None:
+    whole = torch.arange(90.0).reshape(45, 2)  # one batch
+    given = [share_of(whole, CPU, rank, 4) for rank in range(4)]
+    assert [len(batch) for own in given for batch in own] == [11, 11, 11, 12]
+    assert torch.equal(torch.cat([batch for own in given for batch in own]), whole)  # type: ignore[misc]
+    with pytest.raises(reapx.InputError, match="images: 1, processes: 2"):
+        share_of(whole[:1], CPU, 0, 2)
+
+
+def test_a_network_is_the_same_on_all_gpus() -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.arange(x.shape[1], device=x.device)
+
+    graph = capture(Net().eval(), (torch.randn(2, 3),))
+    digests = set()
+    for device in (torch.device("cuda", 0), torch.device("cuda", 1), CPU):
+        for node in graph.nodes:
+            node.kwargs = {**node.kwargs, **({"device": device} if "device" in node.kwargs else {})}
+        digests.add(graph.digest())
+    assert len(digests) == 2
 
 
 def test_images_of_all_count(found: list[dict[str, Any]], one_thread: None) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import reapx
 from reapx.execution import last_reads
-from reapx.images import TensorStore
 from reapx.proof import difference, prove
+from reapx.store import TensorStore
 
 
 def residual() -> tuple[nn.Module, Tensor]:

@@ -17,10 +17,11 @@ from tqdm import tqdm
 from ..errors import InputError
 from ..execution import evaluate, last_reads, run
 from ..graph import Graph, ancestors, is_dynamic, operator_name
-from ..images import Images, TensorStore
+from ..images import Images
 from ..precision import exact
 from ..resume import Checkpoint, digest_of
 from ..sample import Sample
+from ..store import TensorStore
 
 OUTPUT_ERRORS = ("squared", "kl")
 _SOFTMAX = ("softmax", "_softmax", "log_softmax", "_log_softmax")

@@ -51,12 +51,13 @@ class Unification(Changes):
     def weights(self, index: int, counts: Sequence[int]) -> Tensor:
         """The folded weights of one consumer."""
         part, gains = self._parts[index], self._gains[index]
+        order, partners = self.order.tolist(), self.partners.tolist()
         weight, done, found = part.weight.clone(), 0, []
         for count in counts:
             for step in range(done, count):
-                own = part.columns[self.order[step]]
+                own = part.columns[order[step]]
                 if step < len(gains):
-                    weight[:, part.columns[self.partners[step]]] += gains[step] * weight[:, own]
+                    weight[:, part.columns[partners[step]]] += gains[step] * weight[:, own]
                 weight[:, own] = 0.0
             done = count
             found.append(weight.clone())

@@ -13,9 +13,10 @@ from ..accumulator import measure
 from ..errors import CalibrationWarning
 from ..graph import Graph
 from ..groups import Group
-from ..images import Images, TensorStore
+from ..images import Images
 from ..moments import Moments
 from ..resume import Checkpoint
+from ..store import TensorStore
 from .methods import BLIND, choose
 from .path import Path
 from .readers import readers_of
@@ -80,6 +81,7 @@ def find_paths(
             paths = reap_paths(requests, damping, swaps)
         for group, path, choice in zip(part, paths, choices, strict=True):
             found[group.name] = replace(path, own=choice.own)
+        del moments, readers, choices, requests  # before the next ones are measured
     images.processes.check_rounding("channels", [path.order.tolist() for path in found.values()])
     nothing = Path(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64), 0.0)
     return [found.get(group.name, nothing) for group in groups]
@@ -100,7 +102,7 @@ def chunks(groups: list[Group], memory: int) -> list[list[Group]]:
     found: list[list[Group]] = []
     used = 0
     for group in groups:
-        size = sum(24 * consumer.layer.features**2 for consumer in group.consumers)
+        size = sum(32 * consumer.layer.features**2 for consumer in group.consumers)
         if not found or used + size > memory:
             found.append([])
             used = 0

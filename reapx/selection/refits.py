@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _native
 from ..graph import Graph
 from ..groups import Group
-from ..images import TensorStore
+from ..store import TensorStore
 from .changes import Changes
 from .readers import Reader
 

@@ -1,0 +1,71 @@
+"""Tensors in memory up to a limit, then on disk."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class TensorStore:
+    """Tensors by key; what exceeds ``limit`` bytes of memory is written to a temporary folder.
+
+    The first tensors stay in memory and later ones go to disk, which suits readers that go
+    through all of them again and again in the same order. The folder goes with the store.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self._memory: dict[object, Tensor] = {}
+        self._files: dict[object, tuple[Path, torch.dtype, torch.Size, bool, torch.device]] = {}
+        self._used = 0
+        self._count = 0
+        self._folder: Path | None = None
+
+    def put(self, key: object, value: Tensor) -> None:
+        """Keep a tensor; an earlier one under the same key is replaced."""
+        self.drop(key)
+        if self._used + value.nbytes <= self.limit:
+            self._memory[key] = value
+            self._used += value.nbytes
+            return
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="reapx-"))
+            self._clean = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._count += 1
+        path = self._folder / f"{self._count}.bin"
+        last = value.dim() == 4 and not value.is_contiguous()
+        flat = value.permute(0, 2, 3, 1).contiguous() if last else value.contiguous()
+        flat.cpu().reshape(-1).view(torch.uint8).numpy().tofile(path)
+        self._files[key] = (path, value.dtype, flat.shape, last, value.device)
+
+    def get(self, key: object) -> Tensor:
+        """The tensor under a key, on the device and in the memory format it was given in."""
+        if key in self._memory:
+            return self._memory[key]
+        path, dtype, shape, last, device = self._files[key]
+        value = torch.from_numpy(np.fromfile(path, np.uint8)).view(dtype).reshape(shape).to(device)
+        return value.permute(0, 3, 1, 2) if last else value
+
+    def drop(self, key: object) -> None:
+        """Forget a key; unknown keys are ignored."""
+        value = self._memory.pop(key, None)
+        if value is not None:
+            self._used -= value.nbytes
+        entry = self._files.pop(key, None)
+        if entry is not None:
+            entry[0].unlink()
+
+    def close(self) -> None:
+        """Free everything."""
+        self._memory.clear()
+        self._files.clear()
+        self._used = 0
+        if self._folder is not None:
+            self._clean()
+            self._folder = None
