@@ -61,7 +61,7 @@ cuda: $(VENV)/torch
 # install; so does leaving the folder that holds reapx/. $(1): its name; $(2): CMake definitions; $(3), $(4): the
 # environment of the emulator's own check and of the tests; $(5): which tests.
 SITE         = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-KERNEL_TESTS = $(addprefix test_,$(addsuffix .py,gram basis path path_weights solve pairs zeros))
+KERNEL_TESTS = $(addprefix test_,$(addsuffix .py,gram gram_half basis path path_weights solve pairs zeros))
 define test_build
 	$(BIN)/pip install -q --no-build-isolation --no-deps --upgrade --target $(CURDIR)/build/$(1) \
 		-C build-dir=build/$(1)-objects $(addprefix -C cmake.define.,REAPX_CUDA=OFF REAPX_EMULATED=ON $(2)) .

@@ -46,10 +46,15 @@ class Array {
   template <class T>
   T* data() const {
     if (dtype_ != dtype_of<T>()) fail(std::string("must be ") + dtype_of<T>() + ", not " + dtype_);
+    return static_cast<T*>(address(alignof(T)));
+  }
+  // The same for who checks the dtype.
+  const std::string& dtype() const { return dtype_; }
+  void* address(size_t alignment) const {
     for (int64_t size : shape_)
       if (size == 0) return nullptr;
-    if (address_ == 0 || address_ % alignof(T) != 0) fail("has no usable address");
-    return reinterpret_cast<T*>(address_);
+    if (address_ == 0 || address_ % alignment != 0) fail("has no usable address");
+    return reinterpret_cast<void*>(address_);
   }
 
   [[noreturn]] void fail(const std::string& what) const {

@@ -53,8 +53,19 @@ void check_indices(const Array& array, const int64_t* indices, int64_t count, in
   if constexpr (kReadsArrays) check_distinct(array, indices, count, size);
 }
 
+Element element_of(const Array& x) {
+  const std::string& dtype = x.dtype();
+  if (dtype == "float32") return Element::kFloat32;
+  if (dtype != "float16" && dtype != "bfloat16")
+    x.fail("must be float32, float16 or bfloat16, not " + dtype);
+  if (!kReadsHalf) x.fail("must be copied to float32 for these kernels, not " + dtype);
+  return dtype == "float16" ? Element::kFloat16 : Element::kBfloat16;
+}
+
 Images images_of(const Array& x) {
-  return {x.axes(4).data<float>(),
+  const Element element = element_of(x.axes(4));
+  return {x.address(element == Element::kFloat32 ? alignof(float) : alignof(uint16_t)),
+          element,
           x.size(0),
           x.size(1),
           x.size(2),
@@ -350,6 +361,7 @@ PYBIND11_MODULE(REAPX_MODULE, m) {
       py::set_error(py::module_::import("reapx.errors").attr("BackendError"), failure.what());
     }
   });
+  m.attr("reads_half") = reapx::kReadsHalf;
   m.def("cores", &reapx::core_names);
   m.def("gram_accumulate", &reapx::bind_gram, py::arg("x"), py::arg("window"), py::arg("groups"),
         py::arg("output_size"), py::arg("gram"), py::arg("total"), py::arg("target"), py::arg("cross"),

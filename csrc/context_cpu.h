@@ -28,4 +28,7 @@ inline std::vector<std::string> core_names() { return tile_names(); }
 // Whether this process can look at what arrays hold, and so check indices before a kernel trusts them.
 inline constexpr bool kReadsArrays = true;
 
+// Whether gram_accumulate reads half precision.
+inline constexpr bool kReadsHalf = false;
+
 }  // namespace reapx

@@ -35,4 +35,6 @@ inline std::vector<std::string> core_names() { return {}; }
 // Not without waiting for the device. Who calls answers for indices that lie within their arrays.
 inline constexpr bool kReadsArrays = false;
 
+inline constexpr bool kReadsHalf = true;
+
 }  // namespace reapx

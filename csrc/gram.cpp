@@ -53,7 +53,7 @@ void add_plane_sums(const GramTask& task, int64_t m) {
   LaneSums sums;
   for (int64_t b = 0; b < y.images; ++b)
     for (int64_t r = 0; r < y.rows; ++r) {
-      const float* row = y.data + b * y.image_step + m * y.channel_step + r * y.row_step;
+      const float* row = y.floats() + b * y.image_step + m * y.channel_step + r * y.row_step;
       int64_t c = 0;
       for (; c + kLanes <= y.columns; c += kLanes) sums.add(row + c, kLanes);
       sums.add(row + c, y.columns - c);
@@ -71,7 +71,7 @@ void add_channel_sums(const GramTask& task, int64_t m, int64_t count) {
   for (int64_t b = 0; b < y.images; ++b)
     for (int64_t r = 0; r < y.rows; ++r)
       for (int64_t c = 0; c < y.columns; ++c)
-        sums.add(y.data + b * y.image_step + r * y.row_step + c * y.column_step + m, count);
+        sums.add(y.floats() + b * y.image_step + r * y.row_step + c * y.column_step + m, count);
   for (int64_t i = 0; i < count; ++i) {
     task.target_total[m + i] += sums.total[i];
     task.target_square[m + i] += sums.square[i];
@@ -83,8 +83,8 @@ void add_sampled_sums(const GramTask& task, int64_t m) {
   for (int64_t s = 0; s < task.samples(); ++s) {
     const int64_t position = task.positions[s];
     const double value =
-        y.data[s / task.per_image * y.image_step + m * y.channel_step +
-               position / y.columns * y.row_step + position % y.columns * y.column_step];
+        y.floats()[s / task.per_image * y.image_step + m * y.channel_step +
+                   position / y.columns * y.row_step + position % y.columns * y.column_step];
     task.target_total[m] += value;
     task.target_square[m] += value * value;
   }

@@ -8,12 +8,19 @@
 
 namespace reapx {
 
-// A float32 tensor (images, channels, rows, columns) with strides in elements: any layout whose
-// channels or columns lie next to each other is read at full speed.
+// What a tensor holds. Every value of half precision is one of float32, too: who reads it computes with
+// that, and gets what a float32 copy would give, to the bit.
+enum class Element { kFloat32, kFloat16, kBfloat16 };
+
+// A tensor (images, channels, rows, columns) with strides in elements: any layout whose channels or
+// columns lie next to each other is read at full speed. The CPU's definition takes float32 only.
 struct Images {
-  const float* data;
+  const void* data;
+  Element element;
   int64_t images, channels, rows, columns;
   int64_t image_step, channel_step, row_step, column_step;
+
+  const float* floats() const { return static_cast<const float*>(data); }  // of kFloat32
 };
 
 // Geometry of one axis of a convolution: output o, tap a read input o*stride + a*dilation - padding;

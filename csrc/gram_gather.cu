@@ -34,9 +34,35 @@ __device__ Place place_column(const Packing& p, int64_t group, int64_t column) {
           static_cast<int>(down), static_cast<int>(right)};
 }
 
+// Bits of half precision, by what they mean.
+struct Half {
+  uint16_t bits;
+};
+struct Bfloat {
+  uint16_t bits;
+};
+
+__device__ float read_value(const float* at) { return __ldg(at); }
+
+__device__ float read_value(const Bfloat* at) {
+  return __uint_as_float(unsigned{__ldg(&at->bits)} << 16);
+}
+
+// By hand, so that the emulator tests what the device runs. Exponent and fraction moved to where
+// float32 has them mean 2^112 times less, of subnormals too, and the product is exact; but the largest
+// exponent, that of Inf and NaN, is to stay the largest.
+__device__ float read_value(const Half* at) {
+  const unsigned bits = __ldg(&at->bits), moved = (bits & 0x7fff) << 13;
+  const bool finite = moved < (0x1fu << 23);
+  const unsigned magnitude =
+      finite ? __float_as_uint(__uint_as_float(moved) * 0x1p112f) : moved | (0xffu << 23);
+  return __uint_as_float(magnitude | ((bits & 0x8000) << 16));
+}
+
 // A block writes one tile of the rows of one group: it finds out once where rows and columns lie, reads
 // along whichever of them lies next to each other in the images, and writes along columns. In between
 // the tile is in shared memory, one column wider, so that either order uses all banks.
+template <class T>
 __global__ void __launch_bounds__(kThreads) gather_tiles(Packing p, int64_t down, int64_t across) {
   __shared__ Place rows[kRows], columns[kColumns];
   __shared__ float tile[kRows][kColumns + 1];
@@ -49,6 +75,7 @@ __global__ void __launch_bounds__(kThreads) gather_tiles(Packing p, int64_t down
     columns[thread - kRows] = place_column(p, group, left + thread - kRows);
   }
   __syncthreads();
+  const T* data = static_cast<const T*>(p.images.data);
   const bool along_columns = p.images.channel_step == 1;
   for (int i = thread; i < kRows * kColumns; i += kThreads) {
     const int y = along_columns ? i / kColumns : i % kRows,
@@ -56,7 +83,7 @@ __global__ void __launch_bounds__(kThreads) gather_tiles(Packing p, int64_t down
     if (top + y >= p.count) continue;
     const int row = rows[y].row + columns[x].row, column = rows[y].column + columns[x].column;
     const bool inside = row >= 0 && row < p.rows.input && column >= 0 && column < p.columns.input;
-    tile[y][x] = inside ? __ldg(p.images.data + rows[y].offset + columns[x].offset) : 0.0f;
+    tile[y][x] = inside ? read_value(data + rows[y].offset + columns[x].offset) : 0.0f;
   }
   __syncthreads();
   float* to = p.to + (group * p.group_rows + top) * p.width + left;
@@ -72,7 +99,14 @@ void pack_rows(const Packing& packing, const Context& context) {
   const int64_t down = (packing.count + kRows - 1) / kRows;
   const int64_t across = (packing.filled + kColumns - 1) / kColumns;
   const Shape shape{"gram_accumulate", blocks_of(packing.groups * down * across), dim3(kThreads)};
-  launch(context, shape, gather_tiles, packing, down, across);
+  switch (packing.images.element) {
+    case Element::kFloat32:
+      return launch(context, shape, gather_tiles<float>, packing, down, across);
+    case Element::kFloat16:
+      return launch(context, shape, gather_tiles<Half>, packing, down, across);
+    case Element::kBfloat16:
+      return launch(context, shape, gather_tiles<Bfloat>, packing, down, across);
+  }
 }
 
 }  // namespace reapx

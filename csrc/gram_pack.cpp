@@ -24,7 +24,7 @@ PackedRows pack_rows(const Tile& tile, const Images& in, int64_t image, int64_t 
   scratch.resize(static_cast<size_t>(kTogether * in.columns * kFloatWidth));
   for (int64_t i = 0; i < images; ++i) {
     const float* from =
-        in.data + (image + i) * in.image_step + channel * in.channel_step + row * in.row_step;
+        in.floats() + (image + i) * in.image_step + channel * in.channel_step + row * in.row_step;
     float* to = scratch.data() + i * in.columns * kFloatWidth;
     packed.data[i] = to;
     if (in.channel_step == 1) {

@@ -33,8 +33,8 @@ void copy_strip(const Patches& x, int64_t channel, int64_t row, int64_t tap_colu
   const Axis& axis = x.columns;
   std::fill(to, to + length, 0.0f);
   if (row < 0 || row >= x.rows.input) return;
-  const float* source = x.images.data + image * x.images.image_step + channel * x.images.channel_step +
-                        row * x.images.row_step;
+  const float* source = x.images.floats() + image * x.images.image_step +
+                        channel * x.images.channel_step + row * x.images.row_step;
   const int64_t shift = tap_column * axis.dilation - axis.padding;
   const int64_t step = axis.stride * x.images.column_step;
   int64_t begin = 0, end = length;
@@ -79,7 +79,7 @@ void pack_sampled(const Patches& x, int64_t panel, int64_t first, int64_t count,
   const Images& in = x.images;
   for (int64_t t = 0; t < count; ++t) {
     const int64_t position = x.positions[first + t];
-    const float* image = in.data + (first + t) / x.per_image * in.image_step;
+    const float* image = in.floats() + (first + t) / x.per_image * in.image_step;
     const int64_t top = position / x.columns.output * x.rows.stride - x.rows.padding;
     const int64_t left = position % x.columns.output * x.columns.stride - x.columns.padding;
     for (int64_t j = 0; j < width; ++j) {
@@ -97,7 +97,7 @@ void pack_sampled(const Patches& x, int64_t panel, int64_t first, int64_t count,
 // A linear layer's rows lie as they are needed.
 void pack_vectors(const Patches& x, int64_t panel, int64_t first, int64_t count, float* to) {
   const int64_t width = width_of(x.count, panel);
-  const float* from = x.images.data + x.first_channel + panel * kFloatWidth;
+  const float* from = x.images.floats() + x.first_channel + panel * kFloatWidth;
   for (int64_t t = 0; t < count; ++t)
     std::memcpy(to + t * kFloatWidth, from + (first + t) * x.images.image_step,
                 static_cast<size_t>(width) * sizeof(float));

@@ -20,7 +20,10 @@ from reapx.errors import BackendError
 if TYPE_CHECKING:
     from reapx._cpu import Array, Where
 
-__all__ = ["backend", "device_of", "given", "packed", "tensors"]
+__all__ = ["HALF", "backend", "device_of", "given", "packed", "readable", "tensors"]
+
+HALF = (torch.float16, torch.bfloat16)
+"""What kernels that read images take besides float32."""
 
 # The CUDA kernels compiled for the CPU, which tests ask for by these names; the numbers are the streams, which say
 # in which order the emulated threads run.
@@ -100,6 +103,14 @@ def packed(name: str, value: object) -> object:
     if isinstance(value, Sequence):
         return [packed(f"{name}[{i}]", item) for i, item in enumerate(value)]
     return value
+
+
+def readable(name: str, images: Tensor | None, *, half: bool) -> Tensor | None:
+    """Images as a back end reads them: those of half precision become float32 where it reads no ``half``."""
+    if images is None or half or images.dtype not in HALF:
+        return images
+    given(name, images, images=True)  # the same layouts everywhere: the copy's may be another
+    return images.detach().float()
 
 
 def given(name: str, tensor: Tensor, *, images: bool = False) -> Array:

@@ -10,6 +10,8 @@ SolveTask = tuple[Array, Array, Array, float, Array | None, Array]
 PairConsumer = tuple[Array, Array, Array, float, Array]
 PairTask = tuple[Sequence[PairConsumer], Array | None, Array, Array, Array]
 
+reads_half: bool  # whether x and target of gram_accumulate may be float16 or bfloat16
+
 def cores() -> list[str]: ...
 def gram_accumulate(
     x: Array,

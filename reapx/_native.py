@@ -17,10 +17,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from reapx._boundary import backend, device_of, given, packed, tensors
+from reapx._boundary import HALF, backend, device_of, given, packed, readable, tensors
 from reapx._tasks import CutsTask, PairConsumer, PairTask, PathConsumer, PathTask, SolveTask, Window
 
 __all__ = [
+    "HALF",
     "CutsTask",
     "PairConsumer",
     "PairTask",
@@ -78,14 +79,18 @@ def gram_accumulate(
     Reading outside the image gives zero. Products are float32 over at most 256 positions and added
     up in float64. The patch matrix is never built. A linear layer is x viewed as (N, C, 1, 1).
 
+    Half precision is exact in float32, and gives what a float32 copy would, to the bit. The CUDA kernel reads it as
+    it is; for the CPU's it is copied to float32 here.
+
     Args:
-        x: (B, C, H, W) float32, contiguous or channels-last.
+        x: (B, C, H, W) float32, float16 or bfloat16, contiguous or channels-last.
         window: kernel, stride, padding, dilation and groups.
         output_size: (Ho, Wo).
         gram: (groups, D, D) float64: the upper triangle is added to. The lower one has no meaning until
             :func:`gram_mirror`, after the last batch.
         total: (groups, D) float64, added to.
-        target: (B, M, Ho, Wo) float32, contiguous or channels-last; then the next three are needed.
+        target: (B, M, Ho, Wo), dtype and layout as of x, but not necessarily the same ones; then the next three are
+            needed.
         cross: (groups, M / groups, D) float64, added to.
         target_total: (M,) float64, added to.
         target_square: (M,) float64, added to.
@@ -109,6 +114,7 @@ def gram_accumulate(
     device = device_of([*inputs.items(), *outputs.items(), ("positions", positions)])
     module, where = backend(device, core)
     passed = {name: packed(name, t) for name, t in outputs.items()}
+    inputs = {name: readable(name, t, half=module.reads_half) for name, t in inputs.items()}  # may be new: kept alive
     images = {name: None if t is None else given(name, t, images=True) for name, t in inputs.items()}
     module.gram_accumulate(
         images["x"],

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ._native import Window
+from ._native import HALF, Window
 from .graph import Graph, arguments, is_tensor, operator_name
 
 Kind = Literal["conv", "transposed", "linear"]
@@ -99,8 +99,8 @@ class Layer:
         return split.transpose(1, 2).reshape(like.shape).to(like.dtype).contiguous()
 
     def patches_of(self, value: Tensor) -> Tensor:
-        """The layer's input as the (images, channels, height, width) that the kernels read."""
-        value = value.detach().float()
+        """The layer's input as the (images, channels, height, width) that the kernels read, in a dtype they read."""
+        value = _in_readable_dtype(value)
         if self.spatial == 0:
             return _dense(value.reshape(-1, value.shape[-1], 1, 1))
         if self.spatial == 1:
@@ -114,11 +114,16 @@ class Layer:
         return _dense(value)
 
     def outputs_of(self, value: Tensor) -> Tensor:
-        """A value at the layer's output as (images, outputs, height, width)."""
-        value = value.detach().float()
+        """A value at the layer's output as (images, outputs, height, width), in a dtype that the kernels read."""
+        value = _in_readable_dtype(value)
         if self.spatial == 0:
             return _dense(value.reshape(-1, value.shape[-1], 1, 1))
         return _dense(value.unsqueeze(2) if self.spatial == 1 else value)
+
+
+def _in_readable_dtype(value: Tensor) -> Tensor:
+    """Half precision stays, so that it is not copied where the kernels read it."""
+    return value.detach() if value.dtype in HALF else value.detach().float()
 
 
 def _dense(value: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import reapx
+from reapx import _boundary, _native, layers
 from reapx.store import TensorStore
 
 PLACES = [*(["pretended"] if kernels.EMULATED else []), *(["cuda"] if "cuda" in kernels.DEVICES else [])]
@@ -141,6 +142,29 @@ def test_activations_stay_on_the_device(net: nn.Module, images: Tensor, record: 
     reapx.prune(model, batches, budget=reapx.MACs(0.6))
     assert record.copies  # orders, errors, pivots
     assert record.largest <= 8 * 12 * 2  # no more than a number or two for each unit of a group
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_read_as_it_is(
+    net: nn.Module, images: Tensor, place: Place, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not through float32 copies, which would give the same to the bit."""
+    seen: dict[str, set[torch.dtype]] = {"x": set(), "target": set()}
+
+    def given(name: str, tensor: Tensor, **options: Any) -> Any:
+        seen.get(name, set()).add(tensor.dtype)
+        return _boundary.given(name, tensor, **options)
+
+    monkeypatch.setattr(_native, "given", given)
+    model, batches = place.moved(net.to(dtype)), place.moved(images.to(dtype))
+    found = reapx.prune(model, batches, budget=reapx.MACs(0.6))
+    assert seen == {"x": {dtype}, "target": {dtype}}
+    monkeypatch.setattr(layers, "HALF", ())
+    wanted = reapx.prune(model, batches, budget=reapx.MACs(0.6))
+    assert torch.float32 in seen["x"]
+    theirs = parameters(place.returned(wanted.model))
+    for name, value in parameters(place.returned(found.model)).items():
+        assert torch.equal(value, theirs[name]), name
 
 
 def test_a_gpu_is_not_waited_for_more_often_with_more_batches(

@@ -110,7 +110,9 @@ def integers(*values: int) -> torch.Tensor:
 
 
 REFUSED: list[tuple[Callable[..., None], dict[str, object], str]] = [
-    (gram, {"x": zeros(2, 4, 5, 5)}, "x must be float32, not float64"),
+    (gram, {"x": zeros(2, 4, 5, 5)}, "x must be float32, float16 or bfloat16, not float64"),
+    (gram, {"x": torch.zeros(2, 4, 5, 9).half()[..., ::2]}, "x must be contiguous or channels-last"),
+    (gram, {"gram": zeros(1, 36, 36).half()}, "gram must be float64, not float16"),
     (gram, {"x": torch.zeros(2, 4, 5)}, "x must have 4 axes, not shape (2, 4, 5)"),
     (gram, {"x": torch.zeros(2, 4, 5, 9)[..., ::2]}, "x must be contiguous or channels-last"),
     (gram, {"gram": torch.zeros(1, 36, 36)}, "gram must be float64, not float32"),
