@@ -145,8 +145,8 @@ inline int __syncthreads_and(int given, EMULATED_HERE) {
   return emulated::meet_block({file, line}, given == 0) == 0;
 }
 
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-inline void __threadfence_block() {}
+inline void __threadfence() { emulated::fence(); }
+inline void __threadfence_block() { emulated::fence(); }
 
 namespace emulated {
 inline unsigned lane() { return fiber->rank % kLanes; }
@@ -209,29 +209,30 @@ inline unsigned __reduce_max_sync(unsigned mask, unsigned value, EMULATED_HERE) 
       emulated::meet_warp({{file, line}, mask, emulated::Exchange::kLargest, value, 0}));
 }
 
-// Integers only: the order in which atomics come is anybody's, and sums of floats depend on it.
+// Integers only: the order in which atomics come is anybody's, and sums of floats depend on it. As
+// CUDA's, they put nothing else in order.
 template <class T>
 T atomicAdd(T* place, T value) {
   static_assert(std::is_integral_v<T>, "float atomics make results depend on the order of threads");
-  return __atomic_fetch_add(place, value, __ATOMIC_SEQ_CST);
+  return __atomic_fetch_add(place, value, __ATOMIC_RELAXED);
 }
 template <class T>
 T atomicCAS(T* place, T expected, T value) {
   static_assert(std::is_integral_v<T>);
-  __atomic_compare_exchange_n(place, &expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+  __atomic_compare_exchange_n(place, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
   return expected;
 }
 template <class T>
 T atomicExch(T* place, T value) {
   static_assert(std::is_integral_v<T>);
-  return __atomic_exchange_n(place, value, __ATOMIC_SEQ_CST);
+  return __atomic_exchange_n(place, value, __ATOMIC_RELAXED);
 }
 template <class T, class Pick>
 T emulated_update(T* place, Pick pick) {
   static_assert(std::is_integral_v<T>);
-  T old = __atomic_load_n(place, __ATOMIC_SEQ_CST);
+  T old = __atomic_load_n(place, __ATOMIC_RELAXED);
   while (
-      !__atomic_compare_exchange_n(place, &old, pick(old), false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+      !__atomic_compare_exchange_n(place, &old, pick(old), false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
   }
   return old;
 }

@@ -75,6 +75,9 @@ int meet_block(Site site, bool given);
 std::uint64_t meet_warp(const WarpCall& call);
 void meet_grid(Site site);
 
+// What a thread wrote before it is seen by those that pass one later.
+void fence();
+
 // Asks for a copy, and does those of all batches but the last few, which are not the open one.
 void copy_later(void* to, const void* from, std::size_t bytes, Site site);
 void finish_copies(std::size_t batches);
