@@ -5,7 +5,8 @@
 // The threads of a block are fibers that take turns: each runs until it waits for others. Blocks run
 // one after another, or, in a cooperative launch, each on a thread of its own. The stream says in which
 // order: 0 begins with the first block and thread, 1 with the last. A kernel whose result depends on
-// that lacks a barrier. Everything else on a stream happens at once.
+// that lacks a barrier; the thread sanitizer finds more of them, see races.h. Everything else on a
+// stream happens at once.
 //
 // A misuse that real hardware would answer with a hang or with garbage throws std::logic_error: see
 // grid.h. Memory that nobody has written holds 0xff, which is NaN or -1.
