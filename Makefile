@@ -85,7 +85,7 @@ sanitize: install
 # Torch has one thread, since the sanitizer does not see what more of them wait for; the history is short, since each
 # of more than a thousand emulated threads has one.
 RACES = OMP_NUM_THREADS=1 TSAN_OPTIONS=history_size=0 LD_PRELOAD=$(shell $(CXX) -print-file-name=libtsan.so)
-LARGE = company or chosen_positions and (300 or nhwc) or long and not 150-1
+LARGE = company or more_images or chosen_positions and not 7-nchw or long and not 150-1
 races: install
 	$(call test_build,races,REAPX_SANITIZE=thread,,$(RACES),$(KERNEL_TESTS) --capture=sys \
 		-k "emulated and not (backward or $(LARGE))")
