@@ -8,7 +8,7 @@ BUILD_TOOLS := "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.21" ninja
 # Threads that wait do not spin, so that tests do not crawl beside other work.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: install demo test lint format types cuda emulated sanitize benchmark clean \
+.PHONY: install demo test lint format types cuda emulated sanitize races benchmark clean \
 	gpu-build gpu-test benchmark-gpu gpu-kernels gpu-networks gpu-more gpu-training gpu-retrain gpu-srn gpu-srn-tuned gpu-srn-naive gpu-adam
 .DELETE_ON_ERROR:
 
@@ -80,6 +80,16 @@ SANITIZE   = ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 COMMA     := ,
 sanitize: install
 	$(call test_build,sanitized,REAPX_SANITIZE=address$(COMMA)undefined,$(SANITIZE),$(SANITIZE) LD_PRELOAD=$(SANITIZERS),$(KERNEL_TESTS))
+
+# The CUDA kernels, emulated, under the thread sanitizer, which csrc/emulated/races.h tells what a device puts in order.
+# One order of threads is enough for that, and sizes at which barriers of hundreds of threads take minutes are left out.
+# Torch has one thread, since the sanitizer does not see what more of them wait for; the history is short, since each
+# of more than a thousand emulated threads has one.
+RACES = OMP_NUM_THREADS=1 TSAN_OPTIONS=history_size=0 LD_PRELOAD=$(shell $(CXX) -print-file-name=libtsan.so)
+LARGE = company or more_images or chosen_positions and not 7-nchw or long and not 150-1
+races: install
+	$(call test_build,races,REAPX_SANITIZE=thread,,$(RACES),$(KERNEL_TESTS) --capture=sys \
+		-k "emulated and not (backward or $(LARGE))")
 
 $(VENV)/benchmark: $(VENV)/installed
 	$(BIN)/pip install -q --no-build-isolation -e ".[benchmark]"

@@ -1,6 +1,8 @@
 // Kernels that are right, in both orders of threads, and kernels that are wrong: the emulator must run
-// the ones and refuse the others, and say why.
+// the ones and refuse the others, and say why. Under the thread sanitizer, kernels with and without
+// what puts their threads in order: it must report the latter, and nothing else.
 #include <cuda_pipeline.h>
+#include <fcntl.h>
 
 #include <cmath>
 #include <cstdio>
@@ -11,6 +13,10 @@
 #include "device_buffer.h"
 #include "launch.h"
 #include "tensor_core.h"
+
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/common_interface_defs.h>
+#endif
 
 namespace {
 
@@ -72,7 +78,7 @@ __global__ void copy_in_batches(const int* from, int* to) {
 // Each block adds its neighbour's value of the round before.
 __global__ void pass_around(int* values, int rounds) {
   __shared__ int own;
-  own = static_cast<int>(blockIdx.x);
+  if (threadIdx.x == 0) own = static_cast<int>(blockIdx.x);
   for (int round = 0; round < rounds; ++round) {
     if (threadIdx.x == 0) values[blockIdx.x] = own;
     reapx::grid_sync();
@@ -227,7 +233,135 @@ void check_wrong(const char* expected, const Shape& shape, void (*kernel)()) {
   ++failures;
 }
 
+#if defined(__SANITIZE_THREAD__)
+
+int reports = 0;
+
+// Each of these lets a thread read what another has written; `right`: after what CUDA asks for.
+template <bool right>
+__global__ void over_block(int* to) {
+  int* values = reapx::dynamic_shared<int>();
+  values[threadIdx.x] = 1;
+  if (right) __syncthreads();
+  to[blockIdx.x * blockDim.x + threadIdx.x] = values[blockDim.x - 1 - threadIdx.x];
+}
+template <bool right>
+__global__ void over_warp(int* to) {
+  __shared__ int values[64];
+  values[threadIdx.x] = 1;
+  __ballot_sync(kAll, 1);  // orders nothing
+  if (right) __syncwarp();
+  to[threadIdx.x] = values[threadIdx.x ^ 31];
+}
+template <bool right>
+__global__ void over_half_a_warp(int* to) {
+  __shared__ int values[32];
+  values[threadIdx.x] = 1;
+  __syncwarp(threadIdx.x < 16 ? 0xffff : 0xffff0000);
+  to[threadIdx.x] = values[threadIdx.x ^ (right ? 15 : 31)];
+}
+template <bool right>
+__global__ void over_grid(int* to) {
+  for (int round = 0; round < 3; ++round) {
+    if (threadIdx.x == 0) to[blockIdx.x] = round;
+    if (right || round != 1) reapx::grid_sync();
+    to[100 + blockIdx.x * blockDim.x + threadIdx.x] = to[(blockIdx.x + 1) % gridDim.x];
+    reapx::grid_sync();
+  }
+}
+// Before and after barriers of their own, which say nothing of other blocks.
+template <bool right>
+__global__ void one_place_for_blocks(int* to) {
+  __syncthreads();
+  if (threadIdx.x == 0) to[right ? blockIdx.x : blockIdx.x / 2] = 1;
+  __syncthreads();
+}
+template <bool right>
+__global__ void last_block(int* to) {
+  if (threadIdx.x != 0) return;
+  to[1 + blockIdx.x] = 1;
+  if (right) __threadfence();
+  if (atomicAdd(to, 1) % static_cast<int>(gridDim.x) != static_cast<int>(gridDim.x) - 1) return;
+  if (right) __threadfence();
+  for (unsigned b = 0; b < gridDim.x; ++b) to[100] += to[1 + b];
+}
+// Two stages of copies by all threads; the others may read after a barrier that follows the wait...
+template <bool right>
+__global__ void read_of_stage(const int* from, int* to) {
+  int* values = reapx::dynamic_shared<int>();
+  const unsigned i = threadIdx.x, n = blockDim.x;
+  for (unsigned stage = 0; stage < 2; ++stage) {
+    __pipeline_memcpy_async(values + stage * n + i, from + i, sizeof(int));
+    __pipeline_commit();
+  }
+  if (!right) __syncthreads();  // too early
+  __pipeline_wait_prior(1);
+  if (right) __syncthreads();
+  to[i] = values[n - 1 - i];
+}
+// ... and copies may begin after one that follows what is read.
+template <bool right>
+__global__ void reuse_of_stage(const int* from, int* to) {
+  int* values = reapx::dynamic_shared<int>();
+  const unsigned i = threadIdx.x, n = blockDim.x;
+  values[i] = 1;
+  __syncthreads();
+  to[i] = values[n - 1 - i];
+  if (right) __syncthreads();
+  __pipeline_memcpy_async(values + i, from + i, sizeof(int));
+  __pipeline_commit();
+  __syncthreads();
+  __pipeline_wait_prior(0);
+}
+
+template <class... Formal, class... Actual>
+void check_races(bool expected, const Shape& shape, void (*kernel)(Formal...), Actual... args) {
+  for (const bool backward : {false, true}) {
+    reports = 0;
+    static const intptr_t nowhere = open("/dev/null", O_WRONLY), error = 2;
+    __sanitizer_set_report_fd(reinterpret_cast<void*>(expected ? nowhere : error));
+    launch(Context({0, backward ? 1 : 0}), shape, kernel, args...);
+    __sanitizer_set_report_fd(reinterpret_cast<void*>(error));
+    expect((reports > 0) == expected, shape.name, backward);
+  }
+}
+
+void check_races() {
+  expect(reports == 0, "right and refused kernels", false);
+  const Context context({0, 0});
+  const reapx::DeviceBuffer<int> from(context, std::vector<int>(96)),
+      to(context, std::vector<int>(300, 0));
+  const reapx::DeviceBuffer<int> counted(context, std::vector<int>(101));
+  const dim3 one(1), three(3), five(5), warp(32), threads(96);
+  constexpr std::size_t room = 2 * 96 * sizeof(int);
+  int* at = to.data();
+  const int* of = from.data();
+  const auto both = [](auto right, auto wrong, const Shape& shape, auto... args) {
+    check_races(false, shape, right, args...);
+    check_races(true, shape, wrong, args...);
+  };
+  both(over_block<true>, over_block<false>, {"over_block", three, threads, room}, at);
+  both(over_warp<true>, over_warp<false>, {"over_warp", one, dim3(64)}, at);
+  both(over_half_a_warp<true>, over_half_a_warp<false>, {"over_half_a_warp", one, warp}, at);
+  both(over_grid<true>, over_grid<false>, {"over_grid", three, warp, 0, true}, at);
+  both(one_place_for_blocks<true>, one_place_for_blocks<false>, {"one_place_for_blocks", five, warp},
+       at);
+  both(last_block<true>, last_block<false>, {"last_block", five, warp}, counted.data());
+  both(read_of_stage<true>, read_of_stage<false>, {"read_of_stage", one, threads, room}, of, at);
+  both(reuse_of_stage<true>, reuse_of_stage<false>, {"reuse_of_stage", one, threads, room}, of, at);
+}
+
+#endif
+
 }  // namespace
+
+#if defined(__SANITIZE_THREAD__)
+// Called by the sanitizer, which must not watch this.
+extern "C" __attribute__((no_sanitize("thread"))) void __tsan_on_report(void*) { ++reports; }
+extern "C" const char* __tsan_default_options() {
+  return "exitcode=0:suppress_equal_stacks=0:suppress_equal_addresses=0";
+}
+#endif
 
 int main() {
   for (const bool backward : {false, true}) {
@@ -252,6 +386,9 @@ int main() {
   check_wrong("more blocks than run at once", {"sync_grid", dim3(9), many, 0, true}, sync_grid);
   check_wrong("too many threads", {"sync_grid", one, dim3(1025)}, sync_grid);
   check_wrong("invalid argument", {"sync_grid", one, many, 300 << 10}, sync_grid);
+#if defined(__SANITIZE_THREAD__)
+  check_races();
+#endif
   std::printf(failures ? "the emulator is wrong\n"
                        : "the emulator runs right kernels and refuses wrong ones\n");
   return failures != 0;

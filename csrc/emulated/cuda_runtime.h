@@ -5,7 +5,8 @@
 // The threads of a block are fibers that take turns: each runs until it waits for others. Blocks run
 // one after another, or, in a cooperative launch, each on a thread of its own. The stream says in which
 // order: 0 begins with the first block and thread, 1 with the last. A kernel whose result depends on
-// that lacks a barrier. Everything else on a stream happens at once.
+// that lacks a barrier; the thread sanitizer finds more of them, see races.h. Everything else on a
+// stream happens at once.
 //
 // A misuse that real hardware would answer with a hang or with garbage throws std::logic_error: see
 // grid.h. Memory that nobody has written holds 0xff, which is NaN or -1.
@@ -16,6 +17,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <tuple>
 #include <utility>
@@ -111,8 +113,13 @@ inline cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*
   return cudaSuccess;
 }
 
-cudaError_t cudaMallocAsync(void** memory, std::size_t bytes, cudaStream_t stream);
-cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream);
+inline cudaError_t cudaMallocAsync(void** memory, std::size_t bytes, cudaStream_t) {
+  *memory = std::malloc(bytes);
+  if (!*memory) return cudaErrorMemoryAllocation;
+  std::memset(*memory, emulated::kUnwritten, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) { return std::free(memory), cudaSuccess; }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                                    cudaStream_t) {
   return std::memcpy(to, from, bytes), cudaSuccess;
@@ -145,8 +152,8 @@ inline int __syncthreads_and(int given, EMULATED_HERE) {
   return emulated::meet_block({file, line}, given == 0) == 0;
 }
 
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-inline void __threadfence_block() {}
+inline void __threadfence() { emulated::fence(); }
+inline void __threadfence_block() { emulated::fence(); }
 
 namespace emulated {
 inline unsigned lane() { return fiber->rank % kLanes; }
@@ -209,29 +216,30 @@ inline unsigned __reduce_max_sync(unsigned mask, unsigned value, EMULATED_HERE) 
       emulated::meet_warp({{file, line}, mask, emulated::Exchange::kLargest, value, 0}));
 }
 
-// Integers only: the order in which atomics come is anybody's, and sums of floats depend on it.
+// Integers only: the order in which atomics come is anybody's, and sums of floats depend on it. As
+// CUDA's, they put nothing else in order.
 template <class T>
 T atomicAdd(T* place, T value) {
   static_assert(std::is_integral_v<T>, "float atomics make results depend on the order of threads");
-  return __atomic_fetch_add(place, value, __ATOMIC_SEQ_CST);
+  return __atomic_fetch_add(place, value, __ATOMIC_RELAXED);
 }
 template <class T>
 T atomicCAS(T* place, T expected, T value) {
   static_assert(std::is_integral_v<T>);
-  __atomic_compare_exchange_n(place, &expected, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+  __atomic_compare_exchange_n(place, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
   return expected;
 }
 template <class T>
 T atomicExch(T* place, T value) {
   static_assert(std::is_integral_v<T>);
-  return __atomic_exchange_n(place, value, __ATOMIC_SEQ_CST);
+  return __atomic_exchange_n(place, value, __ATOMIC_RELAXED);
 }
 template <class T, class Pick>
 T emulated_update(T* place, Pick pick) {
   static_assert(std::is_integral_v<T>);
-  T old = __atomic_load_n(place, __ATOMIC_SEQ_CST);
+  T old = __atomic_load_n(place, __ATOMIC_RELAXED);
   while (
-      !__atomic_compare_exchange_n(place, &old, pick(old), false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+      !__atomic_compare_exchange_n(place, &old, pick(old), false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
   }
   return old;
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cuda_runtime.h"
+#include "races.h"
 #include "switch.h"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -37,7 +38,7 @@ namespace {
 
 constexpr std::size_t kStack = 256 << 10, kStackGuard = 64;
 constexpr std::size_t kShared = sizeof reapx::all_dynamic_shared;
-constexpr unsigned char kUnwritten = 0xff, kGuardByte = 0xa5;
+constexpr unsigned char kGuardByte = 0xa5;
 
 [[noreturn]] void fail(const std::string& what) { throw std::logic_error("emulated CUDA: " + what); }
 
@@ -73,12 +74,16 @@ class Meeting {
     changed_.notify_all();
   }
 
+  // For Team.
+  void* place() { return &places_[round_ % 2]; }
+
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
   unsigned blocks_, waiting_ = 0, gone_ = 0, round_ = 0;
   bool failed_ = false;
   Site site_{};
+  char places_[2] = {};
 };
 
 void enter_fiber();
@@ -87,22 +92,29 @@ void enter_fiber();
 struct Stacks {
   std::unique_ptr<unsigned char[]> memory;
   unsigned size = 0;  // stacks
+  Team team{};
+
+  void grow(unsigned to) {
+    team.grow(to);
+    if (size >= to) return;
+    memory.reset(new unsigned char[to * kStack]);
+    size = to;
+  }
 };
-thread_local Stacks stacks;
+thread_local Stacks own_stacks;
+Stacks team_stacks[kRaces ? kProcessors : 1];
 
 // The fibers of one block after another.
 class Block {
  public:
-  Block(const cudaLaunchConfig_t& shape, const std::function<void()>& body, Meeting* meeting)
-      : shape_(shape), body_(body), meeting_(meeting), backward_(shape.stream != nullptr) {
-    size_ = shape.blockDim.x * shape.blockDim.y * shape.blockDim.z;
-    fibers_.resize(size_);
-    if (stacks.size < size_)
-      stacks = {std::unique_ptr<unsigned char[]>(new unsigned char[size_ * kStack]), size_};
+  Block(const cudaLaunchConfig_t& shape, const std::function<void()>& body, Meeting* meeting,
+        Stacks& stacks)
+      : shape_(shape), body_(body), meeting_(meeting), stacks_(stacks) {
+    stacks_.grow(size_);
   }
 
   void run(uint3 index) {
-    ASAN_UNPOISON_MEMORY_REGION(stacks.memory.get(), size_ * kStack);
+    ASAN_UNPOISON_MEMORY_REGION(stacks_.memory.get(), size_ * kStack);
     unsigned char* shared = reapx::all_dynamic_shared;
     std::memset(shared, kUnwritten, shape_.dynamicSmemBytes);
     std::memset(shared + shape_.dynamicSmemBytes, kGuardByte, reapx::kGuard);
@@ -115,11 +127,14 @@ class Block {
     ASAN_POISON_MEMORY_REGION(shared + shape_.dynamicSmemBytes, kShared - shape_.dynamicSmemBytes);
     Block* outer = std::exchange(current, this);
     std::exception_ptr error;
+    team().begin_block(size_);
     try {
       while (done_ < size_) turn();
     } catch (...) {
       error = std::current_exception();
     }
+    team().end_block(size_);
+    if (error) team().forget();
     current = outer;
     fiber = nullptr;
     ASAN_UNPOISON_MEMORY_REGION(shared, kShared);
@@ -162,6 +177,7 @@ class Block {
 
   // No exception may leave a fiber: the scheduler throws.
   std::uint64_t stop(const char* what, Site site) {
+    team().leave();  // already, so that what it writes is the scheduler's
     wrong_ = std::string(what) + ", at " + describe(site);
     leave();
     return 0;
@@ -172,7 +188,7 @@ class Block {
  private:
   void prepare(unsigned rank) {
     const dim3 b = shape_.blockDim;
-    unsigned char* stack = stacks.memory.get() + rank * kStack;
+    unsigned char* stack = stacks_.memory.get() + rank * kStack;
     std::memset(stack, kGuardByte, kStackGuard);
     fibers_[rank] = Fiber{{rank % b.x, rank / b.x % b.y, rank / b.x / b.y},
                           rank,
@@ -192,6 +208,7 @@ class Block {
       moved = true;
       fiber = &next;
       threadIdx = next.thread;
+      team().enter(next.rank);
       switch_stack(&scheduler_, next.stack_pointer);
       if (!wrong_.empty()) fail(wrong_);
     }
@@ -212,7 +229,12 @@ class Block {
     if (first->state == State::kAtGrid) {
       if (!meeting_)
         fail("a barrier of the grid at " + describe(first->site) + " needs Shape::together");
+      void* place = meeting_->place();
+      team().come(size_, place);
       meeting_->wait(first->site);
+      team().go(size_, place);
+    } else {
+      team().meet(0, size_, [](unsigned) { return true; });
     }
     met_ = std::exchange(given_, 0);
     for (Fiber& f : fibers_) f.state = State::kReady;
@@ -234,7 +256,9 @@ class Block {
       largest = std::max(largest, f.call.value);
     }
     if (call.exchange == Exchange::kProduct)
-      if (const char* wrong = multiply(first, count)) return wrong;
+      if (const char* wrong = multiply_asked(&fibers_[first], count)) return wrong;
+    if (call.exchange == Exchange::kNothing)  // the others put nothing in memory in order
+      team().meet(first, count, takes_part);
     for (unsigned l = 0; l < count; ++l) {
       Fiber& f = fibers_[first + l];
       if (!takes_part(l)) continue;
@@ -248,25 +272,13 @@ class Block {
     return nullptr;
   }
 
-  // The products that all lanes of a warp have asked for, in their order. What is wrong, or null.
-  const char* multiply(unsigned first, unsigned count) {
-    if (count < kLanes) return "a product of matrices by less than a warp";
-    const std::vector<Fragments>& asked = fibers_[first].products;
-    const Fragments* lanes[kLanes];
-    for (std::size_t i = 0; i < asked.size(); ++i) {
-      for (unsigned l = 0; l < kLanes; ++l) {
-        if (fibers_[first + l].products.size() != asked.size())
-          return "lanes ask for different numbers of products";
-        lanes[l] = &fibers_[first + l].products[i];
-      }
-      multiply_fragments(lanes);
-    }
-    for (unsigned l = 0; l < kLanes; ++l) fibers_[first + l].products.clear();
-    return nullptr;
+  // Back to the scheduler, until it is this fiber's turn again.
+  void leave() {
+    team().leave();
+    switch_stack(&fiber->stack_pointer, scheduler_);
   }
 
-  // Back to the scheduler, until it is this fiber's turn again.
-  void leave() { switch_stack(&fiber->stack_pointer, scheduler_); }
+  Team& team() { return stacks_.team; }
 
   void check_guards() {
     const auto whole = [](const unsigned char* from, std::size_t bytes) {
@@ -275,17 +287,18 @@ class Block {
     if (!whole(reapx::all_dynamic_shared + shape_.dynamicSmemBytes, reapx::kGuard))
       fail("a write behind the " + std::to_string(shape_.dynamicSmemBytes) + " bytes of shared memory");
     for (unsigned rank = 0; rank < size_; ++rank)
-      if (!whole(stacks.memory.get() + rank * kStack, kStackGuard))
+      if (!whole(stacks_.memory.get() + rank * kStack, kStackGuard))
         fail("thread " + std::to_string(rank) + " needs more than its stack");
   }
 
   const cudaLaunchConfig_t& shape_;
   const std::function<void()>& body_;
   Meeting* meeting_;
-  bool backward_;
-  unsigned size_, done_ = 0;
+  Stacks& stacks_;
+  bool backward_ = shape_.stream != nullptr;
+  unsigned size_ = shape_.blockDim.x * shape_.blockDim.y * shape_.blockDim.z, done_ = 0;
   int given_ = 0, met_ = 0;  // how many gave true at the block's barrier: so far, at the last one
-  std::vector<Fiber> fibers_;
+  std::vector<Fiber> fibers_ = std::vector<Fiber>(size_);
   void* scheduler_ = nullptr;
   std::string wrong_;
 };
@@ -314,22 +327,30 @@ void run_grid(const cudaLaunchConfig_t& shape, const std::function<void()>& body
     return {static_cast<unsigned>(i % g.x), static_cast<unsigned>(i / g.x % g.y),
             static_cast<unsigned>(i / g.x / g.y)};
   };
-  if (!together) {
-    Block block(shape, body, nullptr);
+  if (!together && !kRaces) {
+    Block block(shape, body, nullptr, own_stacks);
     for (std::size_t i = 0; i < blocks; ++i) block.run(index(i));
     return;
   }
-  Meeting meeting(static_cast<unsigned>(blocks));
-  std::vector<std::exception_ptr> errors(blocks);
+  // A thread for each block, or, where races are looked for, for each team; neighbours are of two
+  // teams.
+  const std::size_t teams = std::min<std::size_t>(blocks, kProcessors);
+  static std::mutex one_launch;
+  std::unique_lock<std::mutex> lock(one_launch, std::defer_lock);
+  if (kRaces) lock.lock();
+  Meeting meeting(static_cast<unsigned>(teams));
+  std::vector<std::exception_ptr> errors(teams);
   std::vector<std::thread> threads;
-  for (std::size_t i = 0; i < blocks; ++i)
-    threads.emplace_back([&, i] {
+  for (std::size_t t = 0; t < teams; ++t)
+    threads.emplace_back([&, t] {
       try {
-        Block(shape, body, &meeting).run(index(i));
+        Block block(shape, body, together ? &meeting : nullptr, kRaces ? team_stacks[t] : own_stacks);
+        for (std::size_t i = 0; i < blocks; ++i)
+          if (const uint3 b = index(i); (b.x + b.y + b.z) % kProcessors == t) block.run(b);
       } catch (...) {
-        errors[i] = std::current_exception();
+        errors[t] = std::current_exception();
       }
-      meeting.leave(errors[i] != nullptr);
+      meeting.leave(errors[t] != nullptr);
     });
   for (std::thread& thread : threads) thread.join();
   for (const std::exception_ptr& error : errors)
@@ -341,12 +362,19 @@ std::uint64_t meet_warp(const WarpCall& call) { return Block::current->meet_warp
 void multiply_warp(Site site) { meet_warp({site, 0xffffffff, Exchange::kProduct, 0, 0}); }
 void meet_grid(Site site) { Block::current->meet_grid(site); }
 
+void fence() {
+  __atomic_thread_fence(__ATOMIC_SEQ_CST);
+  note_fence();
+}
+
 void copy_later(void* to, const void* from, std::size_t bytes, Site site) {
   const auto places = reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from);
   if ((bytes != 4 && bytes != 8 && bytes != 16) || places % bytes != 0) {
     Block::current->stop("an asynchronous copy is not of 4, 8 or 16 bytes, aligned to as many", site);
     return;
   }
+  note_read(from, bytes);  // now or when it is waited for
+  note_write(to, bytes);
   std::memset(to, kUnwritten, bytes);
   fiber->copies.push_back({to, from, bytes, fiber->batch});
 }
@@ -356,17 +384,12 @@ void finish_copies(std::size_t batches) {
   const auto done = std::find_if(copies.begin(), copies.end(), [&](const Copy& copy) {
     return copy.batch + batches >= fiber->batch;
   });
-  for (auto copy = copies.begin(); copy != done; ++copy) std::memcpy(copy->to, copy->from, copy->bytes);
+  for (auto copy = copies.begin(); copy != done; ++copy) {
+    note_read(copy->from, copy->bytes);
+    note_write(copy->to, copy->bytes);
+    std::memcpy(copy->to, copy->from, copy->bytes);
+  }
   copies.erase(copies.begin(), done);
 }
 
 }  // namespace emulated
-
-cudaError_t cudaMallocAsync(void** memory, std::size_t bytes, cudaStream_t) {
-  *memory = std::malloc(bytes);
-  if (!*memory) return cudaErrorMemoryAllocation;
-  std::memset(*memory, emulated::kUnwritten, bytes);
-  return cudaSuccess;
-}
-
-cudaError_t cudaFreeAsync(void* memory, cudaStream_t) { return std::free(memory), cudaSuccess; }

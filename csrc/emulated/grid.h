@@ -21,6 +21,7 @@ inline constexpr int kMostThreads = 1024;     // of a block
 inline constexpr int kMostShared = 99 << 10;  // bytes of a block: the least of any device from 8.0 on
 inline constexpr int kProcessors = 3;         // so that few blocks are resident: kernels must loop
 inline constexpr unsigned kLanes = 32;
+inline constexpr unsigned char kUnwritten = 0xff;  // what memory holds that nobody has written
 
 struct Site {
   const char* file;
@@ -84,9 +85,12 @@ int meet_block(Site site, bool given);
 std::uint64_t meet_warp(const WarpCall& call);
 void meet_grid(Site site);
 
-// Has a tensor core do the products that the lanes of a warp have asked for; and does one of them.
+// Has a tensor core do the products that the lanes of a warp have asked for, in their order; and does
+// them, for `count` lanes that are there. What is wrong, or null.
 void multiply_warp(Site site);
-void multiply_fragments(const Fragments* const (&lanes)[kLanes]);
+const char* multiply_asked(Fiber* lanes, unsigned count);
+// What a thread wrote before it is seen by those that pass one later.
+void fence();
 
 // Asks for a copy, and does those of all batches but the last few, which are not the open one.
 void copy_later(void* to, const void* from, std::size_t bytes, Site site);

@@ -37,8 +37,6 @@ void multiply(const double (&a)[kRows][kTerms], const double (&b)[kTerms][kColum
   }
 }
 
-}  // namespace
-
 // Where all of one operand is zero, as the small parts of integers are, and the other finite, there is
 // nothing to add.
 void multiply_fragments(const Fragments* const (&lanes)[kLanes]) {
@@ -66,6 +64,23 @@ void multiply_fragments(const Fragments* const (&lanes)[kLanes]) {
       for (unsigned i = 0; i < 4; ++i)
         lanes[lane]->c[j][i] = c[lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2];
   }
+}
+
+}  // namespace
+
+const char* multiply_asked(Fiber* lanes, unsigned count) {
+  if (count < kLanes) return "a product of matrices by less than a warp";
+  const Fragments* asked[kLanes];
+  for (std::size_t i = 0; i < lanes->products.size(); ++i) {
+    for (unsigned l = 0; l < kLanes; ++l) {
+      if (lanes[l].products.size() != lanes->products.size())
+        return "lanes ask for different numbers of products";
+      asked[l] = &lanes[l].products[i];
+    }
+    multiply_fragments(asked);
+  }
+  for (unsigned l = 0; l < kLanes; ++l) lanes[l].products.clear();
+  return nullptr;
 }
 
 }  // namespace emulated
