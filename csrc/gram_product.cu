@@ -53,7 +53,7 @@ void run(const std::vector<Product>& products, const Context& context) {
     if (p.walk.count() == 0 || p.a.columns == 0) continue;
     const int64_t count = count_tiles<F>(p.a.columns, p.b.columns, p.square);
     const int64_t across = std::max<int64_t>(1, tiles_over(p.b.columns, F::kSide));
-    jobs.push_back({p, across, p.square / F::kSide, count, 0, 0, 0, 0, 0});
+    jobs.push_back({p, {p, F::kDepth}, across, p.square / F::kSide, count, 0, 0, 0, 0, 0});
     work += count * p.walk.count();
   }
   const int64_t length = (work / kBlocks<F> / kFloatTerms + 1) * kFloatTerms;

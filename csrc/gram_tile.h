@@ -11,11 +11,27 @@ namespace reapx {
 
 namespace {
 
+// What lies between a term and the one `depth` terms after it: terms and rows of the walk, but for
+// whole rows and whole images, and floats of the operands, with the gaps after those whole ones. The
+// rest may end one more row, and that one more image.
+struct Stride {
+  int64_t terms, rows, a, b;
+
+  Stride(const Product& p, int64_t depth) {
+    const int64_t ended = depth / p.walk.terms, images = ended / p.walk.rows;
+    terms = depth % p.walk.terms;
+    rows = ended % p.walk.rows;
+    a = (depth + ended * p.a.row_gap + images * p.a.image_gap) * p.a.width;
+    b = (depth + ended * p.b.row_gap + images * p.b.image_gap) * p.b.width;
+  }
+};
+
 // A product as the device sees it: its tiles, row by row, of which the first `full` rows begin at the
 // diagonal; each tile in `splits` parts of `length` terms; block and tile it begins at, in the launch;
 // where its parts are added up, if they are several.
 struct Job {
   Product product;
+  Stride stride;
   int64_t across, full, tiles, splits, length, first_block, first_tile, first_slot;
 };
 
@@ -76,17 +92,23 @@ struct Reader {
     from(p.b, spot.column * F::kSide + column, b, columns_b);
   }
 
-  __device__ void advance(const Product& p, int terms) {
+  // By one stage, in the same few steps however short the rows are: in small maps one row after another
+  // ends within a stage.
+  __device__ void advance(const Job& job, int terms) {
+    const Product& p = job.product;
     left -= terms;
-    term += terms;
-    a += terms * p.a.width;
-    b += terms * p.b.width;
-    while (term >= p.walk.terms) {
+    term += static_cast<int>(job.stride.terms);
+    row += static_cast<int>(job.stride.rows);
+    a += job.stride.a;
+    b += job.stride.b;
+    if (term >= p.walk.terms) {
       term -= static_cast<int>(p.walk.terms);
+      ++row;
       a += p.a.row_gap * p.a.width;
       b += p.b.row_gap * p.b.width;
-      if (++row < p.walk.rows) continue;
-      row = 0;
+    }
+    if (row >= p.walk.rows) {
+      row -= static_cast<int>(p.walk.rows);
       a += p.a.image_gap * p.a.width;
       b += p.b.image_gap * p.b.width;
     }
@@ -103,7 +125,7 @@ __device__ void copy_quad(float* to, const float* from, bool reads) {
 
 // The next stage of both operands.
 template <class F>
-__device__ void copy_stage(Reader& reader, const Product& p, float* stage) {
+__device__ void copy_stage(Reader& reader, const Job& job, float* stage) {
   const int thread = static_cast<int>(threadIdx.x);
   float* to = stage + thread / F::kTogether * F::kPitch + thread % F::kTogether * kQuad;
 #pragma unroll
@@ -111,7 +133,7 @@ __device__ void copy_stage(Reader& reader, const Product& p, float* stage) {
     copy_quad(to + i, reader.a + i, reader.left > 0 && i < reader.columns_a);
     copy_quad(to + F::kDepth * F::kPitch + i, reader.b + i, reader.left > 0 && i < reader.columns_b);
   }
-  reader.advance(p, F::kDepth);
+  reader.advance(job, F::kDepth);
   __pipeline_commit();
 }
 
@@ -152,12 +174,12 @@ __device__ void add_part(const Job& job, float* stages, Entries<F>& entries, Col
   const Lane lane;
   const bool multiplies = has_entries<F>(p, part.spot, lane), adds = part.has_sums(F::kSide);
   Reader reader(F{}, p, part.spot, part.begin, part.end);
-  for (int i = 0; i < F::kStages - 1; ++i) copy_stage<F>(reader, p, stages + i * F::kStage);
+  for (int i = 0; i < F::kStages - 1; ++i) copy_stage<F>(reader, job, stages + i * F::kStage);
   const int steps = static_cast<int>((part.end - part.begin + F::kDepth - 1) / F::kDepth);
   for (int step = 0; step < steps; ++step) {
     __pipeline_wait_prior(F::kStages - 2);
     __syncthreads();  // the copies of all threads are there, and nobody reads the stage before
-    copy_stage<F>(reader, p, stages + (step + F::kStages - 1) % F::kStages * F::kStage);
+    copy_stage<F>(reader, job, stages + (step + F::kStages - 1) % F::kStages * F::kStage);
     const float* a = stages + step % F::kStages * F::kStage;
     if (multiplies) {
 #pragma unroll F::kAhead
