@@ -151,6 +151,7 @@ __device__ bool has_entries(const Product& p, const Spot& spot, const Lane& lane
 struct Part {
   int64_t tile, split, begin, end;
   Spot spot;
+  bool sums;  // of A's columns are wanted
 
   __device__ explicit Part(const Job& job) {
     const Walk& walk = job.product.walk;
@@ -160,10 +161,10 @@ struct Part {
     begin = split * job.length;
     end = min(begin + job.length, walk.terms * walk.rows * walk.images);
     spot = find_spot(job, tile);
+    const Product& p = job.product;
+    sums = spot.leads && (p.total || p.below_total || p.below_square);
   }
-  __device__ bool has_sums(int side) const {
-    return spot.leads && static_cast<int>(threadIdx.x) < side;
-  }
+  __device__ bool has_sums(int side) const { return sums && static_cast<int>(threadIdx.x) < side; }
 };
 
 // Adds up a part, through a ring of stages: while one is multiplied, the next ones are copied.
