@@ -38,8 +38,9 @@ struct Form {
   static constexpr int kTogether = kThreads / kDepth;  // threads that copy one term
   static constexpr int kAhead = 4 / kMicro;            // steps of kMmaTerms at once: registers limit it
   static constexpr int kPitch = kSide + 8;
-  static constexpr int kStage = 2 * kDepth * kPitch;  // floats: rows of A's columns, then of B's
-  static constexpr int kSlot = kSide * (kSide + 2);   // doubles: a tile, sums of columns, of squares
+  static constexpr int kStage = 2 * kDepth * kPitch;         // floats: rows of A's columns, then of B's
+  static constexpr int kEntries = kSide * kSide / kThreads;  // of the tile, for each thread
+  static constexpr int kSlot = kSide * (kSide + 2);  // doubles: a tile, sums of columns, of squares
   static_assert(kSide == kWarpsAcross * kMmaColumns * kMicro && kSide % (kTogether * kQuad) == 0);
   static_assert(kPitch % 32 == 8 && kDepth % kMmaTerms == 0 && kFloatTerms % kDepth == 0);
 };
@@ -92,6 +93,16 @@ struct Sum {
   __device__ double value() const { return static_cast<double>(high) + static_cast<double>(low); }
 };
 
+// Row and column within the tile of a thread's entry e of its warp's product (i, j).
+template <class F>
+__device__ int entry_row(const Lane& lane, int i, int e) {
+  return lane.down * kMmaRows * F::kMicro + column_of<2 * F::kMicro>(lane.g, 2 * i + e / 2);
+}
+template <class F>
+__device__ int entry_column(const Lane& lane, int j, int e) {
+  return lane.across * kMmaColumns * F::kMicro + column_of<F::kMicro>(2 * lane.t + e % 2, j);
+}
+
 // A thread's entries of the result: for each of its warp's products, the four of its lane.
 template <class F>
 struct Entries {
@@ -106,18 +117,16 @@ struct Entries {
         for (int e = 0; e < 4; ++e) sums[i][j][e].settle();
   }
 
-  // give(row, column, value), both within the tile.
+  // give(which of the thread's entries, row, column, value), row and column within the tile.
   template <class Give>
   __device__ void give_all(const Lane& lane, const Give& give) const {
-    constexpr int rows = kMmaRows * F::kMicro, columns = kMmaColumns * F::kMicro;
 #pragma unroll
     for (int i = 0; i < F::kMicro; ++i)
 #pragma unroll
       for (int j = 0; j < F::kMicro; ++j)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          give(lane.down * rows + column_of<2 * F::kMicro>(lane.g, 2 * i + e / 2),
-               lane.across * columns + column_of<F::kMicro>(2 * lane.t + e % 2, j),
+          give((i * F::kMicro + j) * 4 + e, entry_row<F>(lane, i, e), entry_column<F>(lane, j, e),
                sums[i][j][e].value());
   }
 };

@@ -194,7 +194,8 @@ __device__ void add_part(const Job& job, float* stages, Entries<F>& entries, Col
   }
 }
 
-// Hands a part over: to the results, or to where parts wait to be added up.
+// Hands a part over: to the results, or to where parts wait to be added up. There entries lie as
+// threads have them, first of all threads, then second, so that those of a warp are next to each other.
 template <class F>
 __device__ void give_part(const Job& job, double* slots, const Entries<F>& entries,
                           const ColumnSums& sums) {
@@ -209,11 +210,11 @@ __device__ void give_part(const Job& job, double* slots, const Entries<F>& entri
     }
   };
   const int64_t top = part.spot.row * F::kSide, left = part.spot.column * F::kSide;
-  entries.give_all(Lane(), [&](int y, int x, double value) {
-    give(y * F::kSide + x, place_entry(p, top + y, left + x), value);
+  const int x = static_cast<int>(threadIdx.x);
+  entries.give_all(Lane(), [&](int entry, int row, int column, double value) {
+    give(entry * kThreads + x, place_entry(p, top + row, left + column), value);
   });
   if (!part.has_sums(F::kSide)) return;
-  const int x = static_cast<int>(threadIdx.x);
   give(F::kSide * F::kSide + x, place_sum(p, top + x, false), sums.total.value());
   give(F::kSide * (F::kSide + 1) + x, place_sum(p, top + x, true), sums.square.value());
 }
@@ -236,8 +237,8 @@ __global__ void __launch_bounds__(kThreads)
   give_part(job, slots, entries, sums);
 }
 
-// Adds up the parts of a tile, in their order. The blocks of one x share a tile, its entries taking
-// turns.
+// Adds up the parts of a tile, in their order. The blocks of one x share a tile, taking turns at what
+// its threads had as their first entry, as their second, and so on, and at the sums of columns.
 template <class F>
 __global__ void __launch_bounds__(kThreads)
     add_parts(const Job* jobs, int64_t count, const double* slots) {
@@ -246,19 +247,22 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t tile = blockIdx.x - job.first_tile;
   const Spot spot = find_spot(job, tile);
   const double* from = slots + (job.first_slot + tile * job.splits) * F::kSlot;
-  const int step = static_cast<int>(gridDim.y) * kThreads;
-  for (int e = static_cast<int>(blockIdx.y * kThreads + threadIdx.x); e < F::kSlot; e += step) {
-    const int64_t y = e / F::kSide, x = e % F::kSide;
+  const int64_t top = spot.row * F::kSide, left = spot.column * F::kSide;
+  const Lane lane;
+  for (int e = static_cast<int>(blockIdx.y); e * kThreads < F::kSlot;
+       e += static_cast<int>(gridDim.y)) {
+    const int index = e * kThreads + static_cast<int>(threadIdx.x), sums = index - F::kSide * F::kSide;
     double* to = nullptr;
-    if (y < F::kSide) {
-      to = place_entry(job.product, spot.row * F::kSide + y, spot.column * F::kSide + x);
-    } else if (spot.leads) {
-      to = place_sum(job.product, spot.row * F::kSide + x, y > F::kSide);
+    if (e < F::kEntries) {
+      to = place_entry(job.product, top + entry_row<F>(lane, e / 4 / F::kMicro, e % 4),
+                       left + entry_column<F>(lane, e / 4 % F::kMicro, e % 4));
+    } else if (spot.leads && index < F::kSlot) {
+      to = place_sum(job.product, top + sums % F::kSide, sums >= F::kSide);
     }
     if (!to) continue;
     double sum = 0;
 #pragma unroll 4
-    for (int64_t split = 0; split < job.splits; ++split) sum += from[split * F::kSlot + e];
+    for (int64_t split = 0; split < job.splits; ++split) sum += from[split * F::kSlot + index];
     *to += sum;
   }
 }
