@@ -140,7 +140,7 @@ __device__ void copy_stage(Reader& reader, const Job& job, float* stage) {
 // Whether any entry of a warp is wanted: neither all outside of the result nor all below its diagonal.
 template <class F>
 __device__ bool has_entries(const Product& p, const Spot& spot, const Lane& lane) {
-  constexpr int rows = kMmaRows * F::kMicro, columns = kMmaColumns * F::kMicro;
+  constexpr int rows = kMmaRows * F::kDown, columns = kMmaColumns * F::kOver;
   const int64_t top = spot.row * F::kSide + lane.down * rows;
   const int64_t left = spot.column * F::kSide + lane.across * columns;
   if (top >= p.a.columns || left >= p.b.columns) return false;
@@ -172,7 +172,7 @@ template <class F>
 __device__ void add_part(const Job& job, float* stages, Entries<F>& entries, ColumnSums& sums) {
   const Product& p = job.product;
   const Part part(job);
-  const Lane lane;
+  const Lane lane(F{});
   const bool multiplies = has_entries<F>(p, part.spot, lane), adds = part.has_sums(F::kSide);
   Reader reader(F{}, p, part.spot, part.begin, part.end);
   for (int i = 0; i < F::kStages - 1; ++i) copy_stage<F>(reader, job, stages + i * F::kStage);
@@ -211,23 +211,24 @@ __device__ void give_part(const Job& job, double* slots, const Entries<F>& entri
   };
   const int64_t top = part.spot.row * F::kSide, left = part.spot.column * F::kSide;
   const int x = static_cast<int>(threadIdx.x);
-  entries.give_all(Lane(), [&](int entry, int row, int column, double value) {
-    give(entry * kThreads + x, place_entry(p, top + row, left + column), value);
+  entries.give_all(Lane(F{}), [&](int entry, int row, int column, double value) {
+    give(entry * F::kThreads + x, place_entry(p, top + row, left + column), value);
   });
   if (!part.has_sums(F::kSide)) return;
   give(F::kSide * F::kSide + x, place_sum(p, top + x, false), sums.total.value());
   give(F::kSide * (F::kSide + 1) + x, place_sum(p, top + x, true), sums.square.value());
 }
 
-// A block has one tile of one product over one part of its terms, a warp half of its rows and a quarter
-// of its columns, and a thread a 32nd of these. In shared memory, a ring of stages and the job. Both
-// functions ask the job where the block is, rather than keep that in registers in between.
+// A block has one tile of one product over one part of its terms, a warp a rectangle of it, and a
+// thread a 32nd of that. In shared memory, a ring of stages and the job. Both functions ask the job
+// where the block is, rather than keep that in registers in between.
 template <class F>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(F::kThreads)
     multiply_tiles(const Job* jobs, int64_t count, double* slots) {
   float* stages = dynamic_shared<float>();
   Job& job = *reinterpret_cast<Job*>(stages + F::kStages * F::kStage);
   const Job* own = jobs + find_job(jobs, count, &Job::first_block, blockIdx.x);
+  static_assert(sizeof(Job) / sizeof(int64_t) <= F::kThreads);
   if (threadIdx.x < sizeof(Job) / sizeof(int64_t))
     reinterpret_cast<int64_t*>(&job)[threadIdx.x] = reinterpret_cast<const int64_t*>(own)[threadIdx.x];
   __syncthreads();
@@ -240,7 +241,7 @@ __global__ void __launch_bounds__(kThreads)
 // Adds up the parts of a tile, in their order. The blocks of one x share a tile, taking turns at what
 // its threads had as their first entry, as their second, and so on, and at the sums of columns.
 template <class F>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(F::kThreads)
     add_parts(const Job* jobs, int64_t count, const double* slots) {
   const Job& job = jobs[find_job(jobs, count, &Job::first_tile, blockIdx.x)];
   if (job.splits == 1) return;
@@ -248,14 +249,15 @@ __global__ void __launch_bounds__(kThreads)
   const Spot spot = find_spot(job, tile);
   const double* from = slots + (job.first_slot + tile * job.splits) * F::kSlot;
   const int64_t top = spot.row * F::kSide, left = spot.column * F::kSide;
-  const Lane lane;
-  for (int e = static_cast<int>(blockIdx.y); e * kThreads < F::kSlot;
+  const Lane lane(F{});
+  for (int e = static_cast<int>(blockIdx.y); e * F::kThreads < F::kSlot;
        e += static_cast<int>(gridDim.y)) {
-    const int index = e * kThreads + static_cast<int>(threadIdx.x), sums = index - F::kSide * F::kSide;
+    const int index = e * F::kThreads + static_cast<int>(threadIdx.x),
+              sums = index - F::kSide * F::kSide;
     double* to = nullptr;
     if (e < F::kEntries) {
-      to = place_entry(job.product, top + entry_row<F>(lane, e / 4 / F::kMicro, e % 4),
-                       left + entry_column<F>(lane, e / 4 % F::kMicro, e % 4));
+      to = place_entry(job.product, top + entry_row<F>(lane, e / 4 / F::kOver, e % 4),
+                       left + entry_column<F>(lane, e / 4 % F::kOver, e % 4));
     } else if (spot.leads && index < F::kSlot) {
       to = place_sum(job.product, top + sums % F::kSide, sums >= F::kSide);
     }
