@@ -33,7 +33,8 @@ Axis single(int64_t size) { return {1, 1, 0, 1, size, size}; }
 void accumulate_rows(const GramTask& task, const Context& context) {
   const int64_t d = task.features(), m = task.group_targets(), width = align_width(d + m);
   if (width == 0) return;
-  const int64_t rows = std::min(task.samples(), std::max<int64_t>(1, kChunk / (task.groups * width)));
+  const int64_t rows =
+      std::min(task.samples(), std::max<int64_t>(1, kRowsChunk / (task.groups * width)));
   const DeviceBuffer<float> packed(context, task.groups * rows * width);
   const int64_t per_image = task.positions ? task.per_image : task.rows.output * task.columns.output;
   Packing x{task.input, task.rows, task.columns,  task.groups, task.positions, per_image,

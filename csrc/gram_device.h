@@ -10,13 +10,14 @@
 
 namespace reapx {
 
-// Floats of packed rows held at a time: 32 MB, which stay in the L2 cache of a large GPU while the
-// products read them again and again. An estimate, not measured. The emulator's tests want several
-// chunks of what they can afford.
+// Floats of packed rows held at a time. Form "shift": 32 MB, which stay in the L2 cache of a large GPU
+// while product after product reads them all. Form "rows": 256 MB; its tiles read the same rows at
+// about the same time, so that the cache holds what they need anyway, and each chunk has parts to add
+// up. Estimates, not measured. The emulator's tests want several chunks of what they can afford.
 #if defined(REAPX_GRAM_CHUNK)
-inline constexpr int64_t kChunk = REAPX_GRAM_CHUNK;
+inline constexpr int64_t kShiftChunk = REAPX_GRAM_CHUNK, kRowsChunk = REAPX_GRAM_CHUNK;
 #else
-inline constexpr int64_t kChunk = int64_t{1} << 23;
+inline constexpr int64_t kShiftChunk = int64_t{1} << 23, kRowsChunk = int64_t{1} << 26;
 #endif
 
 // Packed rows are read four floats at a time.

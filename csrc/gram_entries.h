@@ -21,28 +21,36 @@ namespace reapx {
 
 namespace {
 
-constexpr int kThreads = 256, kWarp = 32;
-constexpr int kWarpsDown = 2, kWarpsAcross = 4;  // of a tile
-constexpr int kQuad = 4;                         // floats that are copied at once, or read at most
-constexpr int kFloatTerms = 256;                 // longest sum kept in one float32
+constexpr int kWarp = 32;
+constexpr int kQuad = 4;          // floats that are copied at once, or read at most
+constexpr int kFloatTerms = 256;  // longest sum kept in one float32
 
-// A warp has kMicro x kMicro products of a tensor core, and a tile of the result is kSide wide. Terms
-// are in a ring of stages in shared memory, one row of kPitch floats for each: lanes read four such
-// rows at once, eight columns or pairs or quads of each, and 8 more than a multiple of 32 puts them all
-// into different banks. The large form has one stage less: three would be more memory than some GPUs
-// have.
-template <int kMicro_>
+// A tile of the result is kSide wide and has kWarpsDown x kWarpsAcross warps, of kDown x kOver products
+// of a tensor core each: the more these are, the fewer instructions go with each of them. Terms are in
+// a ring of stages in shared memory, one row of kPitch floats for each: lanes read four such rows at
+// once, eight columns or pairs or quads of each, and 8 more than a multiple of 32 puts them all into
+// different banks.
+template <int kSide_, int kWarpsDown_, int kWarpsAcross_, int kStages_, int kAhead_>
 struct Form {
-  static constexpr int kMicro = kMicro_, kSide = kWarpsDown * kMmaRows * kMicro;
-  static constexpr int kDepth = 32, kStages = kMicro == 4 ? 2 : 3;
+  static constexpr int kSide = kSide_, kWarpsDown = kWarpsDown_, kWarpsAcross = kWarpsAcross_;
+  static constexpr int kDown = kSide / kWarpsDown / kMmaRows,
+                       kOver = kSide / kWarpsAcross / kMmaColumns;
+  static constexpr int kThreads = kWarpsDown * kWarpsAcross * kWarp;
+  static constexpr int kDepth = 32, kStages = kStages_;
   static constexpr int kTogether = kThreads / kDepth;  // threads that copy one term
-  static constexpr int kAhead = 4 / kMicro;            // steps of kMmaTerms at once: registers limit it
+  static constexpr int kAhead = kAhead_;               // steps of kMmaTerms at once: registers limit it
   static constexpr int kPitch = kSide + 8;
-  static constexpr int kStage = 2 * kDepth * kPitch;  // floats: rows of A's columns, then of B's
-  static constexpr int kSlot = kSide * (kSide + 2);   // doubles: a tile, sums of columns, of squares
-  static_assert(kSide == kWarpsAcross * kMmaColumns * kMicro && kSide % (kTogether * kQuad) == 0);
+  static constexpr int kStage = 2 * kDepth * kPitch;         // floats: rows of A's columns, then of B's
+  static constexpr int kEntries = kSide * kSide / kThreads;  // of the tile, for each thread
+  static constexpr int kSlot = kSide * (kSide + 2);  // doubles: a tile, sums of columns, of squares
+  static_assert(kDown * kWarpsDown * kMmaRows == kSide && kOver * kWarpsAcross * kMmaColumns == kSide);
+  static_assert(kSide % (kTogether * kQuad) == 0 && kSide <= kThreads);
   static_assert(kPitch % 32 == 8 && kDepth % kMmaTerms == 0 && kFloatTerms % kDepth == 0);
 };
+// Two stages do: a block has the time of a whole stage, and that of its neighbours, for the next copy.
+using SmallForm = Form<32, 1, 2, 2, 2>;
+using MiddleForm = Form<64, 2, 2, 2, 2>;
+using LargeForm = Form<128, 2, 4, 2, 1>;
 
 // Which of a warp's 8*kCount columns is entry i of those that have the `place`th of 8 places in the
 // matrices of a tensor core. Any order will do, and in this one a lane reads up to four at once.
@@ -69,12 +77,13 @@ __device__ void read_columns(const float* from, int place, float (&to)[kCount]) 
 // Where a thread is in its tile, and its lane in the matrices of a tensor core.
 struct Lane {
   int g, t, down, across;
-  __device__ Lane() {
+  template <class F>
+  __device__ explicit Lane(F) {
     const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
     g = thread % kWarp / 4;
     t = thread % 4;
-    down = warp / kWarpsAcross;
-    across = warp % kWarpsAcross;
+    down = warp / F::kWarpsAcross;
+    across = warp % F::kWarpsAcross;
   }
 };
 
@@ -92,32 +101,40 @@ struct Sum {
   __device__ double value() const { return static_cast<double>(high) + static_cast<double>(low); }
 };
 
+// Row and column within the tile of a thread's entry e of its warp's product (i, j).
+template <class F>
+__device__ int entry_row(const Lane& lane, int i, int e) {
+  return lane.down * kMmaRows * F::kDown + column_of<2 * F::kDown>(lane.g, 2 * i + e / 2);
+}
+template <class F>
+__device__ int entry_column(const Lane& lane, int j, int e) {
+  return lane.across * kMmaColumns * F::kOver + column_of<F::kOver>(2 * lane.t + e % 2, j);
+}
+
 // A thread's entries of the result: for each of its warp's products, the four of its lane.
 template <class F>
 struct Entries {
-  Sum sums[F::kMicro][F::kMicro][4];
+  Sum sums[F::kDown][F::kOver][4];
 
   __device__ void settle() {
 #pragma unroll
-    for (int i = 0; i < F::kMicro; ++i)
+    for (int i = 0; i < F::kDown; ++i)
 #pragma unroll
-      for (int j = 0; j < F::kMicro; ++j)
+      for (int j = 0; j < F::kOver; ++j)
 #pragma unroll
         for (int e = 0; e < 4; ++e) sums[i][j][e].settle();
   }
 
-  // give(row, column, value), both within the tile.
+  // give(which of the thread's entries, row, column, value), row and column within the tile.
   template <class Give>
   __device__ void give_all(const Lane& lane, const Give& give) const {
-    constexpr int rows = kMmaRows * F::kMicro, columns = kMmaColumns * F::kMicro;
 #pragma unroll
-    for (int i = 0; i < F::kMicro; ++i)
+    for (int i = 0; i < F::kDown; ++i)
 #pragma unroll
-      for (int j = 0; j < F::kMicro; ++j)
+      for (int j = 0; j < F::kOver; ++j)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          give(lane.down * rows + column_of<2 * F::kMicro>(lane.g, 2 * i + e / 2),
-               lane.across * columns + column_of<F::kMicro>(2 * lane.t + e % 2, j),
+          give((i * F::kOver + j) * 4 + e, entry_row<F>(lane, i, e), entry_column<F>(lane, j, e),
                sums[i][j][e].value());
   }
 };
@@ -126,19 +143,19 @@ struct Entries {
 // nothing is cut off but by the last of its three products: the other two are smaller by 2^-11.
 template <class F>
 __device__ void add_terms(const float* a, const float* b, const Lane& lane, Entries<F>& entries) {
-  constexpr int micro = F::kMicro;
-  float left[2][2 * micro], right[2][micro], big_b[micro][2], small_b[micro][2];
+  constexpr int down = F::kDown, over = F::kOver;
+  float left[2][2 * down], right[2][over], big_b[over][2], small_b[over][2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = (lane.t + 4 * half) * F::kPitch;
-    read_columns(a + row + lane.down * kMmaRows * micro, lane.g, left[half]);
-    read_columns(b + row + lane.across * kMmaColumns * micro, lane.g, right[half]);
+    read_columns(a + row + lane.down * kMmaRows * down, lane.g, left[half]);
+    read_columns(b + row + lane.across * kMmaColumns * over, lane.g, right[half]);
 #pragma unroll
-    for (int j = 0; j < micro; ++j) split(right[half][j], big_b[j][half], small_b[j][half]);
+    for (int j = 0; j < over; ++j) split(right[half][j], big_b[j][half], small_b[j][half]);
   }
 #pragma unroll
-  for (int i = 0; i < micro; ++i) {
-    float big_a[4], small_a[4], sum[micro][4] = {};
+  for (int i = 0; i < down; ++i) {
+    float big_a[4], small_a[4], sum[over][4] = {};
 #pragma unroll
     for (int e = 0; e < 4; ++e) split(left[e / 2][2 * i + e % 2], big_a[e], small_a[e]);
     multiply_add(sum, small_a, big_b);
@@ -146,7 +163,7 @@ __device__ void add_terms(const float* a, const float* b, const Lane& lane, Entr
     multiply_add(sum, big_a, big_b);
     finish_products();
 #pragma unroll
-    for (int j = 0; j < micro; ++j)
+    for (int j = 0; j < over; ++j)
 #pragma unroll
       for (int e = 0; e < 4; ++e) entries.sums[i][j][e].low += sum[j][e];
   }

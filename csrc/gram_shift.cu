@@ -269,8 +269,8 @@ bool accumulate_shift(const GramTask& task, const std::string& form, const Conte
   const int64_t doubles = task.groups * w.size.all();
   const int64_t image = lay_out(w) * w.x_width() + task.rows.output * task.columns.output * w.y_width();
   if (doubles > kMostBlocks || (form == "" && shift_work(w) >= rows_work(task))) return false;
-  w.images =
-      std::clamp<int64_t>(kChunk / std::max<int64_t>(1, task.groups * image), 1, task.input.images);
+  w.images = std::clamp<int64_t>(kShiftChunk / std::max<int64_t>(1, task.groups * image), 1,
+                                 task.input.images);
   lay_out(w);
   const DeviceBuffer<float> x(context, task.groups * w.x_rows * w.x_width());
   const DeviceBuffer<float> y(context, task.groups * w.y_rows() * w.y_width());
