@@ -14,9 +14,10 @@ namespace reapx {
 inline void cuda_check(cudaError_t error, const char* call) {
   if (error == cudaSuccess) return;
   static_cast<void>(cudaGetLastError());
-  const char* cure = error != cudaErrorMemoryAllocation
-                         ? ""
-                         : ": give smaller batches, or free what torch holds with torch.cuda.empty_cache()";
+  const char* cure =
+      error != cudaErrorMemoryAllocation
+          ? ""
+          : ": give smaller batches, or free what torch holds with torch.cuda.empty_cache()";
   throw BackendFailure(std::string(call) + " failed: " + cudaGetErrorString(error) + cure);
 }
 
