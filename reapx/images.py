@@ -22,6 +22,7 @@ ON_A_GPU = 16
 
 MEMORY = 512 * 2**20
 """Bytes of memory for images, and again for activations, before they go to disk."""
+
 FIRST_IMAGES = 100
 """Of the first batch, at most so many are known to all processes."""
 
@@ -195,6 +196,8 @@ def _layout(names: tuple[str, ...] | None, shapes: list[tuple[int, ...]], dtypes
 def share_of(source: object, device: torch.device, rank: int, size: int) -> Iterable[object]:
     """The batches of one of ``size`` processes; all have about as many, and those of rank 0 come first.
 
+    One tensor that makes fewer batches than there are processes is shared by images.
+
     Args:
         source: The images of all, as for ``reapx.plan``: the same in each process.
         device: The model's.
@@ -220,11 +223,11 @@ def share_of(source: object, device: torch.device, rank: int, size: int) -> Iter
 
 
 def _memory(device: torch.device) -> int:
-    """``MEMORY``; of a GPU about an eighth of what is free: a power of two, so that calls seldom differ."""
+    """``MEMORY``; of a GPU an eighth of what is free at most: a power of two, so that calls seldom differ."""
     if device.type != "cuda":
         return MEMORY
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for others to come
-    return 1 << max((torch.cuda.mem_get_info(device)[0] + held).bit_length() - 3, 20)
+    return 1 << max((torch.cuda.mem_get_info(device)[0] + held).bit_length() - 4, 20)
 
 
 def _batches(source: object, device: torch.device, memory: int) -> Iterable[object]:

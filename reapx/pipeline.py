@@ -87,7 +87,7 @@ def plan(
             all by default. Layers that read vectors or tokens measure all.
         resume: A folder for what is measured. After a kill, the same call with the same folder goes on from there.
         memory: Bytes of the device's memory for images, and for activations, before they go to disk; by default 512 MB
-            on the CPU and an eighth of what is free on a GPU.
+            on the CPU and at most an eighth of what is free on a GPU.
         progress: Show progress bars; by default when the terminal is one. Of several processes, the first does.
         distributed: Share the work with the other processes of ``torch.distributed``'s default group. All call this,
             and then ``apply``, with the same model and arguments and each with its own images. All get the plan and the
