@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "device_buffer.h"
+#include "pieces.h"
 #include "tile_product.h"
 
 namespace reapx {
@@ -36,7 +37,7 @@ struct System {
   }
 };
 
-inline int64_t tiles_along(int64_t size) { return (size + kSide - 1) / kSide; }
+inline int64_t tiles_along(int64_t size) { return divide_up(size, kSide); }
 
 // The block's tile, of the tiles of many systems that a launch works on: system i has those from
 // first[i] up to first[i + 1].

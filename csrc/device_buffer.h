@@ -49,4 +49,13 @@ class DeviceBuffer {
   T* data_ = nullptr;
 };
 
+// Gives every byte of `count` values the same value.
+template <class T>
+void fill_bytes(const Context& context, T* from, int value, int64_t count) {
+  if (count > 0)
+    cuda_check(
+        cudaMemsetAsync(from, value, static_cast<std::size_t>(count) * sizeof(T), context.stream),
+        "cudaMemsetAsync");
+}
+
 }  // namespace reapx

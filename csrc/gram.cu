@@ -2,6 +2,7 @@
 #include "gram.h"
 #include "gram_device.h"
 #include "launch.h"
+#include "pieces.h"
 
 namespace reapx {
 
@@ -79,7 +80,7 @@ void gram_accumulate(const GramTask& task, const std::string& form, const Contex
 }
 
 void gram_mirror(double* gram, int64_t count, int64_t size, const Context& context) {
-  const int64_t sides = (size + kSide - 1) / kSide;
+  const int64_t sides = divide_up(size, kSide);
   const Shape shape{"gram_mirror", blocks_of(count * sides * sides), dim3(kSide, kRows)};
   launch(context, shape, mirror_tiles, gram, size, sides);
 }

@@ -7,6 +7,7 @@
 
 #include "context_cuda.h"
 #include "gram.h"
+#include "pieces.h"
 
 namespace reapx {
 
@@ -22,7 +23,7 @@ inline constexpr int64_t kShiftChunk = int64_t{1} << 23, kRowsChunk = int64_t{1}
 
 // Packed rows are read four floats at a time.
 inline constexpr int64_t kAlign = 4;
-inline int64_t align_width(int64_t columns) { return (columns + kAlign - 1) / kAlign * kAlign; }
+inline int64_t align_width(int64_t columns) { return divide_up(columns, kAlign) * kAlign; }
 
 // Rows of a matrix, to be written for each of `groups` groups: row s is what a window sees of the
 // images at output position s (or positions[s]), column c*taps + t its tap t of channel c of the group.

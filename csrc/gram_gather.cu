@@ -1,5 +1,6 @@
 #include "gram_device.h"
 #include "launch.h"
+#include "pieces.h"
 
 namespace reapx {
 
@@ -96,8 +97,8 @@ __global__ void __launch_bounds__(kThreads) gather_tiles(Packing p, int64_t down
 }  // namespace
 
 void pack_rows(const Packing& packing, const Context& context) {
-  const int64_t down = (packing.count + kRows - 1) / kRows;
-  const int64_t across = (packing.filled + kColumns - 1) / kColumns;
+  const int64_t down = divide_up(packing.count, kRows);
+  const int64_t across = divide_up(packing.filled, kColumns);
   const Shape shape{"gram_accumulate", blocks_of(packing.groups * down * across), dim3(kThreads)};
   switch (packing.images.element) {
     case Element::kFloat32:

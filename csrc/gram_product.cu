@@ -7,13 +7,11 @@ namespace reapx {
 
 namespace {
 
-int64_t tiles_over(int64_t columns, int64_t side) { return (columns + side - 1) / side; }
-
 // Tiles of a product; one without columns of B has the sums of A's.
 template <class F>
 int64_t count_tiles(int64_t rows, int64_t columns, int64_t square) {
-  const int64_t across = std::max<int64_t>(1, tiles_over(columns, F::kSide)), full = square / F::kSide;
-  return tiles_over(rows, F::kSide) * across - full * (full - 1) / 2;
+  const int64_t across = std::max<int64_t>(1, divide_up(columns, F::kSide)), full = square / F::kSide;
+  return divide_up(rows, F::kSide) * across - full * (full - 1) / 2;
 }
 
 // Estimates, not measured: small tiles read more for each product, and a split needs blocks for all
@@ -56,7 +54,7 @@ void run(const std::vector<Product>& products, const Context& context) {
   for (const Product& p : products) {
     if (p.walk.count() == 0 || p.a.columns == 0) continue;
     const int64_t count = count_tiles<F>(p.a.columns, p.b.columns, p.square);
-    const int64_t across = std::max<int64_t>(1, tiles_over(p.b.columns, F::kSide));
+    const int64_t across = std::max<int64_t>(1, divide_up(p.b.columns, F::kSide));
     jobs.push_back({p, {p, F::kDepth}, across, p.square / F::kSide, count, 0, 0, 0, 0, 0});
     work += count * p.walk.count();
   }
@@ -67,7 +65,7 @@ void run(const std::vector<Product>& products, const Context& context) {
   const int64_t length = (work / kBlocks<F> / kFloatTerms + 1) * kFloatTerms;
   for (Job& job : jobs) {
     job.length = length;
-    job.splits = (job.product.walk.count() + length - 1) / length;
+    job.splits = divide_up(job.product.walk.count(), length);
     job.first_block = blocks;
     job.first_tile = tiles;
     job.first_slot = slots;

@@ -4,6 +4,7 @@
 #include "gram_device.h"
 #include "gram_forms.h"
 #include "launch.h"
+#include "pieces.h"
 
 namespace reapx {
 
@@ -52,7 +53,7 @@ __device__ double add_uses(const Uses& uses, const Blocks& size, const double* b
 // the result.
 __global__ void __launch_bounds__(kThreads) merge_rows(Uses uses, Blocks size, const double* blocks,
                                                        double* gram, double* cross, double* total) {
-  const int64_t spans = (size.channels + kSpan - 1) / kSpan, kinds = size.channels + size.targets + 1;
+  const int64_t spans = divide_up(size.channels, kSpan), kinds = size.channels + size.targets + 1;
   const int64_t from = blockIdx.x % spans * kSpan, kind = blockIdx.x / spans % kinds;
   const int64_t group = blockIdx.x / spans / kinds, taps = size.taps, d = size.channels * taps;
   const int wide = static_cast<int>(min(int64_t{kSpan}, size.channels - from) * taps);
@@ -226,8 +227,7 @@ void merge(const Work& w) {
   }
   const DeviceBuffer<Use> all_uses(w.context, uses);
   const DeviceBuffer<int64_t> firsts(w.context, first);
-  const int64_t spans = (w.size.channels + kSpan - 1) / kSpan,
-                kinds = w.size.channels + w.size.targets + 1;
+  const int64_t spans = divide_up(w.size.channels, kSpan), kinds = w.size.channels + w.size.targets + 1;
   launch(w.context, {"gram_accumulate", blocks_of(w.task.groups * kinds * spans), dim3(kThreads)},
          merge_rows, Uses{all_uses.data(), firsts.data()}, w.size, w.blocks, w.task.gram, w.task.cross,
          w.task.total);
@@ -278,9 +278,7 @@ bool accumulate_shift(const GramTask& task, const std::string& form, const Conte
   w.x = x.data();
   w.y = y.data();
   w.blocks = blocks.data();
-  cuda_check(
-      cudaMemsetAsync(w.blocks, 0, static_cast<size_t>(doubles) * sizeof(double), context.stream),
-      "cudaMemsetAsync");
+  fill_bytes(context, w.blocks, 0, doubles);
   for (int64_t first = 0; first < task.input.images; first += w.images) {
     const int64_t count = std::min(w.images, task.input.images - first);
     pack_images(w, first, count);

@@ -6,6 +6,7 @@
 #include "gram_device.h"
 #include "gram_entries.h"
 #include "launch.h"
+#include "pieces.h"
 
 namespace reapx {
 
@@ -45,15 +46,6 @@ __device__ Spot find_spot(const Job& job, int64_t tile) {
   for (; row < job.full && tile >= left; --left, ++row) tile -= left;
   if (row < job.full) return {row, row + tile, tile == 0};
   return {row + tile / job.across, tile % job.across, tile % job.across == 0};
-}
-
-__device__ int64_t find_job(const Job* jobs, int64_t count, int64_t Job::* first, int64_t index) {
-  int64_t low = 0, high = count;  // the last job that begins at or before the index
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (jobs[middle].*first <= index ? low : high) = middle;
-  }
-  return low;
 }
 
 // Where an entry of the result goes, and where sums of column i of A and of its squares do; or null.
@@ -176,7 +168,7 @@ __device__ void add_part(const Job& job, float* stages, Entries<F>& entries, Col
   const bool multiplies = has_entries<F>(p, part.spot, lane), adds = part.has_sums(F::kSide);
   Reader reader(F{}, p, part.spot, part.begin, part.end);
   for (int i = 0; i < F::kStages - 1; ++i) copy_stage<F>(reader, job, stages + i * F::kStage);
-  const int steps = static_cast<int>((part.end - part.begin + F::kDepth - 1) / F::kDepth);
+  const int steps = static_cast<int>(divide_up(part.end - part.begin, F::kDepth));
   for (int step = 0; step < steps; ++step) {
     __pipeline_wait_prior(F::kStages - 2);
     __syncthreads();  // the copies of all threads are there, and nobody reads the stage before
@@ -227,7 +219,7 @@ __global__ void __launch_bounds__(F::kThreads)
     multiply_tiles(const Job* jobs, int64_t count, double* slots) {
   float* stages = dynamic_shared<float>();
   Job& job = *reinterpret_cast<Job*>(stages + F::kStages * F::kStage);
-  const Job* own = jobs + find_job(jobs, count, &Job::first_block, blockIdx.x);
+  const Job* own = jobs + find_last(jobs, count, &Job::first_block, blockIdx.x);
   static_assert(sizeof(Job) / sizeof(int64_t) <= F::kThreads);
   if (threadIdx.x < sizeof(Job) / sizeof(int64_t))
     reinterpret_cast<int64_t*>(&job)[threadIdx.x] = reinterpret_cast<const int64_t*>(own)[threadIdx.x];
@@ -243,7 +235,7 @@ __global__ void __launch_bounds__(F::kThreads)
 template <class F>
 __global__ void __launch_bounds__(F::kThreads)
     add_parts(const Job* jobs, int64_t count, const double* slots) {
-  const Job& job = jobs[find_job(jobs, count, &Job::first_tile, blockIdx.x)];
+  const Job& job = jobs[find_last(jobs, count, &Job::first_tile, blockIdx.x)];
   if (job.splits == 1) return;
   const int64_t tile = blockIdx.x - job.first_tile;
   const Spot spot = find_spot(job, tile);

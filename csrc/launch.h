@@ -24,15 +24,20 @@ struct Shape {
 
 inline constexpr std::size_t kSharedWithoutAsking = 48 << 10;
 
+template <class Kernel>
+void ask_for_shared(const Shape& shape, Kernel* kernel) {
+  if (shape.shared_bytes > kSharedWithoutAsking)
+    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shape.shared_bytes)),
+               shape.name);
+}
+
 // Starts kernel(args...) on the context's stream. A grid or block of size 0 is no launch at all.
 template <class... Formal, class... Actual>
 void launch(const Context& context, const Shape& shape, void (*kernel)(Formal...), Actual... args) {
   const dim3 g = shape.grid, b = shape.block;
   if (g.x == 0 || g.y == 0 || g.z == 0 || b.x == 0 || b.y == 0 || b.z == 0) return;
-  if (shape.shared_bytes > kSharedWithoutAsking)
-    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shape.shared_bytes)),
-               shape.name);
+  ask_for_shared(shape, kernel);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;
@@ -50,10 +55,7 @@ void launch(const Context& context, const Shape& shape, void (*kernel)(Formal...
 // not depend on it.
 template <class... Formal>
 int64_t blocks_at_once(const Context& context, const Shape& shape, void (*kernel)(Formal...)) {
-  if (shape.shared_bytes > kSharedWithoutAsking)
-    cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shape.shared_bytes)),
-               shape.name);
+  ask_for_shared(shape, kernel);
   int processors = 0, blocks = 0;
   cuda_check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, context.device),
              "cudaDeviceGetAttribute");

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "launch.h"
+#include "pieces.h"
 
 namespace reapx::pairs {
 
@@ -76,17 +77,6 @@ struct Plan {
 
 // The steps of all tasks, after the first look.
 void take_steps(const Plan& plan, const Context& context);
-
-// The last of `count` that begins at or before a place, by the member that says where it begins.
-template <class T>
-__device__ int64_t find_last(const T* from, int64_t count, int64_t T::* first, int64_t place) {
-  int64_t low = 0, high = count;
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (from[middle].*first <= place ? low : high) = middle;
-  }
-  return low;
-}
 
 __device__ inline double sum_warp(double value) {
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) value += __shfl_xor_sync(kAll, value, lanes);

@@ -22,7 +22,7 @@ __global__ void pack_weights(Plan plan) {
   __shared__ double tile[kSide][kSide + 1];  // one more: columns then lie in different banks
   const Reader& c =
       plan.readers[find_last(plan.readers, plan.reader_count, &Reader::first_tile, blockIdx.x)];
-  const int64_t width = c.units * c.taps, across = (width + kSide - 1) / kSide;
+  const int64_t width = c.units * c.taps, across = divide_up(width, kSide);
   const int64_t left = (blockIdx.x - c.first_tile) % across * kSide, x = threadIdx.x;
   const int64_t top = (blockIdx.x - c.first_tile) / across * kSide;
   for (int64_t y = threadIdx.y; y < kSide; y += kRowsAtOnce)
@@ -40,7 +40,7 @@ __global__ void unpack_weights(Plan plan) {
   const Reader& c =
       plan.readers[find_last(plan.readers, plan.reader_count, &Reader::first_tile, blockIdx.x)];
   const int* alive = plan.jobs[c.job].alive;
-  const int64_t width = c.units * c.taps, across = (width + kSide - 1) / kSide;
+  const int64_t width = c.units * c.taps, across = divide_up(width, kSide);
   const int64_t left = (blockIdx.x - c.first_tile) % across * kSide, x = threadIdx.x;
   const int64_t top = (blockIdx.x - c.first_tile) / across * kSide;
   for (int64_t y = threadIdx.y; y < kSide; y += kRowsAtOnce)
@@ -157,8 +157,6 @@ struct Description {
     steps = std::max(steps, task.steps);
     jobs.push_back(job);
   }
-
-  static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 };
 
 // Gives a reader the next of the doubles, and says how many. Without an array, only says so.
@@ -207,7 +205,7 @@ void scan_pairs(Description description, const Context& context) {
                   description.items,
                   description.steps};
   const dim3 tile(kSide, kRowsAtOnce), threads(kThreads), tiles = blocks_of(plan.tiles);
-  const dim3 warps = blocks_of(Description::divide_up(plan.units, kWarps));
+  const dim3 warps = blocks_of(divide_up(plan.units, kWarps));
   launch(context, {"pair_scan", tiles, tile}, pack_weights, plan);
   launch(context, {"pair_scan", warps, threads}, read_units, plan);
   launch(context, {"pair_scan", blocks_of(plan.items), threads}, first_look, plan);

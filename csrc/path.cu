@@ -78,8 +78,8 @@ std::vector<Reader> readers_of(const std::vector<PathTask>& tasks, Scratch& scra
       r.first = first;
       r.last = first + static_cast<int64_t>(task.consumers.size());
       r.first_tile = tiles, r.first_group = groups;
-      r.tiles = std::max<int64_t>(1, (r.features + kColumns - 1) / kColumns);
-      r.groups = r.taps == 1 ? (r.units + kUnitThreads - 1) / kUnitThreads : r.units;
+      r.tiles = std::max<int64_t>(1, divide_up(r.features, kColumns));
+      r.groups = r.taps == 1 ? divide_up(r.units, kUnitThreads) : r.units;
       tiles += r.tiles, groups += r.groups;
       readers.push_back(r);
     }
@@ -93,14 +93,6 @@ __global__ void find_places(const Reader* readers) {
   for (int64_t i = threadIdx.x; i < c.features; i += kThreads) c.place[i] = -1;
   __syncthreads();
   for (int64_t i = threadIdx.x; i < c.units * c.taps; i += kThreads) c.place[c.columns[i]] = i;
-}
-
-template <class T>
-void fill_bytes(const Context& context, T* from, int value, int64_t count) {
-  if (count > 0)
-    cuda_check(
-        cudaMemsetAsync(from, value, static_cast<std::size_t>(count) * sizeof(T), context.stream),
-        "cudaMemsetAsync");
 }
 
 void clear_outputs(const Context& context, const PathTask& task) {

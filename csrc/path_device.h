@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "context_cuda.h"
+#include "pieces.h"
 
 namespace reapx {
 
@@ -56,17 +57,6 @@ struct Batch {
   const Reader *own, *device;
   int64_t count;
 };
-
-// The reader whose pieces, of which `first` numbers the first one, include this one.
-__device__ inline int64_t find_reader(const Reader* readers, int64_t count, int64_t piece,
-                                      int64_t Reader::* first) {
-  int64_t low = 0, high = count;
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (readers[middle].*first <= piece ? low : high) = middle;
-  }
-  return low;
-}
 
 __device__ inline double read_upper(const double* matrix, int64_t size, int64_t i, int64_t j) {
   return i <= j ? matrix[i * size + j] : matrix[j * size + i];

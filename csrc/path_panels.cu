@@ -26,7 +26,7 @@ struct Update {
 
 // A block for each tile; shared memory has a few terms of A and B.
 __global__ void __launch_bounds__(kProductThreads, 2) update_tiles(Update u) {
-  const int64_t across = (u.size + kProductColumns - 1) / kProductColumns, n = u.size;
+  const int64_t across = divide_up(u.size, kProductColumns), n = u.size;
   const int64_t top = blockIdx.x / across * kProductRows, left = blockIdx.x % across * kProductColumns;
   if (top >= left + kProductColumns || *u.status >= 0) return;
   ProductTile sum;
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kProductThreads, 2) update_tiles(Update u) {
 }
 
 void launch_update(const Context& context, const Update& update) {
-  const int64_t tiles = parts_of(update.size, kProductRows) * parts_of(update.size, kProductColumns);
+  const int64_t tiles = divide_up(update.size, kProductRows) * divide_up(update.size, kProductColumns);
   launch(context, {"path_eliminate", blocks_of(tiles), dim3(kProductThreads)}, update_tiles, update);
 }
 
@@ -65,7 +65,7 @@ __device__ int64_t column_left(const Reader& c, int64_t i) {
 // The columns of L^T that left, in their order, next to each other: R of all of them, upper triangle.
 // A thread for each element; K's memory holds it.
 __global__ void gather_root(Reader c, int64_t size) {
-  const int64_t across = (size + kThreads - 1) / kThreads;
+  const int64_t across = divide_up(size, kThreads);
   const int64_t row = blockIdx.x / across, i = blockIdx.x % across * kThreads + threadIdx.x;
   const int64_t left = columns_left(c);
   if (row < left && i >= row && i < left)
@@ -178,11 +178,11 @@ void update_panel(const Context& context, const Reader& c, int64_t step) {
 
 void finish_reader(const Context& context, const Reader& c) {
   const int64_t size = c.steps * c.taps;
-  launch(context, {"path_eliminate", blocks_of(size * parts_of(size, kThreads)), dim3(kThreads)},
+  launch(context, {"path_eliminate", blocks_of(size * divide_up(size, kThreads)), dim3(kThreads)},
          gather_root, c, size);
   const std::size_t shared = sizeof(double) * kSolveRows * (kSolveRows + kSolveColumns);
   launch(context,
-         {"path_eliminate", blocks_of(parts_of(c.outputs, kSolveColumns)), dim3(kThreads), shared},
+         {"path_eliminate", blocks_of(divide_up(c.outputs, kSolveColumns)), dim3(kThreads), shared},
          solve_rows, c, size);
   launch(context, {"path_eliminate", blocks_of(c.steps), dim3(kThreads)}, add_errors, c);
   launch(context, {"path_eliminate", dim3(kZeroBlocks), dim3(kThreads)}, clear_tail, c);

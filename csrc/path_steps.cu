@@ -152,7 +152,7 @@ __device__ void solve_column(const double* root, int64_t q, double* x, int64_t s
 template <int kChunk>
 __global__ void __launch_bounds__(kSlices* kWarp, kChunk == 1 ? 3 : 2)
     advance_rows(const Reader* readers, int64_t count, int64_t step) {
-  const Reader& c = readers[find_reader(readers, count, blockIdx.x, &Reader::first_tile)];
+  const Reader& c = readers[find_last(readers, count, &Reader::first_tile, blockIdx.x)];
   if (step >= c.steps) return;
   const int64_t tile = blockIdx.x - c.first_tile;
   const bool first_one = blockIdx.x == readers[c.first].first_tile && threadIdx.x == 0;
@@ -259,7 +259,7 @@ __device__ double score_tap(double block, double product) {
 // its blocks.
 __global__ void __launch_bounds__(kUnitThreads)
     score_units(const Reader* readers, int64_t count, int64_t step) {
-  const Reader& c = readers[find_reader(readers, count, blockIdx.x, &Reader::first_group)];
+  const Reader& c = readers[find_last(readers, count, &Reader::first_group, blockIdx.x)];
   if (step >= c.steps || *c.status >= 0) return;
   const int64_t q = c.taps, n = c.features, size = q * q, group = blockIdx.x - c.first_group;
   const double* l_rows = c.factor + step * q * n;

@@ -82,6 +82,4 @@ __device__ inline void add_products(ProductTile& sum, const Factors& f, int64_t 
   }
 }
 
-inline int64_t parts_of(int64_t size, int64_t part) { return (size + part - 1) / part; }
-
 }  // namespace reapx

@@ -4,6 +4,7 @@
 #include "launch.h"
 #include "path.h"
 #include "path_tile.h"
+#include "pieces.h"
 
 namespace reapx {
 
@@ -74,17 +75,17 @@ void path_weights(const std::vector<CutsTask>& tasks, const Context& context) {
   for (const CutsTask& task : tasks) {
     if (task.count == 0) continue;
     const DeviceBuffer<int64_t> left_at(context, task.features);
-    const int64_t across = parts_of(task.features, kProductColumns);
+    const int64_t across = divide_up(task.features, kProductColumns);
     const Job job{task.weight, task.factor,  task.residual,  task.columns,  task.order,
                   task.cuts,   task.weights, left_at.data(), task.features, task.outputs,
                   task.taps,   task.steps,   task.count,     across};
-    launch(context, {"path_weights", blocks_of(parts_of(task.features, kThreads)), dim3(kThreads)},
+    launch(context, {"path_weights", blocks_of(divide_up(task.features, kThreads)), dim3(kThreads)},
            clear_left, job);
     launch(context,
-           {"path_weights", blocks_of(parts_of(task.steps * task.taps, kThreads)), dim3(kThreads)},
+           {"path_weights", blocks_of(divide_up(task.steps * task.taps, kThreads)), dim3(kThreads)},
            list_left, job);
     launch(context,
-           {"path_weights", blocks_of(parts_of(task.outputs, kProductRows) * across),
+           {"path_weights", blocks_of(divide_up(task.outputs, kProductRows) * across),
             dim3(kProductThreads)},
            cut_tiles, job);
   }

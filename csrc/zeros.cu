@@ -2,6 +2,7 @@
 
 #include "device_buffer.h"
 #include "launch.h"
+#include "pieces.h"
 #include "zeros.h"
 
 namespace reapx {
@@ -23,15 +24,6 @@ struct Job {
   int64_t strips, first;  // strips of a row; this job's first piece, of `kRows` rows of a strip each
 };
 
-__device__ int64_t find_job(const Job* jobs, int64_t count, int64_t piece) {
-  int64_t low = 0, high = count;  // the last job that begins at or before the piece
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (jobs[middle].first <= piece ? low : high) = middle;
-  }
-  return low;
-}
-
 __global__ void clear_maxima(const Job* jobs) {
   const Job& job = jobs[blockIdx.x];
   for (int64_t i = threadIdx.x; i < job.outputs; i += blockDim.x) job.rows[i] = 0;
@@ -41,7 +33,7 @@ __global__ void clear_maxima(const Job* jobs) {
 __global__ void scan_pieces(const Job* jobs, int64_t count, int64_t pieces) {
   const int64_t piece = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   if (piece >= pieces) return;
-  const Job job = jobs[find_job(jobs, count, piece)];
+  const Job job = jobs[find_last(jobs, count, &Job::first, piece)];
   const int64_t top = (piece - job.first) / job.strips * kRows;
   const int64_t bottom = min(top + kRows, job.outputs);
   const int64_t left = (piece - job.first) % job.strips * kStrip + threadIdx.x % kWarp;
@@ -78,16 +70,16 @@ void zero_scan(const std::vector<ZeroTask>& tasks, const Context& context) {
   std::vector<Job> jobs;
   int64_t pieces = 0;
   for (const ZeroTask& task : tasks) {
-    const int64_t width = task.inputs * task.taps, strips = (width + kStrip - 1) / kStrip;
+    const int64_t width = task.inputs * task.taps, strips = divide_up(width, kStrip);
     jobs.push_back({reinterpret_cast<const unsigned*>(task.weight),
                     reinterpret_cast<unsigned*>(task.rows), reinterpret_cast<unsigned*>(task.columns),
                     task.outputs, task.inputs, task.taps, width, strips, pieces});
-    pieces += (task.outputs + kRows - 1) / kRows * strips;
+    pieces += divide_up(task.outputs, kRows) * strips;
   }
   const DeviceBuffer<Job> described(context, jobs);
   const int64_t count = static_cast<int64_t>(jobs.size());
   launch(context, {"zero_scan", blocks_of(count), dim3(256)}, clear_maxima, described.data());
-  const Shape shape{"zero_scan", blocks_of((pieces + kWarps - 1) / kWarps), dim3(kWarps * kWarp)};
+  const Shape shape{"zero_scan", blocks_of(divide_up(pieces, kWarps)), dim3(kWarps * kWarp)};
   launch(context, shape, scan_pieces, described.data(), count, pieces);
 }
 
