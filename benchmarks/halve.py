@@ -170,7 +170,7 @@ def naive_check(name: str, images: int, device: str = "cpu") -> dict[str, object
         "work": "path against naive loop",
         "case": f"resnet20 {name}, {group.size} channels, {len(gram)} features",
         "same order": path.order.tolist() == order,
-        "largest error difference": float((path.errors.cpu().cumsum(0) - totals).abs().max()),
+        "largest error difference": float((path.errors.cumsum(0) - totals).abs().max()),
         "seconds": round(seconds, 4),
         "naive_seconds": round(naive_seconds, 2),
     }

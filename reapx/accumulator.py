@@ -161,9 +161,7 @@ def measure(
     for layer in layers:
         key = (layer.input, layer.spatial, layer.window, layer.upsampling, _size(graph, layer))
         if key not in shared:
-            shared[key] = Accumulator(
-                layer, positions=positions, before=images.before, device=tensors[layer.weight].device
-            )
+            shared[key] = Accumulator(layer, positions=positions, before=images.before, device=images.device)
         of_layer[layer.node] = shared[key]
     first = {accumulator.layer.node: accumulator for accumulator in shared.values()}
     last = max((node.meta["order"] for node in first), default=-1)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from .budget import Budget, MACs, Params
-from .distributed import ALONE, Launch, Processes, launched
+from .distributed import ALONE, Processes, launched
 from .errors import InputError, ReapxError
 from .images import share_of
 from .latency import Latency
@@ -71,7 +71,7 @@ def device_of(text: str) -> torch.device:
     if kind != "cuda" or not (index.isdigit() or text == "cuda"):
         raise InputError(f"--device {text}: choose cpu, cuda or one of several GPUs, such as cuda:1")
     launch = launched()
-    if index and launch != Launch():
+    if index and launch.size > 1:
         raise InputError(f"--device {text}: {launch.size} processes want a GPU each: write cuda")
     number = int(index) if index else launch.local
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,12 +12,25 @@ from torch.fx import Node
 from .graph import Graph
 from .precision import exact
 
+Result = TypeVar("Result")
+
 
 def evaluate(node: Node, value_of: Callable[[Node], Any]) -> object:
     """The value of one operator node, its arguments looked up by ``value_of``."""
     args = torch.fx.map_arg(node.args, value_of)
     kwargs = torch.fx.map_arg(node.kwargs, value_of)
     return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def in_widest_dtype(call: Callable[[torch.dtype], Result]) -> tuple[Result, torch.dtype]:
+    """What a call gives in float64, or in float32 where forward() has a dtype written down; and which it was."""
+    try:
+        return call(torch.float64), torch.float64
+    except torch.OutOfMemoryError:  # says nothing about the dtype
+        raise
+    except (RuntimeError, TypeError):
+        pass  # outside, the error no longer holds what the first call made
+    return call(torch.float32), torch.float32
 
 
 def last_reads(nodes: Sequence[Node], keep: Container[Node]) -> dict[Node, list[Node]]:

@@ -119,11 +119,12 @@ class Images:
         if len(tensors[0]) == 0:
             return
         for index, value in enumerate(tensors):
-            if value.device != self.device:
+            own = value.detach().to(device)
+            if value.device != device:
                 self._store.limit = self.memory  # copies are not the caller's
-            own = value.detach().to(self.device)
-            copied = value.device != self.device or not self._reused
-            self._store.put((self.batches, index), own if copied else own.clone())
+            elif self._reused:
+                own = own.clone()
+            self._store.put((self.batches, index), own)
         self.count += len(tensors[0])
         self.batches += 1
         self.lengths[0].append(len(tensors[0]))

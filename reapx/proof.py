@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ProofError
-from .execution import run
+from .execution import in_widest_dtype, run
 from .graph import Graph
 from .groups import Group
 from .images import Images
@@ -63,13 +63,7 @@ def difference(
     """
     inputs = images.example(count)
     try:
-        return _difference(module, graph, tensors, images, inputs, torch.float64), torch.float64
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, TypeError):  # a dtype is written down in forward()
-        pass
-    try:
-        return _difference(module, graph, tensors, images, inputs, torch.float32), torch.float32
+        return in_widest_dtype(lambda dtype: _difference(module, graph, tensors, images, inputs, dtype))
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, TypeError) as error:

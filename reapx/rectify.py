@@ -116,6 +116,7 @@ def rectify(
     return Fit(weight, fit.intercept + _STEP * torch.where(usable, torch.cat(shifts), 0.0))
 
 
+@exact()
 def _residuals(
     layer: Layer, like: Tensor, fit: Fit, batches: Iterable[Batch], norm: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
@@ -128,7 +129,7 @@ def _residuals(
         assert value is not None and target is not None
         axis = target.dim() - 1 if layer.spatial == 0 else 1
         shape = [-1 if k == axis else 1 for k in range(target.dim())]
-        with torch.enable_grad(), exact():
+        with torch.enable_grad():
             product = _product(layer.node, value, weight)
         fitted = product.detach() + fit.intercept.to(product.dtype).view(shape)
         left = target - fitted
@@ -139,8 +140,7 @@ def _residuals(
         if beside is not None:
             wanted, passed = wanted + beside, passed + beside
         left[(wanted < 0) & (passed < 0)] = 0
-        with exact():
-            gradient += layer.matrix(torch.autograd.grad(product, weight, left)[0])
+        gradient += layer.matrix(torch.autograd.grad(product, weight, left)[0])
         total += left.double().sum([k for k in range(left.dim()) if k != axis])
     return gradient, total
 

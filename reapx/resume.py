@@ -100,9 +100,9 @@ class Checkpoint:
             CheckpointError: the file cannot be written.
         """
         if self._due(last):
-            head = {"batches": str(batches), "key": self._digest, "check": str(_check(batches, tensors))}
-            path = self._path(name, "safetensors")
-            self._write(path, lambda part: save_file({key: value.cpu() for key, value in tensors.items()}, part, head))
+            near = {key: value.cpu() for key, value in tensors.items()}
+            head = {"batches": str(batches), "key": self._digest, "check": str(_check(batches, near))}
+            self._write(self._path(name, "safetensors"), lambda part: save_file(near, part, head))
 
     def restore(self, name: str, sums: Mapping[str, Tensor]) -> int:
         """Copy what is stored under a name into tensors, if it is of the same names, shapes and dtypes.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..axis_rules import axes_of
-from ..execution import evaluate, last_reads
+from ..execution import evaluate, in_widest_dtype, last_reads
 from ..graph import Graph, arguments, operator_name
 from ..layers import LAYERS, NORMS, differs_at_border
 from ..rules import ELEMENTWISE, PER_CHANNEL, REDUCTIONS, RULES, SKIPPED
@@ -42,10 +42,7 @@ def known_values(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[No
     """
     if not wanted:
         return {}
-    try:
-        return _run(graph, tensors, wanted, torch.float64)
-    except (RuntimeError, TypeError):  # a dtype is written down in forward()
-        return _run(graph, tensors, wanted, torch.float32)
+    return in_widest_dtype(lambda dtype: _run(graph, tensors, wanted, dtype))[0]
 
 
 def _run(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node], dtype: torch.dtype) -> dict[Node, Tensor]:
