@@ -16,7 +16,7 @@ from timing import Target, interleaved
 
 from reapx import _native
 from reapx._native import Window
-from reapx.report.text import table
+from reapx.text import table
 
 EXTRAPOLATED = "naive loop"
 Case = Callable[[int], Callable[[], object]]

@@ -27,10 +27,10 @@ from timing import Target, interleaved, parser, peak_memory, write
 from torch import Tensor, nn
 
 import reapx
-from reapx.accumulator import measure as measure_moments
-from reapx.report.text import table
-from reapx.selection.readers import readers_of
+from reapx.moments.measure import measure as measure_moments
+from reapx.selection.paths.consumers import readers_of
 from reapx.selection.reap import reap_path
+from reapx.text import table
 
 torch.manual_seed(0)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from peak import Amount, Peak
 from timing import Target
 
-from reapx.report.text import table
+from reapx.text import table
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import reapx
 from reapx import _native
-from reapx.report.text import table
-from reapx.sparsity.modules import matrices_of
+from reapx.sparsity.training.modules import matrices_of
+from reapx.text import table
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "MLP 784-500-300-10, batch 128": (models.mnist_mlp, (128, 784), 200),

@@ -6,7 +6,7 @@ import models
 from timing import Target, parser, write
 
 import reapx
-from reapx.report.text import table
+from reapx.text import table
 
 SWAPS = 100
 

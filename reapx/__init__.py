@@ -1,8 +1,10 @@
 """Channel pruning with least-squares reconstruction for trained PyTorch networks."""
 
-from .allocation import ErrorCurve, TradeoffPoint
-from .behavior import Behaviors, behaviors
-from .budget import MACs, Params
+from .allocation.curves import ErrorCurve
+from .allocation.descent import TradeoffPoint
+from .behavior.behaviors import Behaviors, behaviors
+from .costs.budget import MACs, Params
+from .costs.latency import Latency
 from .errors import (
     BackendError,
     BudgetError,
@@ -15,23 +17,17 @@ from .errors import (
     ProofError,
     ReapxError,
 )
-from .inspection import Inspection, inspect
-from .latency import Latency
-from .pipeline import plan, prune
-from .plan import Plan, Result
-from .report.html import write_report
-from .serial import Serialized, serialize
-from .sparsity import (
-    Compacted,
-    NodeMonitor,
-    ZeroNodes,
-    adam_l2,
-    compact,
-    group_lasso,
-    group_sparse,
-    zero_nodes,
-)
-from .storage import load
+from .inspection.inspection import Inspection, inspect
+from .planning.pipeline import plan, prune
+from .planning.plan import Plan, Result
+from .report.page import write_report
+from .serial.result import Serialized, serialize
+from .sparsity.compaction.compact import compact, zero_nodes
+from .sparsity.compaction.zero_nodes import Compacted, ZeroNodes
+from .sparsity.training.monitor import NodeMonitor
+from .sparsity.training.optimizer import adam_l2
+from .sparsity.training.penalties import group_lasso, group_sparse
+from .surgery.storage import load
 
 __version__ = "0.1.0"
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from reapx import _native
 
 DEVICES = [n.strip() for n in os.environ.get("REAPX_TEST_DEVICES", "cpu").split(",") if n.strip()]
-EMULATED = ["emulated", "emulated-backward"] if importlib.util.find_spec("reapx._emulated") else []
+EMULATED = ["emulated", "emulated-backward"] if importlib.util.find_spec("reapx._native._emulated") else []
 CORES = [*_native.cores(), *EMULATED, *(["cuda"] if "cuda" in DEVICES else [])]
 
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_iter, tree_map
 
-from reapx import _boundary, _native
+from reapx import _native
+from reapx._native import boundary
 
 torch.utils.backend_registration._setup_privateuseone_for_python_backend("pretended")
 DEVICE = torch.device("pretended", 0)
@@ -189,7 +190,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
     """Within it, there is such a device."""
 
     def backend(of: torch.device, core: str = "") -> Any:
-        return _boundary.backend(*((torch.device("cpu"), "emulated") if of.type == DEVICE.type else (of, core)))
+        return boundary.backend(*((torch.device("cpu"), "emulated") if of.type == DEVICE.type else (of, core)))
 
     _record.copies.clear()
     with monkeypatch.context() as patch, _Factories():

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import reapx
 from reapx._native import Window
-from reapx.behavior import Behaviors
-from reapx.report import similarity
+from reapx.behavior import similarity_figure
+from reapx.behavior.behaviors import Behaviors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -305,7 +305,7 @@ def test_plot(found: Behaviors, tmp_path: Path, name: str, start: bytes) -> None
 
 
 def test_plot_shows_the_tables_in_order(found: Behaviors) -> None:
-    figure = similarity.similarity_figure(found._picture())
+    figure = similarity_figure.similarity_figure(found._picture())
     left, right = figure.axes[0], figure.axes[1]
     order = found.order
     labels = [str(channel) for channel in order.tolist()]
@@ -320,7 +320,7 @@ def test_plot_shows_the_tables_in_order(found: Behaviors) -> None:
 
 
 def test_nothing_in_the_picture_overlaps(found: Behaviors) -> None:
-    figure = similarity.similarity_figure(found._picture())
+    figure = similarity_figure.similarity_figure(found._picture())
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure).draw()
@@ -331,13 +331,13 @@ def test_nothing_in_the_picture_overlaps(found: Behaviors) -> None:
 
 
 def test_plot_of_many_channels_and_of_none_that_differ(tmp_path: Path) -> None:
-    model = Convs(channels=similarity.LABELLED + 1).eval()
+    model = Convs(channels=similarity_figure.LABELLED + 1).eval()
     many = reapx.behaviors(model, images(12), "first.0")
-    assert similarity.similarity_figure(many._picture()).axes[0].get_xticklabels() == []
+    assert similarity_figure.similarity_figure(many._picture()).axes[0].get_xticklabels() == []
     with torch.no_grad():
         model.first[1].bias.fill_(-100)
     nothing = reapx.behaviors(model, images(12), "first.0")
-    assert len(nothing.dead) == similarity.LABELLED + 1
+    assert len(nothing.dead) == similarity_figure.LABELLED + 1
     assert nothing.plot(tmp_path / "dead.png").stat().st_size > 1000
 
 
@@ -350,7 +350,7 @@ def test_plot_of_many_channels_and_of_none_that_differ(tmp_path: Path) -> None:
     ],
 )
 def test_ticks(low: float, top: float, marks: list[float]) -> None:
-    assert similarity.ticks(low, top) == marks
+    assert similarity_figure.ticks(low, top) == marks
 
 
 @pytest.mark.parametrize("name", ["a.pdf", "a", "a.png.txt"])

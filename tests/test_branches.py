@@ -14,8 +14,8 @@ from graphs.emptied import CASES, Pooled, built, emptied, pruned
 from torch import Tensor, nn
 
 import reapx
-from reapx.branches import Constant, Empty, Extent, find_endings
-from reapx.proof import masked_tensors
+from reapx.surgery.emptied_layers import Constant, Empty, Extent, find_endings
+from reapx.surgery.proof import masked_tensors
 
 WORK = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm, nn.PReLU)
 

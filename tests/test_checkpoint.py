@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import reapx
-from reapx.images import Images
-from reapx.resume import Checkpoint, fingerprint
+from reapx.calibration.checkpoint import Checkpoint, fingerprint
+from reapx.calibration.images import Images
 
 KEY = {"model": "a", "images": "b", "positions": None, "exclude": ("x", "y"), "damping": 0.1}
 
@@ -56,7 +56,7 @@ def test_only_what_fits_is_restored(tmp_path: Path) -> None:
 
 def test_stores_wait_for_the_interval_but_the_last_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("reapx.resume.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("reapx.calibration.checkpoint.time.monotonic", lambda: now[0])
     kept = Checkpoint(tmp_path, KEY, interval=10)
 
     def stored(batches: int, last: bool = False) -> int:
@@ -152,7 +152,7 @@ def test_a_full_disk_is_said_and_the_earlier_version_stays(tmp_path: Path, monke
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("reapx.resume.os.fsync", full)
+    monkeypatch.setattr("reapx.calibration.checkpoint.os.fsync", full)
     with pytest.raises(reapx.CheckpointError, match=r"points.json cannot be written \(.*No space left"):
         kept.keep_values("points", {"a": 2}, last=True)
     assert kept.values("points") == {"a": 1}

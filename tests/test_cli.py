@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import reapx
-from reapx.cli import main
+from reapx.cli.main import main
 
 MODEL = """
 from torch import nn

@@ -11,7 +11,7 @@ from graphs.coupled import Concat, Gate, OptionA, PreActivation, Residual
 from torch import Tensor, nn
 
 import reapx
-from reapx.branches import Constant
+from reapx.surgery.emptied_layers import Constant
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGE = (3, 8, 8)

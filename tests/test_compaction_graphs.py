@@ -14,8 +14,8 @@ from graphs import coupled, lively, plain
 from torch import Tensor, nn
 
 import reapx
-from reapx.execution import run
-from reapx.groups import Consumer, Group
+from reapx.capture.execution import run
+from reapx.groups.channel_groups import Consumer, Group
 
 ALL = {**plain.CASES, **coupled.CASES}
 UNSEEN = {"rearranged": "a mask that depends on the images hides that zero stays zero"}

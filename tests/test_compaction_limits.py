@@ -243,7 +243,7 @@ def test_tied_weights_stay() -> None:
 
 def test_a_layer_too_wide_to_measure_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is measured, so no Gram matrix has to fit into memory."""
-    monkeypatch.setattr("reapx.groups.MAX_FEATURES", 3)
+    monkeypatch.setattr("reapx.groups.channel_groups.MAX_FEATURES", 3)
     model = dense()
     kill(model[0], 1, 0.5)
     assert gone(compacted(model, images(5))) == {"0": [1]}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import reapx
-from reapx import demo
+from reapx.cli import demo
 
 
 @pytest.fixture(scope="module")

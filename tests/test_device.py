@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 import reapx
-from reapx import _boundary, _native, layers
-from reapx.store import TensorStore
+from reapx import _native
+from reapx._native import boundary
+from reapx.calibration.store import TensorStore
+from reapx.capture import layers
 
 PLACES = [*(["pretended"] if kernels.EMULATED else []), *(["cuda"] if "cuda" in kernels.DEVICES else [])]
 if not PLACES:
@@ -153,7 +155,7 @@ def test_half_precision_is_read_as_it_is(
 
     def given(name: str, tensor: Tensor, **options: Any) -> Any:
         seen.get(name, set()).add(tensor.dtype)
-        return _boundary.given(name, tensor, **options)
+        return boundary.given(name, tensor, **options)
 
     monkeypatch.setattr(_native, "given", given)
     model, batches = place.moved(net.to(dtype)), place.moved(images.to(dtype))

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.multiprocessing import ProcessExitedException, spawn
 
 import reapx
-import reapx.pipeline
-from reapx.cli import main
-from reapx.distributed import Processes
-from reapx.graph import capture
-from reapx.images import share_of
+import reapx.planning.pipeline
+from reapx.calibration.images import share_of
+from reapx.calibration.processes import Processes
+from reapx.capture.graph import capture
+from reapx.cli.main import main
 
 CPU = torch.device("cpu")
 
@@ -131,7 +131,7 @@ def is_killed(rank: int, folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.replace = replace  # type: ignore[assignment]
-    reapx.pipeline.Checkpoint = partial(reapx.pipeline.Checkpoint, interval=0)  # type: ignore[assignment,misc]
+    reapx.planning.pipeline.Checkpoint = partial(reapx.planning.pipeline.Checkpoint, interval=0)  # type: ignore[assignment,misc]
     pruned(share(rank), distributed=True, resume=folder / "stored", **CASES["pro"])
 
 

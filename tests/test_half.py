@@ -10,7 +10,8 @@ from graphs import lively
 from torch import Tensor, nn
 
 import reapx
-from reapx import _native, layers
+from reapx import _native
+from reapx.capture import layers
 
 HALF = [torch.float16, torch.bfloat16]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reapx.images import MEMORY, _batches, _memory
+from reapx.calibration.images import MEMORY, _batches, _memory
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 MIB = 2**20

@@ -12,11 +12,11 @@ from graphs import coupled, lively, plain
 from torch import Tensor, nn
 
 import reapx
-from reapx.groups import find_groups
-from reapx.inspection import Inspection
-from reapx.latency import Latency, latency_terms, measure_milliseconds
-from reapx.layer_times import Configuration, LayerTimes, measure_layer
-from reapx.layers import Layer
+from reapx.capture.layers import Layer
+from reapx.costs.latency import Latency, latency_terms, measure_milliseconds
+from reapx.costs.layer_times import Configuration, LayerTimes, measure_layer
+from reapx.groups.channel_groups import find_groups
+from reapx.inspection.inspection import Inspection
 
 FIRST, SECOND = [2, 4, 8], [1, 3]
 TABLE = np.array([[1.0, 2.0], [3.0, 5.0], [4.0, 9.0]])
@@ -44,8 +44,8 @@ def hand_made(monkeypatch: pytest.MonkeyPatch, total: float) -> list[Configurati
         measured.append(configuration)
         return by_weights(configuration)
 
-    monkeypatch.setattr("reapx.latency.measure_layer", note)
-    monkeypatch.setattr("reapx.latency.measure_milliseconds", lambda models, images, batch: [total])
+    monkeypatch.setattr("reapx.costs.latency.measure_layer", note)
+    monkeypatch.setattr("reapx.costs.latency.measure_milliseconds", lambda models, images, batch: [total])
     return measured
 
 
@@ -209,7 +209,7 @@ def test_a_measured_network_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
         totals[:] = measure_milliseconds(*arguments)  # type: ignore[arg-type]
         return totals
 
-    monkeypatch.setattr("reapx.latency.measure_milliseconds", note)
+    monkeypatch.setattr("reapx.costs.latency.measure_milliseconds", note)
     model, found, layers = found_in("residual")
     state = torch.get_rng_state()
     found.costs.use(Latency(0.5, batch=2), latency_terms(model, found._graph, layers, found._images, 2))
@@ -228,8 +228,8 @@ def test_a_slow_point_is_run_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
         clocked.append(len(clocked) + 1.0)
         return clocked[-1]
 
-    monkeypatch.setattr("reapx.layer_times.milliseconds", clock)
-    monkeypatch.setattr("reapx.layer_times.POINT_SECONDS", 1e-6)
+    monkeypatch.setattr("reapx.costs.layer_times.milliseconds", clock)
+    monkeypatch.setattr("reapx.costs.layer_times.POINT_SECONDS", 1e-6)
     times = measure_layer(configuration)
     assert clocked == [1.0, 2.0]  # widths 1 and 2 of the outputs, once each
     assert times([1, 1]) == 1.0 and times([2, 1]) == 2.0
@@ -256,7 +256,7 @@ def test_the_network_runs_on_copies_of_one_batch(given: int, batch: int) -> None
     """Too few images are repeated, too many cut; neither the images nor the module change."""
     Counting.seen = []
     model, values = Counting().eval(), torch.randn(given, 6)
-    images = reapx.images.Images([values], torch.device("cpu"), 2**20)
+    images = reapx.calibration.images.Images([values], torch.device("cpu"), 2**20)
     before = values.clone()
     assert measure_milliseconds([model, model], images, batch) > [0.0, 0.0]
     expected = float(values[torch.arange(batch) % given].sum())

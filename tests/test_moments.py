@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reapx import _native
-from reapx.moments import Moments, damp
+from reapx.moments.moments import Moments, damp
 
 F64 = torch.float64
 

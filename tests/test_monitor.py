@@ -11,7 +11,7 @@ from test_sparsity import EPS, F64, Mixed, layers_of, mlp, rows_and_columns, tra
 from torch import nn
 
 import reapx
-from reapx.report.nodes import write_histogram
+from reapx.report.node_figures import write_histogram
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import reapx
-from reapx import _boundary, _native
-from reapx._native import PairConsumer, PairTask, PathConsumer, PathTask, SolveTask, Window
+from reapx import _native
+from reapx._native import PairConsumer, PairTask, PathConsumer, PathTask, SolveTask, Window, boundary
 from reapx.errors import BackendError, ReapxError
 
 F64 = torch.float64
@@ -203,14 +203,14 @@ def test_other_devices() -> None:
 def test_without_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked of the device alone: there need not be one."""
     device = torch.device("cuda", 0)
-    monkeypatch.setitem(sys.modules, "reapx._cuda", None)
+    monkeypatch.setitem(sys.modules, "reapx._native._cuda", None)
     with pytest.raises(BackendError, match=r"_cuda is missing, .*nvcc.*REAPX_CUDA=ON.*model\.cpu\(\)"):
         _native.require(device)
 
 
 def test_broken_cuda_kernels_raise_their_own_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "_cuda.py").write_text("raise ImportError('libsomething.so: cannot open shared object file')")
-    monkeypatch.delitem(sys.modules, "reapx._cuda", raising=False)
+    monkeypatch.delitem(sys.modules, "reapx._native._cuda", raising=False)
     monkeypatch.setattr(reapx, "__path__", [str(tmp_path)])
     monkeypatch.setattr(sys, "meta_path", [PathFinder])  # an editable install has a finder of its own
     with pytest.raises(ImportError, match=r"libsomething\.so"):
@@ -219,7 +219,7 @@ def test_broken_cuda_kernels_raise_their_own_error(monkeypatch: pytest.MonkeyPat
 
 def test_cores_are_the_cpus() -> None:
     with pytest.raises(ValueError, match="core: 'generic' is for tensors on the CPU; these are on 'cuda:0'"):
-        _boundary.backend(torch.device("cuda", 0), "generic")
+        boundary.backend(torch.device("cuda", 0), "generic")
 
 
 def test_devices_of_this_run_have_kernels(devices: list[str]) -> None:

@@ -14,10 +14,10 @@ from graphs import coupled, lively
 from torch import Tensor, nn
 
 import reapx
-import reapx.allocation.outputs
-from reapx.allocation.outputs import output_errors
-from reapx.inspection import Inspection
-from reapx.resume import Checkpoint
+import reapx.allocation.output_errors
+from reapx.allocation.output_errors import output_errors
+from reapx.calibration.checkpoint import Checkpoint
+from reapx.inspection.inspection import Inspection
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -123,9 +123,9 @@ def test_the_suffix_alone_gives_what_the_whole_network_gives(name: str) -> None:
     names = sorted(found._graph.trained)
     edits = [moved(found, name) for name in names]
     with torch.no_grad():
-        wanted = reapx.proof.tensors_in(model(images))
+        wanted = reapx.surgery.proof.tensors_in(model(images))
         for edit, error in zip(edits, output_errors(found._graph, found._images, edits), strict=True):
-            got = reapx.proof.tensors_in(torch.func.functional_call(model, edit, (images,)))
+            got = reapx.surgery.proof.tensors_in(torch.func.functional_call(model, edit, (images,)))
             shares = [
                 float((a - b).square().sum() / (b - b.mean(0)).square().sum()) for a, b in zip(got, wanted, strict=True)
             ]
@@ -151,13 +151,13 @@ def test_a_count_takes_images_of_every_batch(count: int | None, each: int, monke
     images = torch.randn(100, 4)
     found = reapx.inspect(model, list(images.split(10)))
     taken: list[Tensor] = []
-    real = reapx.allocation.outputs.run
+    real = reapx.allocation.output_errors.run
 
     def noted(graph: Any, inputs: Any, *rest: Any) -> Any:
         taken.append(inputs[0])
         return real(graph, inputs, *rest)
 
-    monkeypatch.setattr(reapx.allocation.outputs, "run", noted)
+    monkeypatch.setattr(reapx.allocation.output_errors, "run", noted)
     edit = moved(found, "2.weight")
     error = output_errors(found._graph, found._images, [edit], count=count)[0]
     chosen = torch.cat([batch[:each] for batch in images.split(10)])
@@ -174,8 +174,8 @@ def test_what_is_stored_is_found_again_and_other_edits_are_measured_anew(
     edits = edits_of(found)
     whole = output_errors(found._graph, found._images, edits, checkpoint=Checkpoint(tmp_path, {}))
     runs: list[int] = []
-    real = reapx.allocation.outputs.run
-    monkeypatch.setattr(reapx.allocation.outputs, "run", lambda *given: (runs.append(1), real(*given))[1])
+    real = reapx.allocation.output_errors.run
+    monkeypatch.setattr(reapx.allocation.output_errors, "run", lambda *given: (runs.append(1), real(*given))[1])
     assert output_errors(found._graph, found._images, edits, checkpoint=Checkpoint(tmp_path, {})) == whole
     assert not runs
     for options in ({"measure": "kl"}, {"base": moved(found, "map.bias")}, {"count": 20}):

@@ -12,9 +12,9 @@ from graphs import coupled, lively, plain
 from torch import Tensor, nn
 
 import reapx
-from reapx.execution import last_reads
-from reapx.proof import difference, prove
-from reapx.store import TensorStore
+from reapx.calibration.store import TensorStore
+from reapx.capture.execution import last_reads
+from reapx.surgery.proof import difference, prove
 
 
 def residual() -> tuple[nn.Module, Tensor]:
@@ -109,7 +109,7 @@ def test_store_keeps_memory_format_and_limit() -> None:
 
 
 @pytest.mark.parametrize("budget", [reapx.MACs(0.5), reapx.MACs(0.8), reapx.Params(0.5), reapx.Params(900)])
-def test_budget_is_met_within_one_step(budget: reapx.budget.Budget) -> None:
+def test_budget_is_met_within_one_step(budget: reapx.costs.budget.Budget) -> None:
     model, images = residual()
     found = reapx.inspect(model, images)
     plan = reapx.plan(model, images, budget=budget, streams=True)
@@ -228,11 +228,11 @@ def test_plan_of_a_model_that_changed_since_is_refused() -> None:
 
 
 def test_layer_too_wide_to_measure_is_frozen_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reapx.groups.MAX_FEATURES", 100)
+    monkeypatch.setattr("reapx.groups.channel_groups.MAX_FEATURES", 100)
     model, images = residual()
     found = reapx.inspect(model, images)
     assert not any("input features" in entry.reason for entry in found.frozen)
-    monkeypatch.setattr("reapx.groups.MAX_FEATURES", 80)
+    monkeypatch.setattr("reapx.groups.channel_groups.MAX_FEATURES", 80)
     assert any("b2.0 has 90 input features" in e.reason for e in reapx.inspect(model, images).frozen)
 
 

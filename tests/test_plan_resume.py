@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 import reapx, reapx.pipeline
 import test_plan_resume
 
-reapx.pipeline.Checkpoint = functools.partial(reapx.pipeline.Checkpoint, interval=0)
+reapx.planning.pipeline.Checkpoint = functools.partial(reapx.planning.pipeline.Checkpoint, interval=0)
 place, count = os.replace, 0
 
 def replace(source, target):

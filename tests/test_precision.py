@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import reapx
-from reapx.precision import exact
+from reapx.capture.precision import exact
 
 BACKENDS: Any = torch.backends
 CUDNN: Any = torch.backends.cudnn

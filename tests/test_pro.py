@@ -11,9 +11,9 @@ from graphs import coupled, lively, plain
 from torch import Tensor, nn
 
 import reapx
-import reapx.accumulator
-import reapx.allocation.outputs
-from reapx.latency import Latency
+import reapx.allocation.output_errors
+import reapx.moments.measure
+from reapx.costs.latency import Latency
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,7 +43,7 @@ def same(one: reapx.Plan, other: reapx.Plan) -> bool:
 def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that grows with every batch that is measured; the few images that analysis looks at do not count."""
     runs: list[str] = []
-    for name, module in (("moments", reapx.accumulator), ("outputs", reapx.allocation.outputs)):
+    for name, module in (("moments", reapx.moments.measure), ("outputs", reapx.allocation.output_errors)):
 
         def counted(
             graph: Any, inputs: Any, *rest: Any, _name: str = name, _run: Any = module.run, **options: Any
@@ -70,7 +70,9 @@ class Useless(nn.Module):
 
 
 @pytest.mark.parametrize(("kind", "output_error"), [(reapx.MACs, "squared"), (reapx.Params, "kl")])
-def test_what_hardly_counts_at_the_outputs_is_pruned_first(kind: type[reapx.budget.Budget], output_error: str) -> None:
+def test_what_hardly_counts_at_the_outputs_is_pruned_first(
+    kind: type[reapx.costs.budget.Budget], output_error: str
+) -> None:
     torch.manual_seed(0)
     model = Useless().eval()
     with torch.no_grad():
@@ -233,7 +235,7 @@ def test_exclude_and_streams_keep_groups_whole() -> None:
     ("allocation", "budget"), [("pro", reapx.MACs(1e-4)), ("pro", reapx.Params(1e-4)), ("uniform", reapx.MACs(1e-4))]
 )
 def test_an_unreachable_budget_is_refused_before_anything_is_measured(
-    allocation: str, budget: reapx.budget.Budget, monkeypatch: pytest.MonkeyPatch
+    allocation: str, budget: reapx.costs.budget.Budget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, images = residual()
     runs = count_runs(monkeypatch)

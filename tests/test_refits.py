@@ -13,11 +13,12 @@ from graphs import coupled, lively, plain
 from torch import Tensor, nn
 
 import reapx
-from reapx.execution import run
-from reapx.groups import Consumer, Group
-from reapx.inspection import Inspection
-from reapx.selection import Path, find_paths
-from reapx.selection.changes import combined
+from reapx.capture.execution import run
+from reapx.groups.channel_groups import Consumer, Group
+from reapx.inspection.inspection import Inspection
+from reapx.selection.find_paths import find_paths
+from reapx.selection.paths.path import Path
+from reapx.selection.paths.weight_changes import combined
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import reapx
-from reapx.reconstruction import Refit
-from reapx.report import curves, html, plots
+from reapx.reconstruction.sweep import Refit
+from reapx.report import page as html
+from reapx.report import plots, pro_figures
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -147,7 +148,7 @@ def test_plan_alone(results: dict[bool, reapx.Result], uniform: reapx.Result, tm
 def test_lines_follow_the_plan(results: dict[bool, reapx.Result]) -> None:
     """One line a group; its measured and chosen points are the plan's."""
     plan = results[True].plan
-    lines = curves.lines(plan)
+    lines = pro_figures.lines(plan)
     assert [line.name for line in lines] == [entry.group.name for entry in plan.groups]
     assert [line.stream for line in lines] == [entry.group.stream for entry in plan.groups]
     assert (lines[0].colour, lines[-1].colour) == (plots.DEPTHS[0], plots.DEPTHS[-1])
@@ -175,7 +176,7 @@ def drawn(axes: object) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
 
 def test_removal_figure_marks_the_chosen_widths(results: dict[bool, reapx.Result]) -> None:
     plan = results[True].plan
-    (axes,) = curves.removal_figure(plan).axes
+    (axes,) = pro_figures.removal_figure(plan).axes
     found = drawn(axes)
     floor = min(float(y.min()) for _, y in found["lines"])
     assert len(found["lines"]) == len(found["dots"]) == len(found["chosen"]) == len(plan.groups)
@@ -193,12 +194,12 @@ def test_removal_figure_marks_the_chosen_widths(results: dict[bool, reapx.Result
 
 def test_saving_figure_marks_lie_inside_and_above_the_hull(results: dict[bool, reapx.Result]) -> None:
     plan = results[True].plan
-    (axes,) = curves.saving_figure(plan).axes
+    (axes,) = pro_figures.saving_figure(plan).axes
     found = drawn(axes)
     assert len(found["lines"]) == 2 * len(plan.groups), "a curve and its hull"
     assert len(found["chosen"]) == len(plan.groups)
     hulls = found["lines"][1::2]
-    for (x, y), (hull_x, hull_y), line in zip(found["chosen"], hulls, curves.lines(plan), strict=True):
+    for (x, y), (hull_x, hull_y), line in zip(found["chosen"], hulls, pro_figures.lines(plan), strict=True):
         assert (x[0], y[0]) == pytest.approx(line.chosen[1:])
         assert axes.get_xlim()[0] < x[0] < axes.get_xlim()[1] and axes.get_ylim()[0] < y[0] < axes.get_ylim()[1]
         assert y[0] >= np.interp(x[0], hull_x, hull_y) - 1e-12
@@ -209,18 +210,20 @@ def test_lower_hull_is_convex_and_below() -> None:
     for _ in range(50):
         saved = np.concatenate([[0.0], np.cumsum(generator.uniform(0.1, 1.0, 20))])
         errors = np.concatenate([[0.0], np.cumsum(generator.uniform(0.0, 1.0, 20))])
-        hull = curves.lower_hull(saved, errors)
+        hull = pro_figures.lower_hull(saved, errors)
         assert hull[0] == 0 and hull[-1] == 20
         assert all(np.diff(np.diff(errors[hull]) / np.diff(saved[hull])) > -1e-12)
         assert all(errors >= np.interp(saved, saved[hull], errors[hull]) - 1e-12)
-    assert curves.lower_hull(np.array([0.0, 1.0, 0.5]), np.array([0.0, 1.0, 0.2])) == [0, 2], "never back"
-    assert curves.lower_hull(np.array([0.0, 1.0, 0.5]), np.array([0.0, 0.1, 0.2])) == [0, 1], "only what saves more"
+    assert pro_figures.lower_hull(np.array([0.0, 1.0, 0.5]), np.array([0.0, 1.0, 0.2])) == [0, 2], "never back"
+    assert pro_figures.lower_hull(np.array([0.0, 1.0, 0.5]), np.array([0.0, 0.1, 0.2])) == [0, 1], (
+        "only what saves more"
+    )
 
 
 def test_tradeoff_figure_marks_the_plan(results: dict[bool, reapx.Result]) -> None:
     plan = results[True].plan
     for planned in (plan, plan.at(reapx.MACs(0.4)), plan.at(reapx.Params(0.5))):
-        (axes,) = curves.tradeoff_figure(planned).axes
+        (axes,) = pro_figures.tradeoff_figure(planned).axes
         curve, _, mark = axes.get_lines()
         kind = planned.macs if isinstance(planned.budget, reapx.MACs) else planned.params
         assert len(curve.get_xdata()) == len(planned.tradeoff())
@@ -230,8 +233,8 @@ def test_tradeoff_figure_marks_the_plan(results: dict[bool, reapx.Result]) -> No
 def test_streams_that_stay_have_no_line() -> None:
     model, images = tiny()
     plan = reapx.plan(model, images, budget=reapx.MACs(0.8), streams=False)
-    assert [line.stream for line in curves.lines(plan)] == [False]
-    (axes,) = curves.removal_figure(plan).axes
+    assert [line.stream for line in pro_figures.lines(plan)] == [False]
+    (axes,) = pro_figures.removal_figure(plan).axes
     assert len(drawn(axes)["lines"]) == 1
 
 
@@ -240,7 +243,7 @@ def test_bounds_and_rounding_limit_the_lines() -> None:
     model, images = tiny()
     bounds = {"first.0": (2, 6)}
     plan = reapx.plan(model, images, budget=reapx.MACs(0.7), round_to=2, bounds=bounds)
-    line = curves.lines(plan)[0]
+    line = pro_figures.lines(plan)[0]
     assert line.removed[[0, -1]] == pytest.approx([2 / 8, 6 / 8])
     assert {round(8 * x) for x in line.removed[line.hull]} <= {2, 4, 6}
 
@@ -249,10 +252,10 @@ def test_many_groups_are_not_all_named(results: dict[bool, reapx.Result]) -> Non
     """The legend names a few groups, whatever their number."""
     from matplotlib.figure import Figure
 
-    line = curves.lines(results[True].plan)[0]
+    line = pro_figures.lines(results[True].plan)[0]
     for count, named in ((3, 3), (28, 3)):
         figure = Figure()
-        curves._legend(figure, [line] * count)
+        pro_figures._legend(figure, [line] * count)
         labels = [text.get_text() for text in figure.legends[0].get_texts()]
         assert sum(label.startswith(line.name) for label in labels) == named
         assert {"measured", "chosen"} <= set(labels)
@@ -261,7 +264,7 @@ def test_many_groups_are_not_all_named(results: dict[bool, reapx.Result]) -> Non
 def test_kl_errors_are_no_percentages() -> None:
     model, images = tiny()
     plan = reapx.plan(model, images, budget=reapx.MACs(0.7), output_error="kl")
-    (axes,) = curves.saving_figure(plan).axes
+    (axes,) = pro_figures.saving_figure(plan).axes
     assert "nats" in axes.get_ylabel() and "%" not in axes.yaxis.get_major_formatter()(0.5)
     assert "nats" in str(plan) and "nats" in "".join(html.result_sections(plan))
 
@@ -321,7 +324,8 @@ def test_colours_follow_the_page(results: dict[bool, reapx.Result]) -> None:
     assert not re.search(r"#0101\d\d", text)
     assert "currentColor" in text and "var(--before)" in text and "var(--after)" in text
     figures = [
-        draw(results[True].plan) for draw in (curves.removal_figure, curves.saving_figure, curves.tradeoff_figure)
+        draw(results[True].plan)
+        for draw in (pro_figures.removal_figure, pro_figures.saving_figure, pro_figures.tradeoff_figure)
     ]
     text += "".join(plots.svg(figure, "allocation") for figure in figures)
     assert not re.search(r"#0101\d\d", text) and "var(--depth0)" in text and "var(--paper)" in text

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 import reapx
-import reapx.accumulator
-from reapx.accumulator import Accumulator, measure
-from reapx.inspection import Inspection, inspect
-from reapx.layers import Layer
-from reapx.moments import Moments
-from reapx.resume import Checkpoint, fingerprint
-from reapx.selection import find_paths
+import reapx.moments.measure
+from reapx.calibration.checkpoint import Checkpoint, fingerprint
+from reapx.capture.layers import Layer
+from reapx.inspection.inspection import Inspection, inspect
+from reapx.moments.measure import Accumulator, measure
+from reapx.moments.moments import Moments
+from reapx.selection.find_paths import find_paths
 
 # Tiny networks, which more threads only slow down.
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -132,7 +132,7 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows with every batch run."""
     runs: list[int] = []
-    real = reapx.accumulator.run
+    real = reapx.moments.measure.run
 
     def counted(*args: object, **options: object) -> object:
         runs.append(1)

@@ -8,17 +8,18 @@ from itertools import combinations
 import pytest
 import torch
 from graphs import coupled, lively, plain
+from reapx.selection.output_norm import output_norm_order
 from torch import Tensor, nn
 
 import reapx
-from reapx.accumulator import measure
-from reapx.moments import Moments
-from reapx.selection import BLIND, SELECTIONS, find_paths
+from reapx.moments.measure import measure
+from reapx.moments.moments import Moments
 from reapx.selection.dpp import _kernel, _sample, dpp_order
+from reapx.selection.find_paths import find_paths
 from reapx.selection.lasso import lasso_order
+from reapx.selection.methods import BLIND, SELECTIONS
 from reapx.selection.nu import Unification, unify
-from reapx.selection.output_norm import output_norm_order
-from reapx.selection.readers import Reader, readers_of
+from reapx.selection.paths.consumers import Reader, readers_of
 from reapx.selection.thinet import thinet_order
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -226,7 +227,7 @@ def _gram_of(found: reapx.Inspection, consumer: object) -> Tensor:
 
 
 def _shifts(found: reapx.Inspection, layer: object) -> bool:
-    from reapx.layers import tail_of
+    from reapx.capture.layers import tail_of
 
     return layer.bias is not None or tail_of(found._graph, layer).norm is not None  # type: ignore[attr-defined,arg-type]
 

@@ -16,8 +16,8 @@ from graphs.residual import Basic, Block, Bottleneck, CifarResNet, Net, ResNet, 
 from torch import Tensor, nn
 
 import reapx
-from reapx.serial import Block as Summary
 from reapx.serial.operators import Operator
+from reapx.serial.result import Block as Summary
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 pytestmark = pytest.mark.usefixtures("one_thread")

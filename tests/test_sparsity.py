@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import reapx
-from reapx.sparsity.modules import matrices_of
+from reapx.sparsity.training.modules import matrices_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,9 +12,11 @@ from graphs import coupled, lively, plain
 from torch import nn
 
 import reapx
-from reapx.allocation import ErrorCurve, Rules, Tradeoff
-from reapx.budget import Costs
-from reapx.inspection import Inspection
+from reapx.allocation.allowed_widths import Rules
+from reapx.allocation.curves import ErrorCurve
+from reapx.allocation.pro import Tradeoff
+from reapx.costs.budget import Costs
+from reapx.inspection.inspection import Inspection
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -91,7 +93,7 @@ RULES = [
 @pytest.mark.parametrize(
     "budget", [reapx.MACs(0.3), reapx.MACs(0.62), reapx.MACs(170), reapx.Params(0.6), reapx.Params(180), reapx.MACs(1)]
 )
-def test_a_budget_is_never_exceeded_and_nothing_wider_fits(budget: reapx.budget.Budget, rules: Rules) -> None:
+def test_a_budget_is_never_exceeded_and_nothing_wider_fits(budget: reapx.costs.budget.Budget, rules: Rules) -> None:
     found, curves = chain()
     kind = type(budget)
     tradeoff = tradeoff_of(found, curves, rules)
@@ -112,7 +114,7 @@ def test_a_budget_is_never_exceeded_and_nothing_wider_fits(budget: reapx.budget.
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.2, 0.35, 0.5, 0.7, 0.85])
-def test_the_way_down_is_the_best_of_all_within_one_step(share: float, kind: type[reapx.budget.Budget]) -> None:
+def test_the_way_down_is_the_best_of_all_within_one_step(share: float, kind: type[reapx.costs.budget.Budget]) -> None:
     """No combination at all does better with the budget less what the widest channel costs."""
     found, curves = chain()
     names = list(found.costs.full)

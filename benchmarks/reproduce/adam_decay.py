@@ -39,8 +39,8 @@ import models
 from decay_curves import FLOOR, LEVELS, POINTS, Row, norms, summary
 from timing import Target, parser, write
 
-from reapx.report.text import table
-from reapx.sparsity import adam_l2
+from reapx.sparsity.training.optimizer import adam_l2
+from reapx.text import table
 
 SEEDS = (0, 1, 2)
 SIZES = (784, 64, 64, 10)

@@ -10,16 +10,15 @@ from timing import HOST, Target
 from torch import Tensor
 
 import reapx
-from reapx.graph import Graph
-from reapx.groups import Group
-from reapx.moments import Moments
-from reapx.pipeline import DAMPING
-from reapx.selection import SELECTIONS
-from reapx.selection.changes import Changes
-from reapx.selection.methods import choose
+from reapx.capture.graph import Graph
+from reapx.groups.channel_groups import Group
+from reapx.moments.moments import Moments
+from reapx.planning.pipeline import DAMPING
+from reapx.selection.find_paths import chunks, measure_consumers
+from reapx.selection.methods import SELECTIONS, choose
 from reapx.selection.nu import Unification
-from reapx.selection.paths import chunks, measure_consumers
-from reapx.selection.readers import Reader, readers_of
+from reapx.selection.paths.consumers import Reader, readers_of
+from reapx.selection.paths.weight_changes import Changes
 from reapx.selection.reap import Request, reap_paths
 
 ERRORS = ("removed", "bias", "own", "fitted")

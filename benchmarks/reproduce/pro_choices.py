@@ -22,8 +22,8 @@ from timing import Target, parser, write
 from torch import Tensor
 
 import reapx
-from reapx import pipeline
-from reapx.report.text import table
+from reapx.planning import pipeline
+from reapx.text import table
 
 BUDGETS = (0.5, 0.35)
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -26,9 +26,11 @@ from timing import Target, parser, peak_memory, write
 from torch import Tensor, nn
 
 import reapx
-from reapx import _native, execution, rectify, streams
-from reapx.allocation import outputs
-from reapx.report.text import table
+from reapx import _native
+from reapx.allocation import output_errors
+from reapx.capture import execution
+from reapx.reconstruction import rectify, streams
+from reapx.text import table
 
 SEEDS = [
     ("seeds: PRO & REAP", "x0.500", "92.8 -> 90.6", "4237"),
@@ -47,7 +49,7 @@ BUDGETS = (0.5, 0.35, 0.25)
 AT_ALL_BUDGETS = ("PRO & REAP", "uniform & REAP")
 CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25)
 WORKS: dict[str, list[tuple[ModuleType, str]]] = {
-    "forward passes": [(execution, "evaluate"), (streams, "evaluate"), (outputs, "evaluate")],
+    "forward passes": [(execution, "evaluate"), (streams, "evaluate"), (output_errors, "evaluate")],
     "gram": [(_native, "gram_accumulate"), (_native, "gram_mirror")],
     "paths": [(_native, "basis_compute"), (_native, "path_eliminate"), (_native, "path_weights")],
     "solves": [(_native, "batch_solve")],

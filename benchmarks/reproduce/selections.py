@@ -24,8 +24,8 @@ from timing import Target, parser, write
 from torch import Tensor, nn
 
 import reapx
-from reapx.report.text import table
-from reapx.selection import SELECTIONS
+from reapx.selection.methods import SELECTIONS
+from reapx.text import table
 
 SEEDS = [
     ("VGG16's fully connected layer to 1/2 (89.5)", "NU 87.9, DPP 85.6"),

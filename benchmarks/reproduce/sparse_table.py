@@ -16,7 +16,7 @@ from timing import write
 from torch import Tensor, nn
 
 import reapx
-from reapx.sparsity.compaction import RELATIVE
+from reapx.sparsity.compaction.compact import RELATIVE
 
 Labelled = tuple[Tensor, Tensor]
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)

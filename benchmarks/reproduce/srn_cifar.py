@@ -62,7 +62,7 @@ from training import (
 )
 
 import reapx
-from reapx.report.text import table
+from reapx.text import table
 
 STATE = ROOT / "build" / "srn"
 STAGES = ("srn", "pruned", "resnet", "naive")

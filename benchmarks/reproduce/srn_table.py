@@ -27,7 +27,7 @@ from recipe import fused
 from timing import Target, interleaved, parser, write
 
 import reapx
-from reapx.report.text import table
+from reapx.text import table
 
 DEPTHS = (20, 32, 44, 56)
 BATCHES = (1, 4, 16)

@@ -16,18 +16,18 @@ from itertools import chain
 
 import numpy as np
 
-from ..budget import Budget, Costs
+from ..calibration.checkpoint import Checkpoint
+from ..calibration.images import Images
+from ..capture.graph import Graph
+from ..costs.budget import Budget, Costs
 from ..errors import BudgetError
-from ..graph import Graph
-from ..groups import Group
-from ..images import Images
-from ..resume import Checkpoint
-from ..selection import Path
-from .choices import Rules, largest, refusal
+from ..groups.channel_groups import Group
+from ..selection.paths.path import Path
+from .allowed_widths import Rules, largest, refusal
 from .curves import ErrorCurve
-from .outputs import output_errors
-from .runs import curves_of, present_of, runs_of
-from .tradeoff import Descent, TradeoffPoint, idle_without
+from .descent import Descent, TradeoffPoint, idle_without
+from .output_errors import output_errors
+from .pro_runs import curves_of, present_of, runs_of
 
 
 @dataclass(frozen=True)

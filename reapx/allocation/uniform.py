@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..budget import Budget, Costs
-from ..groups import Group
-from .choices import Choices, Rules, largest
+from ..costs.budget import Budget, Costs
+from ..groups.channel_groups import Group
+from .allowed_widths import Choices, Rules, largest
 
 
 def uniform(groups: Sequence[Group], costs: Costs, budget: Budget, rules: Rules) -> dict[str, int]:

@@ -1,1 +1,1 @@
-"""What the user sees: tables in the terminal, pages with plots."""
+"""Reports: an HTML page and figures of plans and results."""

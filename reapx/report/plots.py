@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..plan import Plan
-    from ..reconstruction import Refit
+    from ..planning.plan import Plan
+    from ..reconstruction.sweep import Refit
 
 INK, LINE, BEFORE, AFTER, PAPER = "#010101", "#010102", "#010103", "#010104", "#010105"
 DEPTHS = tuple(f"#01011{step}" for step in range(8))

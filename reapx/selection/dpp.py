@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .contributions import behaviour_gram
-from .readers import Reader
+from .paths.channel_grams import behaviour_gram
+from .paths.consumers import Reader
 
 _SEED = 0
 _JITTER = 1e-10

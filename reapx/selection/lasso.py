@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .contributions import shared_gram
-from .readers import Reader
+from .paths.channel_grams import shared_gram
+from .paths.consumers import Reader
 
 
 def require_lasso() -> None:

@@ -1,12 +1,15 @@
-"""Magnitude: the channels with the smallest weights leave first; no data is looked at."""
+"""The two norms, which look at no data: magnitude (incoming weights) and output norm (outgoing weights, OP)."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..graph import Graph
-from ..groups import Group
+from ..capture.graph import Graph
+from ..groups.channel_groups import Group
+from .paths.consumers import Reader
 
 
 def magnitude_order(graph: Graph, group: Group, steps: int) -> Tensor:
@@ -20,3 +23,18 @@ def magnitude_order(graph: Graph, group: Group, steps: int) -> Tensor:
         rows = torch.from_numpy(group.cuts[layer.weight, layer.out_axis])
         total += weight.square().sum(1).cpu()[rows].sum(1)
     return total.argsort(stable=True)[:steps]
+
+
+def output_norm_order(readers: Sequence[Reader], steps: int) -> Tensor:
+    """(steps,) int64 units, by ‖W_c‖² of the weights that read each, as a share of each consumer's weights.
+
+    Norms behind the consumers are folded into the weights.
+
+    Source: T. He et al., "Reshaping Deep Neural Network for Fast Decoding by Node-Pruning", ICASSP 2014 (there the
+    mean of absolute values).
+    """
+    total = readers[0].weight.new_zeros(len(readers[0].columns))
+    for reader in readers:
+        square = reader.weight.square()
+        total += square[:, reader.columns].sum((0, 2)) / square.sum().clamp(min=1e-300)
+    return total.cpu().argsort(stable=True)[:steps]

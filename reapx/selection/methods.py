@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..graph import Graph
-from ..groups import Group
-from .changes import Changes
+from ..capture.graph import Graph
+from ..groups.channel_groups import Group
 from .dpp import dpp_order
 from .lasso import lasso_order
-from .magnitude import magnitude_order
+from .magnitude import magnitude_order, output_norm_order
 from .nu import Unification
-from .output_norm import output_norm_order
-from .readers import Reader
+from .paths.consumers import Reader
+from .paths.weight_changes import Changes
 from .thinet import Scales, thinet_order
 
 SELECTIONS = {

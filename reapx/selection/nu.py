@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..graph import Graph
-from ..groups import Group
-from .changes import Changes
-from .readers import Reader
+from ..capture.graph import Graph
+from ..groups.channel_groups import Group
+from .paths.consumers import Reader
+from .paths.weight_changes import Changes
 
 
 class Unification(Changes):

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from .. import _native
 from ..errors import NumericalError
-from ..moments import damp
-from .contributions import inner_products
-from .path import Path
-from .readers import Reader
+from ..moments.moments import damp
+from .paths.channel_grams import inner_products
+from .paths.consumers import Reader
+from .paths.path import Path
 from .swap import swap_units
 
 

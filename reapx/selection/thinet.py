@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..graph import Graph
-from ..groups import Group
-from .changes import Changes
-from .contributions import shared_gram
-from .readers import Reader
+from ..capture.graph import Graph
+from ..groups.channel_groups import Group
+from .paths.channel_grams import shared_gram
+from .paths.consumers import Reader
+from .paths.weight_changes import Changes
 
 _DAMPING = 1e-6
 """Pull of the scales towards 1, a fraction of the mean squared contribution: only against singular systems."""

@@ -1,5 +1,1 @@
 """Serialized residual networks: blocks relu(f(x) + shortcut(x)) as plain serial layers of the same function."""
-
-from .result import Block, Serialized, serialize
-
-__all__ = ["Block", "Serialized", "serialize"]

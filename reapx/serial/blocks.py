@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
+from ..capture.graph import Graph, is_tensor, operator_name
+from ..capture.layers import NORMS, Layer, describe
 from ..errors import InputError
-from ..graph import Graph, is_tensor, operator_name
-from ..layers import NORMS, Layer, describe
-from .branches import (
+from .residual_branches import (
     ACTIVATIONS,
     Conv,
     Shortcut,
@@ -22,7 +22,7 @@ from .branches import (
     read_convolutions,
     read_shortcuts,
 )
-from .flow import Flow, block_name, is_idle, refusal
+from .value_flow import Flow, block_name, is_idle, refusal
 
 
 @dataclass(frozen=True)

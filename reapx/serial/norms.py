@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..images import Images
+from ..calibration.images import Images
 from .operators import Names
 
 _NORMS: dict[type[nn.Module], type[nn.BatchNorm1d] | type[nn.BatchNorm2d]] = {

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from ..capture.graph import Graph, arguments, is_dynamic, operator_name
+from ..capture.layers import NORMS, Layer, describe, name_of
 from ..errors import InputError
-from ..graph import Graph, arguments, is_dynamic, operator_name
-from ..layers import NORMS, Layer, describe, name_of
-from .flow import DROPOUTS, is_idle
+from .value_flow import DROPOUTS, is_idle
 
 _POOLS: dict[str, type[nn.Module]] = {
     "max_pool1d": nn.MaxPool1d,

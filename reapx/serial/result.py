@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from ..budget import Costs
-from ..checks import check_forward, check_model, model_device
+from ..calibration.images import Images
+from ..capture.graph import Graph, capture
+from ..costs.budget import Costs
 from ..errors import InputError, ProofError
-from ..graph import Graph, capture
-from ..groups import find_groups
-from ..images import Images
-from ..proof import difference
-from ..report.text import saving, table
+from ..groups.channel_groups import find_groups
+from ..inspection.validation import check_forward, check_model, model_device
+from ..surgery.proof import difference
+from ..text import saving, table
 from .blocks import Link, Residual, find_chain
-from .branches import Conv, ShortcutKind
 from .norms import with_norms
 from .operators import Names, modules_of, node_name
+from .residual_branches import Conv, ShortcutKind
 from .rewrite import Projection, carried_channels, convolution, serial_convolutions
 
 LIMIT = 1e-5

@@ -8,11 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..graph import Graph, arguments
-from ..layers import Layer
+from ..capture.graph import Graph, arguments
+from ..capture.layers import Layer
 from .blocks import Residual
-from .branches import Conv
-from .flow import axes
+from .residual_branches import Conv
+from .value_flow import axes
 
 Projection = Literal["carry", "split"]
 CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}

@@ -1,0 +1,43 @@
+"""The one door to the compiled kernels: nothing else takes a tensor's address or imports an extension."""
+
+from .kernels import (
+    HALF,
+    CutsTask,
+    PairConsumer,
+    PairTask,
+    PathConsumer,
+    PathTask,
+    SolveTask,
+    Window,
+    basis_compute,
+    batch_solve,
+    cores,
+    gram_accumulate,
+    gram_mirror,
+    pair_scan,
+    path_eliminate,
+    path_weights,
+    require,
+    zero_scan,
+)
+
+__all__ = [
+    "HALF",
+    "CutsTask",
+    "PairConsumer",
+    "PairTask",
+    "PathConsumer",
+    "PathTask",
+    "SolveTask",
+    "Window",
+    "basis_compute",
+    "batch_solve",
+    "cores",
+    "gram_accumulate",
+    "gram_mirror",
+    "pair_scan",
+    "path_eliminate",
+    "path_weights",
+    "require",
+    "zero_scan",
+]

@@ -1,0 +1,243 @@
+"""The one door between torch and the compiled kernels.
+
+Checked here and in :mod:`reapx._native.boundary`: one device, and a layout that the kernel takes. Checked in
+``csrc/bindings.cpp``: dtypes and every size relation. A numerical failure comes back as an index; the
+caller, who knows the layer's name, raises.
+
+Every function takes ``core``, the name of an instruction set out of :func:`cores`; the default is
+the best one. ``torch.get_num_threads()`` threads are used; results do not depend on how many. Tensors on a GPU
+are worked on in torch's current stream, without waiting; what indices they hold is not checked there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reapx._native.boundary import HALF, backend, device_of, given, packed, readable, tensors
+from reapx._native.tasks import CutsTask, PairConsumer, PairTask, PathConsumer, PathTask, SolveTask, Window
+
+__all__ = [
+    "HALF",
+    "CutsTask",
+    "PairConsumer",
+    "PairTask",
+    "PathConsumer",
+    "PathTask",
+    "SolveTask",
+    "Window",
+    "basis_compute",
+    "batch_solve",
+    "cores",
+    "gram_accumulate",
+    "gram_mirror",
+    "pair_scan",
+    "path_eliminate",
+    "path_weights",
+    "require",
+    "zero_scan",
+]
+
+
+def cores() -> list[str]:
+    """Names of the instruction sets this machine can run, best first."""
+    names: list[str] = backend(torch.device("cpu"))[0].cores()
+    return names
+
+
+def require(device: torch.device) -> None:
+    """Raise BackendError unless there are kernels for a device."""
+    backend(device)
+
+
+def gram_accumulate(
+    x: Tensor,
+    window: Window,
+    output_size: tuple[int, int],
+    gram: Tensor,
+    total: Tensor,
+    *,
+    target: Tensor | None = None,
+    cross: Tensor | None = None,
+    target_total: Tensor | None = None,
+    target_square: Tensor | None = None,
+    positions: Tensor | None = None,
+    core: str = "",
+    form: str = "",
+) -> None:
+    """Add the second moments of the patches that a convolution reads.
+
+    With X_g the patches of group g, a row per image and output position, a column per channel of
+    the group, kernel row and kernel column (D of them), and Y_g the target in the same rows::
+
+        gram[g] += X_gᵀ X_g    total[g] += column sums of X_g
+        cross[g] += Y_gᵀ X_g   target_total += column sums of Y   target_square += those of Y²
+
+    Reading outside the image gives zero. Products are float32 over at most 256 positions and added
+    up in float64. The patch matrix is never built. A linear layer is x viewed as (N, C, 1, 1).
+
+    Half precision is exact in float32, and gives what a float32 copy would, to the bit. The CUDA kernel reads it as
+    it is; for the CPU's it is copied to float32 here.
+
+    Args:
+        x: (B, C, H, W) float32, float16 or bfloat16, contiguous or channels-last.
+        window: kernel, stride, padding, dilation and groups.
+        output_size: (Ho, Wo).
+        gram: (groups, D, D) float64: the upper triangle is added to. The lower one has no meaning until
+            :func:`gram_mirror`, after the last batch.
+        total: (groups, D) float64, added to.
+        target: (B, M, Ho, Wo), dtype and layout as of x, but not necessarily the same ones; then the next three are
+            needed.
+        cross: (groups, M / groups, D) float64, added to.
+        target_total: (M,) float64, added to.
+        target_square: (M,) float64, added to.
+        positions: (B, n) int64 output positions, ``row * Wo + column``, of each image: then only these are
+            rows of X and Y, as often as they are named. None for all.
+        core: see the module.
+        form: "rows" or "shift" forces one way of computing the sums, where it can be used; "" takes the faster.
+
+    Raises:
+        BackendError: there are no kernels for the tensors' device.
+        ValueError: a dtype, size or layout does not fit.
+    """
+    outputs = {
+        "gram": gram,
+        "total": total,
+        "cross": cross,
+        "target_total": target_total,
+        "target_square": target_square,
+    }
+    inputs = {"x": x, "target": target}
+    device = device_of([*inputs.items(), *outputs.items(), ("positions", positions)])
+    module, where = backend(device, core)
+    passed = {name: packed(name, t) for name, t in outputs.items()}
+    inputs = {name: readable(name, t, half=module.reads_half) for name, t in inputs.items()}  # may be new: kept alive
+    images = {name: None if t is None else given(name, t, images=True) for name, t in inputs.items()}
+    module.gram_accumulate(
+        images["x"],
+        [window.kernel, window.stride, window.padding, window.dilation],
+        window.groups,
+        output_size,
+        passed["gram"],
+        passed["total"],
+        images["target"],
+        passed["cross"],
+        passed["target_total"],
+        passed["target_square"],
+        packed("positions", positions),
+        where,
+        form,
+    )
+
+
+def gram_mirror(gram: Tensor, *, core: str = "") -> None:
+    """Copy the upper triangles of matrices (n, D, D) float64 to the lower ones."""
+    module, where = backend(gram.device, core)
+    module.gram_mirror(given("gram", gram), where)
+
+
+def basis_compute(
+    grams: Sequence[Tensor], ridges: Sequence[float], bases: Sequence[Tensor], *, core: str = ""
+) -> list[int]:
+    """Invert damped Gram matrices: ``bases[i] = (grams[i] + ridges[i] I)⁻¹``.
+
+    Args:
+        grams: (D, D) float64 each, symmetric; sizes may differ.
+        ridges: added to the diagonals.
+        bases: (D, D) float64 each, overwritten; exactly symmetric.
+        core: see the module.
+
+    Returns:
+        For each matrix -1, or the first Cholesky pivot that was not above
+        ``D * eps * max(diag(gram + ridge I))``; that basis is then untouched.
+    """
+    device = device_of([*tensors("grams", grams), *tensors("bases", bases)])
+    module, where = backend(device, core)
+    failed = torch.empty(len(grams), dtype=torch.int64, device=device)
+    passed = (packed("grams", grams), [float(ridge) for ridge in ridges], packed("bases", bases))
+    module.basis_compute(*passed, given("failed", failed), where)
+    return _read(failed)
+
+
+def path_eliminate(tasks: Sequence[PathTask], *, core: str = "") -> None:
+    """Remove units one by one, always the one whose removal costs least; see :class:`PathTask`.
+
+    The cost of unit u, exact for least-squares weights, is ``sum_j scale_j tr(W_u P_uu⁻¹ W_uᵀ)``
+    with P and W brought up to date after every step. Ties go to the lowest index.
+    """
+    module, where = backend(device_of(tensors("tasks", tasks)), core)
+    module.path_eliminate(packed("tasks", tasks), where)
+
+
+def path_weights(tasks: Sequence[CutsTask], *, core: str = "") -> None:
+    """Write the refitted weights at many cuts of each path; see :class:`CutsTask`."""
+    module, where = backend(device_of(tensors("tasks", tasks)), core)
+    module.path_weights(packed("tasks", tasks), where)
+
+
+def batch_solve(tasks: Sequence[SolveTask], *, core: str = "") -> list[int]:
+    """Solve for the weights on the kept features of each task; see :class:`SolveTask`.
+
+    Returns:
+        For each task -1, or the first failing pivot, a position in ``kept`` (the test is that of
+        :func:`basis_compute`); that weight is then untouched.
+    """
+    device = device_of(tensors("tasks", tasks))
+    module, where = backend(device, core)
+    failed = torch.empty(len(tasks), dtype=torch.int64, device=device)
+    module.batch_solve(packed("tasks", tasks), given("failed", failed), where)
+    return _read(failed)
+
+
+def pair_scan(tasks: Sequence[PairTask], *, core: str = "") -> None:
+    """Find what it costs to let one unit emulate another, and merge units greedily; see :class:`PairTask`.
+
+    With W_q (M, taps) the weights on unit q, A_q = W_qᵀ W_q, Δ what the steps so far changed in W, and
+    R_qp = <W_q, (Δ G)_p>, letting p emulate q raises the total error ``sum_j scale_j tr(Δ G Δᵀ)`` by::
+
+        err(q -> p) = sum_j scale_j (<A_q, G_qq> - 2 R_qq - a (<A_q, G_qp> - R_qp))
+        a = (<A_q, G_qp> - R_qp) / <A_q, G_pp>
+
+    with a gain ``a`` for each consumer, of any sign (0 where p is dead). Each step takes the pair, of units still
+    there, with which the total is least, ties going to the lowest q and then the lowest p, adds ``a W_q`` to W_p and
+    zeroes W_q. An error that is not finite counts as inf.
+    """
+    module, where = backend(device_of(tensors("tasks", tasks)), core)
+    module.pair_scan(packed("tasks", tasks), where)
+
+
+def zero_scan(weights: Sequence[Tensor], *, core: str = "") -> list[tuple[Tensor, Tensor]]:
+    """Find the largest magnitude in each row and column of all weights, in one pass over them.
+
+    A unit none of whose weights differ from zero has a maximum of zero. NaN is larger than everything.
+
+    Args:
+        weights: (A, B, ...) float32 each, contiguous, such as (outputs, inputs / groups, height, width).
+        core: see the module.
+
+    Returns:
+        For each weight the maxima of its rows (A,) and of its columns (B,), over all other axes; 0 where
+        there is nothing to look at.
+    """
+    named = [(f"weights[{i}]", weight) for i, weight in enumerate(weights)]
+    module, where = backend(device_of(named), core)
+    passed, rows, columns = [], [], []
+    for name, weight in named:
+        shape = tuple(weight.shape)
+        if len(shape) < 2:
+            raise ValueError(f"{name} must have two axes or more, not shape {shape}")
+        address, dtype = given(name, weight)[:2]
+        passed.append((address, dtype, (*shape[:2], math.prod(shape[2:]))))
+        rows.append(torch.empty(shape[0], dtype=torch.float32, device=weight.device))
+        columns.append(torch.empty(shape[1], dtype=torch.float32, device=weight.device))
+    module.zero_scan(passed, packed("rows", rows), packed("columns", columns), where)
+    return list(zip(rows, columns, strict=True))
+
+
+def _read(failed: Tensor) -> list[int]:
+    """What a kernel wrote for each task; the only thing that waits for a GPU."""
+    indices: list[int] = failed.tolist()
+    return indices

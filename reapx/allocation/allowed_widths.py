@@ -1,0 +1,102 @@
+"""The widths that each group may have: multiples, bounds, and none at all where a branch may go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ..costs.budget import Budget, Costs
+from ..errors import InputError
+from ..groups.channel_groups import Group
+
+Widths = npt.NDArray[np.int64]
+Choices = dict[str, Widths]
+"""Group name -> widths that it may have, rising."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the user allows.
+
+    Attributes:
+        round_to: Widths are multiples of it where the group is larger than it; the full width stays allowed.
+        streams: Whether residual streams take part.
+        bounds: Group name -> (fewest, most) units that it keeps, for those that have bounds.
+        droppable: Names of groups that may go as a whole.
+    """
+
+    round_to: int = 1
+    streams: bool = True
+    bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    droppable: frozenset[str] = frozenset()
+
+    def choices(self, groups: Sequence[Group]) -> Choices:
+        """The widths that each group may have.
+
+        Raises:
+            InputError: bounds leave a group none.
+        """
+        return {group.name: np.array(self._widths(group), dtype=np.int64) for group in groups}
+
+    def _widths(self, group: Group) -> list[int]:
+        fewest, most = self.bounds.get(group.name, (0, group.size))
+        if group.stream and not self.streams:
+            if most < group.size:
+                raise InputError(f"bounds of {group.name}, a residual stream: streams=False leaves it whole")
+            return [group.size]
+        step = self.round_to // math.gcd(self.round_to, group.per_unit)
+        widths = {width for width in range(step, group.size + 1, step) if fewest <= width <= most}
+        if fewest == 0 and group.name in self.droppable:
+            widths.add(0)
+        if most == group.size:
+            widths.add(group.size)
+        if not widths:
+            fewest, most = fewest * group.per_unit, most * group.per_unit
+            raise InputError(
+                f"bounds of {group.name}: no multiple of round_to={self.round_to} lies within {fewest} to {most} "
+                "channels: widen them, or lower round_to"
+            )
+        return sorted(widths)
+
+
+def smallest(choices: Choices) -> dict[str, int]:
+    """Every group at its smallest allowed width."""
+    return {name: int(allowed[0]) for name, allowed in choices.items()}
+
+
+def largest(choices: Choices) -> dict[str, int]:
+    """Every group at its largest allowed width."""
+    return {name: int(allowed[-1]) for name, allowed in choices.items()}
+
+
+def refusal(budget: Budget, costs: Costs, groups: Sequence[Group], rules: Rules) -> str:
+    """Why a budget cannot be reached, and what would help."""
+    kind = type(budget)
+    name, full = kind.__name__, costs.of(kind)
+    limit, least = budget.limit(full), _least(kind, costs, groups, rules)
+    unit = f" {budget.unit}" if budget.unit else ""
+    cures = ["raise it"]
+    if any(group.stream for group in groups) and not rules.streams:
+        then = _least(kind, costs, groups, replace(rules, streams=True))
+        cures.append(f"let residual streams take part with streams=True (then down to {then:,})")
+    if rules.round_to > 1:
+        then = _least(kind, costs, groups, replace(rules, round_to=1))
+        cures.append(f"lower round_to={rules.round_to} (1 allows {then:,})")
+    if rules.bounds:
+        then = _least(kind, costs, groups, replace(rules, bounds={}))
+        cures.append(f"loosen bounds (none allow {then:,})")
+    if budget.amount > 1 and limit < least / 10:
+        cures.append("give a fraction such as 0.5 if that is what you meant: amounts above 1 are absolute")
+    return (
+        f"{name}({budget.amount}) allows {round(limit, 3):,}{unit}, but the smallest that can be reached is "
+        f"{least:,}{unit} ({name}({least / full:.4f})): {', or '.join(cures)}"
+    )
+
+
+def _least(kind: type[Budget], costs: Costs, groups: Sequence[Group], rules: Rules) -> float:
+    least = costs.of(kind, smallest(rules.choices(groups)))
+    return least if isinstance(least, int) else round(float(least), 3)

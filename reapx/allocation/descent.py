@@ -1,0 +1,163 @@
+"""The way from the full network down: always the group whose next channels cost least error for what they save."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..costs.budget import Budget, Costs
+from ..groups.channel_groups import Group
+from .allowed_widths import Choices
+from .curves import ErrorCurve
+
+
+@dataclass(frozen=True)
+class TradeoffPoint:
+    """One point of the trade-off.
+
+    Attributes:
+        cost: In the budget's unit.
+        share: ``cost`` as a share of the original's.
+        error: Sum of the errors at the outputs that the groups cause one at a time. It ranks budgets; the sweep of
+            ``Plan.apply`` repairs much of it, so that the pruned network's own error is smaller.
+        widths: Group name -> kept units.
+    """
+
+    cost: float
+    share: float
+    error: float
+    widths: dict[str, int]
+
+
+def idle_without(groups: Sequence[Group], costs: Costs) -> dict[str, set[str]]:
+    """Group name -> groups that do nothing once it is gone: those that only feed it, and constants without it."""
+    makers = {layer.weight: group for group in groups for layer in group.producers}
+    found: dict[str, set[str]] = {}
+    for group in groups:
+        layers = [consumer.layer for consumer in group.consumers]
+        fed = {makers[layer.weight].name: makers[layer.weight] for layer in layers if layer.weight in makers}
+        if len(fed) != 1 or any(layer.weight not in makers for layer in layers):
+            continue
+        (behind,) = fed.values()
+        found.setdefault(behind.name, set()).add(group.name)
+        gone = {**costs.full, group.name: 0}
+        axes = {layer.weight: layer.in_axis for layer in layers}
+        if all(x.weight in axes and costs.shape(x.weight, gone)[axes[x.weight]] == 0 for x in behind.producers):
+            found.setdefault(group.name, set()).add(behind.name)
+    return found
+
+
+class Descent:
+    """Steepest saving first, along the lower convex hulls of the groups' errors over their savings.
+
+    A group's next step goes to the width, of all that it may still have, at which the added error for each saved unit
+    of cost is smallest: the next corner of the lower convex hull. Savings are those at the other groups' present
+    widths.
+
+    Source: K. Kamma, S. Inoue and T. Wada, "Pruning Ratio Optimization with Layer-Wise Pruning Method for Accelerating
+    Convolutional Neural Networks", IEICE Trans. Inf. & Syst. E105-D(1), 2022; there with savings of the full network.
+    """
+
+    def __init__(
+        self,
+        costs: Costs,
+        kind: type[Budget],
+        curves: Mapping[str, ErrorCurve],
+        choices: Choices,
+        widths: Mapping[str, int],
+        idle: Mapping[str, set[str]] | None = None,
+    ) -> None:
+        self._costs, self._kind, self._choices, self._idle = costs, kind, choices, idle or {}
+        self._errors = {name: curve.by_width for name, curve in curves.items()}
+        self._partners = costs.partners()
+        self.widths = dict(widths)
+        self.cost = float(costs.of(kind, widths))
+        for name, width in self.widths.items():
+            self._end(name, width)
+        self._next = {name: self._best(name) for name in choices}
+
+    @property
+    def error(self) -> float:
+        """Sum of the groups' errors at the present widths."""
+        return float(sum(errors[self.widths[name]] for name, errors in self._errors.items()))
+
+    def _best(self, name: str) -> tuple[float, int, float] | None:
+        """(error per saving, width, saving) of a group's next step; None where it has none that saves."""
+        width = self.widths[name]
+        below = self._choices[name][: bisect_left(self._choices[name], width)]
+        if len(below) == 0:
+            return None
+        cost, error = self._costs.along(self._kind, name, self.widths), self._errors[name]
+        saved = cost[width] - cost[below]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slopes = np.where(saved > 0, np.maximum(error[below] - error[width], 0.0) / saved, np.inf)
+        best = int(np.argmin(slopes))
+        return None if not np.isfinite(slopes[best]) else (float(slopes[best]), int(below[best]), float(saved[best]))
+
+    def step(self, limit: float = 0.0) -> bool:
+        """Take the steepest step, or as much of it as just reaches ``limit``; False where there is none."""
+        steps = [(found, name) for name, found in self._next.items() if found is not None]
+        if not steps:
+            return False
+        (_, width, saved), name = min(steps)
+        if self.cost - saved < limit:
+            width = self._least_cut(name, width, limit)
+        self._move(name, width)
+        return True
+
+    def _least_cut(self, name: str, lowest: int, limit: float) -> int:
+        """The largest width of a group, not below ``lowest``, that brings the cost to the limit."""
+        cost = self._costs.along(self._kind, name, self.widths)
+        present = self.widths[name]
+        fitting = [w for w in self._between(name, lowest, present) if self.cost - (cost[present] - cost[w]) <= limit]
+        return max(fitting, default=lowest)
+
+    def _between(self, name: str, lowest: int, highest: int) -> list[int]:
+        return [int(width) for width in self._choices[name] if lowest <= width < highest]
+
+    def _move(self, name: str, width: int) -> None:
+        cost = self._costs.along(self._kind, name, self.widths)
+        self.cost += float(cost[width] - cost[self.widths[name]])
+        self.widths[name] = width
+        idle = self._end(name, width)
+        for other in self._partners[name] | idle:
+            if other in self._next:
+                self._next[other] = self._best(other)
+        for other in idle & set(self._choices):
+            if self._choices[other][0] < self.widths[other]:
+                self._move(other, int(self._choices[other][0]))
+
+    def _end(self, name: str, width: int) -> set[str]:
+        """Groups that do nothing more once this one is gone: taking more from them adds no error from now on."""
+        idle = self._idle.get(name, set()) if width == 0 else set()
+        for other in idle:
+            if other in self._errors:
+                self._errors[other] = np.full_like(self._errors[other], self._errors[other][self.widths[other]])
+        return idle
+
+    def give_back(self, limit: float) -> None:
+        """Grow groups, the one that gains most error for its cost first, until not one more width fits.
+
+        Groups that do nothing any more stay as they are.
+        """
+        while True:
+            gains = []
+            done = set().union(*(others for name, others in self._idle.items() if self.widths[name] == 0))
+            for name, allowed in self._choices.items():
+                width = self.widths[name]
+                if name in done:
+                    continue
+                wider = allowed[np.searchsorted(allowed, width, side="right") :]
+                if len(wider) == 0:
+                    continue
+                cost, error = self._costs.along(self._kind, name, self.widths), self._errors[name]
+                added = cost[wider[0]] - cost[width]
+                if self.cost + added <= limit:
+                    gains.append(((error[width] - error[wider[0]]) / max(added, 1e-300), name, int(wider[0])))
+            if not gains:
+                return
+            _, name, width = max(gains)
+            self._move(name, width)

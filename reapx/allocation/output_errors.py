@@ -1,0 +1,259 @@
+"""Errors at the network's outputs when some of its tensors are replaced.
+
+Only what depends on the replaced tensors is run again, from values of the first run that are kept for one batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from tqdm import tqdm
+
+from ..calibration.checkpoint import Checkpoint, digest_of
+from ..calibration.images import Images
+from ..calibration.sample import Sample
+from ..calibration.store import TensorStore
+from ..capture.execution import evaluate, last_reads, run
+from ..capture.graph import Graph, ancestors, is_dynamic, operator_name
+from ..capture.precision import exact
+from ..errors import InputError
+
+OUTPUT_ERRORS = ("squared", "kl")
+_SOFTMAX = ("softmax", "_softmax", "log_softmax", "_log_softmax")
+
+
+def scored_outputs(graph: Graph, measure: str = "squared") -> list[Node]:
+    """The nodes whose values are compared: floating-point outputs with values for each image, before a softmax.
+
+    Raises:
+        InputError: there are none, or ``measure`` says nothing about one of them.
+    """
+    found = []
+    for node in graph.outputs:
+        while operator_name(node) in _SOFTMAX:
+            source = node.args[0]
+            assert isinstance(source, Node)
+            node = source
+        if node.op == "call_function" and node.meta["val"].is_floating_point() and _image_axis(node) is not None:
+            found.append(node)
+    if not found:
+        raise InputError(
+            "the model has no floating-point output with values for each image, so that pruning cannot be measured "
+            "there: plan with allocation='uniform', or let forward() return its scores"
+        )
+    for shape in (graph.shape(node) for node in found):
+        if measure == "kl" and (len(shape) < 2 or shape[_class_axis(len(shape))] < 2):
+            raise InputError(
+                f"output_error='kl' compares classes, the model puts out shape (images, "
+                f"{', '.join(map(str, shape[1:]))}): use 'squared'"
+            )
+    return list(dict.fromkeys(found))
+
+
+def _class_axis(dimensions: int) -> int:
+    """The axis that classes run along: the last one of tokens (images, tokens, classes), else the second."""
+    return 2 if dimensions == 3 else 1
+
+
+def _image_axis(node: Node) -> int | None:
+    """The one axis of a value whose size depends on the number of images, or None."""
+    axes = [axis for axis, size in enumerate(node.meta["val"].shape) if is_dynamic(size)]
+    return axes[0] if len(axes) == 1 else None
+
+
+def _image_shape(graph: Graph, node: Node) -> tuple[int, ...]:
+    """Shape of a value without its axis of images."""
+    axis = _image_axis(node)
+    return tuple(size for other, size in enumerate(graph.shape(node)) if other != axis)
+
+
+class _Suffix:
+    """What has to be run when some tensors change: the nodes, and the values that they start from."""
+
+    def __init__(self, graph: Graph, names: set[str], outputs: Sequence[Node]) -> None:
+        changed = {node for node, name in graph.parameters.items() if name in names}
+        below = []
+        for node in graph.nodes:
+            if not changed.isdisjoint(node.all_input_nodes):
+                changed.add(node)
+                below.append(node)
+        above = ancestors(outputs)
+        self.nodes = [node for node in below if node in above]
+        self.outputs = [node for node in outputs if node in changed]
+        read = {argument for node in self.nodes for argument in node.all_input_nodes}
+        self.frontier = {node for node in read if node.op == "call_function"}.difference(self.nodes)
+        self._spent = last_reads(self.nodes, outputs)
+
+    @exact()
+    def run(self, values: dict[Node, object]) -> dict[Node, Tensor]:
+        """The changed outputs; ``values`` holds parameters, inputs and frontier, and is used up."""
+        for node in self.nodes:
+            values[node] = evaluate(node, values.__getitem__)
+            for argument in self._spent[node]:
+                del values[argument]
+        return {node: values[node] for node in self.outputs}  # type: ignore[misc]
+
+
+def output_errors(
+    graph: Graph,
+    images: Images,
+    edits: Sequence[Mapping[str, Tensor]],
+    *,
+    base: Mapping[str, Tensor] | None = None,
+    measure: str = "squared",
+    count: int | None = None,
+    progress: bool = False,
+    checkpoint: Checkpoint | None = None,
+) -> list[float]:
+    """How far replaced tensors move the outputs.
+
+    Args:
+        graph: The original network; its own tensors make the outputs that all are compared with.
+        images: What is run; of several processes, the images of all.
+        edits: Each: qualified name -> tensor, in place of the base's. Processes may have different ones.
+        base: Qualified name -> tensor, in place of the network's in every edit.
+        measure: ``"squared"``: squared difference, as a share of the variance of the original's outputs (of their
+            squares where they do not vary); ``"kl"``: Kullback-Leibler divergence from the original's softmax over
+            the classes (axis 1, of tokens the last one), in nats. Outputs are taken before a softmax; several are
+            averaged.
+        count: Run about so many images, the first of every batch; None for all.
+        checkpoint: Where sums are stored as they come, and found again after a kill.
+
+    Returns:
+        The error of each edit of this process.
+    """
+    outputs = scored_outputs(graph, measure)
+    axes = [_image_axis(node) or 0 for node in outputs]
+    tensors = {**graph.tensors, **(base or {})}
+    suffixes = [_Suffix(graph, set(edit), outputs) for edit in edits]
+    wanted = set(outputs).union(*(suffix.frontier for suffix in suffixes))
+    sums = _Sums([_image_shape(graph, node) for node in outputs], len(edits), measure, images.device)
+    sample = Sample(images, count)
+    name = "" if checkpoint is None else f"outputs-{_digest(base or {}, edits, measure, sample.share)}"
+    with images.processes.together():
+        done = 0 if checkpoint is None else checkpoint.restore(name, sums.tensors)
+        batches = range(done, len(sample))
+        for batch in tqdm(batches, "measuring outputs", unit="batch", leave=False, disable=not progress):
+            inputs = sample[batch]
+            kept = _Kept(graph, inputs, tensors, wanted, images.memory // 2)
+            original = kept if base is None else _Kept(graph, inputs, graph.tensors, set(outputs), math.inf)
+            references = [original.tensor(node).movedim(axis, 0) for node, axis in zip(outputs, axes, strict=True)]
+            for edit, suffix in enumerate(suffixes):
+                values = _placeholders(graph, inputs, {**tensors, **edits[edit]})
+                values.update({node: kept.value(node) for node in suffix.frontier})
+                with torch.no_grad():
+                    changed = suffix.run(values)
+                for output, node in enumerate(outputs):
+                    value = changed[node] if node in changed else kept.tensor(node)
+                    sums.add(output, edit, value.movedim(axes[output], 0), references[output])
+            sums.end_batch(references)
+            kept.close()
+            if checkpoint is not None:
+                checkpoint.keep_tensors(name, batch + 1, sums.tensors, last=batch + 1 == len(sample))
+    sample.close()
+    return sums.shares()
+
+
+def _digest(base: Mapping[str, Tensor], edits: Sequence[Mapping[str, Tensor]], measure: str, share: float) -> str:
+    """Of everything that the sums depend on, besides the network and the images."""
+    digest = hashlib.sha256(f"{measure} {share}".encode())
+    for tensors in (base, *edits):
+        digest.update(digest_of(tensors).encode())
+    return digest.hexdigest()[:16]
+
+
+def _placeholders(graph: Graph, inputs: Sequence[Tensor], tensors: Mapping[str, Tensor]) -> dict[Node, object]:
+    values: dict[Node, object] = {node: tensors[name] for node, name in graph.parameters.items()}
+    values.update(zip(graph.inputs, inputs, strict=True))
+    return values
+
+
+class _Kept:
+    """Values of some nodes for one batch; beyond ``memory`` bytes, on disk."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        inputs: Sequence[Tensor],
+        tensors: Mapping[str, Tensor],
+        wanted: set[Node],
+        memory: float,
+    ) -> None:
+        self._wanted = wanted
+        self._tensors = TensorStore(memory)
+        self._sizes: dict[Node, object] = {}
+        run(graph, inputs, tensors, self._keep)
+
+    def _keep(self, node: Node, _: Mapping[Node, object], value: object) -> None:
+        if node not in self._wanted:
+            return
+        if isinstance(value, Tensor):
+            self._tensors.put(node, value)
+        else:
+            self._sizes[node] = value
+
+    def value(self, node: Node) -> object:
+        return self._sizes[node] if node in self._sizes else self._tensors.get(node)
+
+    def tensor(self, node: Node) -> Tensor:
+        return self._tensors.get(node)
+
+    def close(self) -> None:
+        self._tensors.close()
+
+
+class _Sums:
+    """Errors of each edit at each output, added up over batches, and what they are shares of.
+
+    Attributes:
+        tensors: What is added up, float64.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], edits: int, measure: str, device: torch.device) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self._measure = measure
+        self._errors = zeros(len(shapes), edits)
+        self._squares = zeros(len(shapes))
+        self._rows = zeros(len(shapes))
+        self._totals = [zeros(*shape) for shape in shapes]
+        totals = {f"total{index}": total for index, total in enumerate(self._totals)}
+        self.tensors = {"errors": self._errors, "squares": self._squares, "rows": self._rows, **totals}
+
+    def add(self, output: int, edit: int, value: Tensor, reference: Tensor) -> None:
+        """Add one edit's output of one batch."""
+        value, reference = value.double(), reference.double()
+        if self._measure == "kl":
+            classes = _class_axis(reference.dim())
+            expected, found = reference.log_softmax(classes), value.log_softmax(classes)
+            error = (expected.exp() * (expected - found)).sum() * (
+                reference.shape[classes] / max(reference[0].numel(), 1)
+            )
+        else:
+            error = (value - reference).square().sum()
+        self._errors[output, edit] += error
+
+    def end_batch(self, references: Sequence[Tensor]) -> None:
+        """Add the original's outputs of one batch."""
+        for output, reference in enumerate(references):
+            self._rows[output] += len(reference)
+            self._totals[output] += reference.double().sum(0)
+            self._squares[output] += reference.double().square().sum()
+
+    def shares(self) -> list[float]:
+        """The error of each edit, averaged over outputs."""
+        if self._measure == "kl":
+            found = self._errors / self._rows[:, None]
+        else:
+            means = torch.stack([total.square().sum() for total in self._totals]) / self._rows
+            variances = self._squares - means
+            varies = variances > 1e-10 * self._squares
+            found = self._errors / torch.where(varies, variances, self._squares).clamp(min=1e-300)[:, None]
+        lost = 1e30  # what is not finite is no bargain
+        return [float(value) for value in found.mean(0).nan_to_num(lost, lost).cpu()]

@@ -1,0 +1,1 @@
+"""Calibration images: read once, stored within a memory limit, shared among processes, resumable."""

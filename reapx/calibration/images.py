@@ -1,0 +1,254 @@
+"""Calibration images: read once, checked, kept in memory up to a limit, then on disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .processes import ALONE, Processes
+from .store import TensorStore
+
+BATCH_IMAGES, BATCH_BYTES = 100, 4 * 2**20
+"""Where one tensor holds all images: at most so many in a batch, and so many bytes."""
+
+ON_A_GPU = 16
+"""How many times larger batches are there, where starting an operator takes longer than a small batch."""
+
+MEMORY = 512 * 2**20
+"""Bytes of memory for images, and again for activations, before they go to disk."""
+
+FIRST_IMAGES = 100
+"""Of the first batch, at most so many are known to all processes."""
+
+
+class Images:
+    """The calibration set as a list of batches, each a tuple of tensors in the model's argument order.
+
+    Where several processes share the work, it is one process's share, and all of them have called :meth:`meet`.
+
+    Attributes:
+        names: Keyword of each tensor where batches are dicts, else None.
+        count: Number of images of all processes.
+        batches: Number of batches of this process.
+        lengths: Number of images in each batch of each process.
+        before: Number of batches of the processes of lower rank.
+        memory: Bytes of memory before batches go to disk.
+        device: The model's; batches on the CPU are copied there.
+        processes: Those that share the work.
+    """
+
+    def __init__(self, source: object, device: torch.device, memory: int | None = None) -> None:
+        """``memory`` is as for ``reapx.plan``."""
+        memory = _memory(device) if memory is None else memory
+        self.names: tuple[str, ...] | None = None
+        self.memory = memory
+        self.device = device
+        self.count = 0
+        self.batches = 0
+        self.before = 0
+        self.processes = ALONE
+        self._first: tuple[Tensor, ...] | None = None
+        self.lengths: list[list[int]] = [[]]
+        held = isinstance(source, Tensor | list | tuple)  # by the caller anyway
+        self._store = TensorStore(math.inf if held else memory)
+        self._shapes: list[tuple[int, ...]] = []
+        self._dtypes: list[torch.dtype] = []
+        self._reused = not held  # a loader may give the same memory again and again
+        for batch in _batches(source, device, memory):
+            self._add(self._tensors(batch))
+        if self.count == 0:
+            raise InputError(
+                "no images: `images` gave no batch. Pass a tensor (images, channels, height, width) or an "
+                "iterable of such batches; a generator that was read before is empty"
+            )
+
+    def _tensors(self, batch: object) -> tuple[Tensor, ...]:
+        if isinstance(batch, Tensor):
+            return (batch,)
+        if isinstance(batch, Mapping):
+            self.names = tuple(batch) if self.names is None else self.names
+            if set(batch) != set(self.names):
+                raise InputError(f"batch {self.batches} has keys {sorted(batch)}, batch 0 has {sorted(self.names)}")
+            values = tuple(batch[name] for name in self.names)
+        elif isinstance(batch, list | tuple) and batch:
+            values = (batch[0],)
+        else:
+            values = ()
+        if not values or not all(isinstance(value, Tensor) for value in values):
+            raise InputError(
+                f"batch {self.batches} is a {type(batch).__name__}: give a tensor, a tuple whose first item is the "
+                "input tensor, or a dict of tensors (torch.from_numpy makes one of an array)"
+            )
+        return values
+
+    def _add(self, tensors: tuple[Tensor, ...]) -> None:
+        where, device = f"batch {self.batches}", self.device
+        for index, value in enumerate(tensors):
+            name = "images" if self.names is None else repr(self.names[index])
+            if value.device != device and value.device.type != "cpu":
+                raise InputError(
+                    f"{name} of {where} are on {value.device}, the model is on {device}: move one of them, "
+                    "for instance images.to(device)"
+                )
+            if not value.is_floating_point() and self.names is None:
+                raise InputError(
+                    f"{name} of {where} have dtype {value.dtype}: the model wants floating point; scale and "
+                    "normalise them as in training, for instance images.float() / 255"
+                )
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise InputError(f"{name} of {where} contain NaN or Inf: remove those images")
+        shapes = [tuple(value.shape[1:]) for value in tensors]
+        if self.batches == 0:
+            self._shapes, self._dtypes = shapes, [value.dtype for value in tensors]
+        if [value.dtype for value in tensors] != self._dtypes:
+            raise InputError(
+                f"images of {where} have dtype {tensors[0].dtype} and those of batch 0 {self._dtypes[0]}: "
+                "bring them to one dtype"
+            )
+        if shapes != self._shapes:
+            raise InputError(
+                f"images of {where} have shape {shapes[0]} and those of batch 0 {self._shapes[0]}: "
+                "bring them to one shape"
+            )
+        if len(tensors[0]) == 0:
+            return
+        for index, value in enumerate(tensors):
+            own = value.detach().to(device)
+            if value.device != device:
+                self._store.limit = self.memory  # copies are not the caller's
+            elif self._reused:
+                own = own.clone()
+            self._store.put((self.batches, index), own)
+        self.count += len(tensors[0])
+        self.batches += 1
+        self.lengths[0].append(len(tensors[0]))
+
+    def meet(self, processes: Processes) -> None:
+        """Make these images one process's share of them all; those of rank 0 come first.
+
+        Raises:
+            InputError: other processes have images of another kind; all raise it.
+        """
+        layouts = processes.gather((self.names, self._shapes, [str(dtype) for dtype in self._dtypes]))
+        for rank, layout in enumerate(layouts):
+            if layout != layouts[0]:
+                raise InputError(
+                    f"rank {rank}: images have {_layout(*layout)}, those of rank 0 {_layout(*layouts[0])}: give all "
+                    "processes images of one kind"
+                )
+        self.processes = processes
+        self.memory = min(processes.gather(self.memory))  # it decides how often the images are passed through
+        self.lengths = processes.gather(self.lengths[0])
+        self.count = sum(map(sum, self.lengths))
+        self.before = sum(map(len, self.lengths[: processes.rank]))
+        if processes.size > 1:
+            length = min(self.lengths[0][0], FIRST_IMAGES)
+            self._first = self.shared(0, 0, length)
+
+    def shared(self, rank: int, batch: int, length: int) -> tuple[Tensor, ...]:
+        """The first images of a process's batch, on all processes, which call this together."""
+        if rank == self.processes.rank:
+            given = [value[:length] for value in self[batch]]
+        else:
+            given = [value.new_empty(length, *value.shape[1:]) for value in self[0]]
+        return tuple(self.processes.share(value, rank) for value in given)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image."""
+        return self._shapes[0]
+
+    def __getitem__(self, batch: int) -> tuple[Tensor, ...]:
+        return tuple(self._store.get((batch, index)) for index in range(len(self._shapes)))
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        return (self[batch] for batch in range(self.batches))
+
+    def example(self, count: int) -> tuple[Tensor, ...]:
+        """Copies of the first images of the first batch, at most ``count``; in all processes those of rank 0."""
+        return tuple(value[:count].clone() for value in self._first or self[0])
+
+    def as_inputs(self, count: int) -> tuple[Tensor, ...] | dict[str, Tensor]:
+        """The first images as the model takes them: positional tensors, or keyword tensors."""
+        tensors = self.example(count)
+        return tensors if self.names is None else dict(zip(self.names, tensors, strict=True))
+
+    def call(self, model: nn.Module, tensors: tuple[Tensor, ...]) -> Any:
+        """The model's output for tensors of one batch."""
+        if self.names is None:
+            return model(*tensors)
+        return model(**dict(zip(self.names, tensors, strict=True)))
+
+
+def _layout(names: tuple[str, ...] | None, shapes: list[tuple[int, ...]], dtypes: list[str]) -> str:
+    parts = [f"shape {shape} and dtype {dtype}" for shape, dtype in zip(shapes, dtypes, strict=True)]
+    return ", ".join(parts if names is None else [f"{n!r} of {part}" for n, part in zip(names, parts, strict=True)])
+
+
+def share_of(source: object, device: torch.device, rank: int, size: int) -> Iterable[object]:
+    """The batches of one of ``size`` processes; all have about as many, and those of rank 0 come first.
+
+    One tensor that makes fewer batches than there are processes is shared by images.
+
+    Args:
+        source: The images of all, as for ``reapx.plan``: the same in each process.
+        device: The model's.
+
+    Raises:
+        InputError: there are fewer batches than processes.
+    """
+    batches = _batches(source, device, _memory(device))
+    if isinstance(source, Tensor) and len(batches) < size <= len(source):  # type: ignore[arg-type]
+        return [source[rank * len(source) // size : (rank + 1) * len(source) // size]]
+    try:
+        count = len(batches)  # type: ignore[arg-type]
+    except TypeError:  # a generator, or a loader that does not know
+        batches = list(batches)
+        count = len(batches)
+    if count < size:
+        raise InputError(
+            f"batches of images: {count}, processes: {size}. Each process wants one, so start at most {count}, or give "
+            "more images"
+        )
+    start, end = rank * count // size, (rank + 1) * count // size
+    return batches[start:end] if isinstance(batches, list | tuple) else islice(batches, start, end)
+
+
+def _memory(device: torch.device) -> int:
+    """``MEMORY``; of a GPU an eighth of what is free at most: a power of two, so that calls seldom differ."""
+    if device.type != "cuda":
+        return MEMORY
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for others to come
+    return 1 << max((torch.cuda.mem_get_info(device)[0] + held).bit_length() - 4, 20)
+
+
+def _batches(source: object, device: torch.device, memory: int) -> Iterable[object]:
+    if isinstance(source, Tensor):
+        if source.dim() < 2:
+            raise InputError(
+                f"images have shape {tuple(source.shape)}: the first axis counts images, so at least two axes are "
+                "needed; images.unsqueeze(0) makes one image a batch"
+            )
+        if len(source) == 0:
+            return []
+        images, size = BATCH_IMAGES, BATCH_BYTES
+        if device.type == "cuda":
+            images, size = ON_A_GPU * images, min(ON_A_GPU * size, memory // 64)  # of which activations take many
+        most = max(min(size // max(source[0].nbytes, 1), images), 8)
+        if device.type == "cuda":
+            most = -(-len(source) // -(-len(source) // most))  # all of about one size
+        return torch.split(source, most)
+    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+        raise InputError(
+            f"images is a {type(source).__name__}: pass a tensor or an iterable of batches (a DataLoader, a list)"
+        )
+    return source

@@ -1,0 +1,281 @@
+"""Capture: a model as a functional ATen graph that can be analysed and run in parts.
+
+The graph is never edited for the user's sake: surgery is done on the user's own module, by
+parameter name, and the result is captured afresh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx import Node
+from torch.utils._pytree import tree_map_only
+
+from ..errors import CaptureError
+
+Inputs = Mapping[str, Tensor] | tuple[Tensor, ...]
+
+VIEWS = frozenset(
+    "view reshape flatten unflatten slice select narrow chunk split split_with_sizes unbind permute transpose t "
+    "squeeze unsqueeze expand movedim alias detach getitem dropout feature_dropout contiguous to _to_copy".split()
+)
+"""Operators whose result shares memory with their input, so that writing into one changes the other."""
+_VIEW, _RESHAPE = torch.ops.aten.view.default, torch.ops.aten.reshape.default
+
+
+def operator_name(node: Node) -> str:
+    """ATen name without namespace, overload and in-place mark: ``"add"`` for ``aten.add_.Tensor``."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return str(getattr(node.target, "__name__", node.target))
+    name: str = schema.name.split("::")[-1]
+    return name.removesuffix("_") if name.endswith("_") and not name.endswith("__") else name
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """An operator's arguments by the names of its schema, defaults filled in."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    names = [argument.name for argument in schema.arguments]
+    defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def _is_in_place(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+@dataclass
+class Graph:
+    """A captured model.
+
+    Attributes:
+        nodes: Operator nodes in execution order.
+        inputs: Names of the placeholders that take the images.
+        outputs: Nodes whose values the model returns.
+        parameters: Placeholder name -> qualified name of a parameter, buffer or constant.
+        tensors: Qualified name -> its tensor (the model's own, not a copy).
+        constants: Qualified names in ``tensors`` that no module holds, such as literals.
+        trained: Qualified names that are parameters, not buffers.
+        shared: Qualified name -> who else reads or holds the same tensor; such a tensor is never changed.
+        users: Node -> operator nodes that read it.
+        versions: Qualified name -> how often the tensor had been written to.
+    """
+
+    nodes: list[Node]
+    inputs: list[Node]
+    outputs: list[Node]
+    parameters: dict[Node, str]
+    tensors: dict[str, Tensor]
+    constants: frozenset[str]
+    trained: frozenset[str] = frozenset()
+    shared: dict[str, str] = field(default_factory=dict)
+    users: dict[Node, list[Node]] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+
+    def shape(self, node: Node) -> tuple[int, ...]:
+        """Shape of a node's value, with the example's batch size."""
+        return tuple(_concrete(size) for size in node.meta["val"].shape)
+
+    @property
+    def device(self) -> torch.device:
+        """That of the model's tensors; literals of forward() may lie elsewhere."""
+        own = (tensor.device for name, tensor in self.tensors.items() if name not in self.constants)
+        return next(own, torch.device("cpu"))
+
+    @property
+    def batch(self) -> int:
+        """The example's batch size, which ``shape`` shows."""
+        return self.shape(self.inputs[0])[0]
+
+    def changed(self, model: nn.Module) -> str | None:
+        """Name of a tensor that is not in the model as it was at capture, or None."""
+        own = tensors_of(model)
+        for name, version in self.versions.items():
+            now, then = own.get(name), self.tensors[name]
+            if now is None or now.data_ptr() != then.data_ptr() or now._version != version:
+                return name
+        return None
+
+    def digest(self) -> str:
+        """SHA-256 of the operators and how they are joined, whatever the parameters' values."""
+        lines = []
+        for node in self.nodes:  # the same on all GPUs: a device counts, but not its number
+            given = tree_map_only(torch.device, lambda device: device.type, (node.args, node.kwargs))
+            lines.append(f"{node.name} {node.target} {given}")
+        text = "\n".join(lines)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def parameter_of(self, argument: object) -> str | None:
+        """Qualified name of the parameter that an argument is, or None."""
+        return self.parameters.get(argument) if isinstance(argument, Node) else None
+
+
+def is_dynamic(size: int | torch.SymInt) -> bool:
+    """Whether a size depends on the number of images."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
+
+
+def _concrete(size: int | torch.SymInt) -> int:
+    if isinstance(size, int):
+        return size
+    return int(size.node.hint)
+
+
+def is_tensor(value: object) -> bool:
+    """True for a node that stands for one tensor."""
+    return isinstance(value, Node) and isinstance(value.meta.get("val"), Tensor)
+
+
+def capture(model: nn.Module, inputs: Inputs) -> Graph:
+    """The model as a graph, traced by ``torch.export`` with the first axis of every input dynamic.
+
+    Args:
+        model: Module in eval mode; not changed.
+        inputs: One batch: positional tensors, or keyword tensors, each (batch, ...).
+
+    Raises:
+        CaptureError: torch.export refuses the model, or the model fixes its batch size.
+    """
+    program = _export(model, inputs)
+    rewritten = _mutates_views(program.graph.nodes)
+    if rewritten:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = program.run_decompositions({})
+    signature = program.graph_signature
+    kinds = {spec.arg.name: spec for spec in signature.input_specs}
+    state = {**program.state_dict, **program.constants}
+    graph = Graph([], [], [], {}, {}, frozenset())
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            spec = kinds[node.name]
+            if spec.kind == InputKind.USER_INPUT:
+                graph.inputs.append(node)
+            else:
+                name = str(spec.target)
+                graph.parameters[node] = name
+                graph.tensors[name] = state[name].detach()
+        elif node.op == "call_function":
+            _make_functional(node)
+            node.meta["in_place"] |= rewritten  # which does not show what was in place
+            node.meta["order"] = len(graph.nodes)
+            graph.nodes.append(node)
+            for argument in dict.fromkeys(node.all_input_nodes):
+                graph.users.setdefault(argument, []).append(node)
+        elif node.op == "output":
+            returned = zip(node.args[0], signature.output_specs, strict=True)
+            wanted = [value for value, spec in returned if spec.kind == OutputKind.USER_OUTPUT]
+            graph.outputs = [value for value in wanted if is_tensor(value)]
+    graph.trained = frozenset(str(s.target) for s in signature.input_specs if s.kind == InputKind.PARAMETER)
+    _use_live_tensors(graph, model)
+    for node in graph.inputs:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and not is_dynamic(value.shape[0]):
+            raise CaptureError(
+                f"forward() fixes the batch size at {value.shape[0]} (input {node.name!r}): write "
+                "it for any batch size, for instance x.view(x.shape[0], ...) or x.flatten(1)"
+            )
+    return graph
+
+
+def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
+    positional = inputs if isinstance(inputs, tuple) else ()
+    named = dict(inputs) if isinstance(inputs, Mapping) else {}
+    batch = {0: torch.export.Dim.AUTO}
+
+    def two(value: Tensor) -> Tensor:  # sizes 0 and 1 are specialised by torch.export
+        return value[:2] if len(value) > 1 else torch.cat([value, value])
+
+    dynamic: dict[str, Any] | tuple[Any, ...] = dict.fromkeys(named, batch)
+    if not named:
+        each = tuple(batch for _ in positional)
+        kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
+        dynamic = (each,) if kinds and kinds[0] == inspect.Parameter.VAR_POSITIONAL else each
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            return torch.export.export(
+                model,
+                tuple(two(value) for value in positional),
+                {name: two(value) for name, value in named.items()},
+                dynamic_shapes=dynamic,
+                strict=False,
+            )
+    except Exception as error:  # whatever user code or torch.export raises
+        reason = " ".join(str(error).split()).partition(" For more information")[0][:600]
+        raise CaptureError(
+            f"torch.export cannot capture {type(model).__name__}: {reason or type(error).__name__}. What to do: make "
+            "forward() free of branches on tensor values and of .item(), or call reapx on the "
+            "submodule that holds the convolutions and linear layers"
+        ) from error
+
+
+def _mutates_views(nodes: Iterable[Node]) -> bool:
+    for node in nodes:
+        if node.op == "call_function" and _is_in_place(node):
+            changed = node.args[0]
+            if not isinstance(changed, Node) or changed.op == "placeholder":
+                return True
+            readers = [user for user in changed.users if user is not node]
+            if operator_name(changed) in VIEWS or any(operator_name(r) in VIEWS for r in readers):
+                return True
+    return False
+
+
+def _make_functional(node: Node) -> None:
+    """``relu_`` becomes ``relu``, and is marked; ``view`` becomes ``reshape``, which takes any memory format."""
+    node.meta["in_place"] = _is_in_place(node)
+    if node.target is _VIEW:
+        node.target = _RESHAPE
+    elif node.meta["in_place"]:
+        packet = getattr(torch.ops.aten, operator_name(node), None)
+        overload = getattr(node.target, "_overloadname", "default")
+        if packet is None or overload not in packet.overloads():
+            raise CaptureError(f"operator {node.target} changes its input and has no pure form")
+        node.target = getattr(packet, overload)
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by qualified name, also tied ones and those that a state dict leaves out."""
+    own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    own.update(model.named_buffers(remove_duplicate=False))
+    return own
+
+
+def _use_live_tensors(graph: Graph, model: nn.Module) -> None:
+    own = tensors_of(model)
+    for name in graph.tensors:
+        if name in own:
+            graph.tensors[name] = own[name].detach()
+            graph.versions[name] = own[name]._version
+    graph.constants = frozenset(name for name in graph.tensors if name not in own)
+    holders: dict[int, list[str]] = {}
+    for name, tensor in own.items():
+        if tensor.numel():
+            holders.setdefault(tensor.data_ptr(), []).append(name)
+    for node, name in graph.parameters.items():
+        readers = [reader.name for reader in graph.users.get(node, [])]
+        names = holders.get(graph.tensors[name].data_ptr(), [name])
+        if len(names) > 1 or len(readers) > 1:
+            graph.shared[name] = " and ".join(names if len(names) > 1 else readers)
+
+
+def ancestors(nodes: Iterable[Node]) -> set[Node]:
+    """The nodes and all that they depend on."""
+    found: set[Node] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(node.all_input_nodes)
+    return found

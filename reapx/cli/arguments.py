@@ -1,0 +1,157 @@
+"""What the command line names: models, images, budgets, bounds."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from ..calibration.images import share_of
+from ..calibration.processes import ALONE, Processes, launched
+from ..costs.budget import Budget, MACs, Params
+from ..costs.latency import Latency
+from ..errors import InputError, ReapxError
+
+BUDGETS: dict[str, type[Budget]] = {"macs": MACs, "params": Params, "latency": Latency}
+
+
+def budget_of(text: str, batch: int | None) -> Budget:
+    """``macs=0.5`` and the like."""
+    kind, _, amount = text.partition("=")
+    try:
+        budget = BUDGETS[kind.lower()](float(amount))
+    except (KeyError, ValueError) as error:
+        if isinstance(error, ReapxError):
+            raise
+        raise InputError(f"--budget {text!r}: write macs=0.5, params=0.4 or latency=0.6") from error
+    if batch is None:
+        return budget
+    if not isinstance(budget, Latency):
+        raise InputError(f"--batch {batch}: only a latency depends on it; leave it out with --budget {text}")
+    return replace(budget, batch=batch)
+
+
+def bounds_of(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """``LAYER=FEWEST:MOST`` of each, as ``reapx.plan`` wants them."""
+    found: dict[str, tuple[float, float]] = {}
+    for text in texts:
+        layer, _, ends = text.rpartition("=")
+        try:
+            fewest, most = (float(end) if "." in end else int(end) for end in ends.split(":"))
+        except ValueError as error:
+            raise InputError(
+                f"--bound {text!r}: write LAYER=FEWEST:MOST, in shares such as 'layer1.*=0.25:1.0' or in channels "
+                "such as stem=8:16"
+            ) from error
+        if not layer:
+            raise InputError(f"--bound {text!r} names no layer: write LAYER=FEWEST:MOST, such as stem=8:16")
+        if layer in found:
+            raise InputError(f"--bound {text!r}: {layer} has a bound already; give one for each layer or pattern")
+        found[layer] = (fewest, most)
+    return found
+
+
+def device_of(text: str) -> torch.device:
+    """``cpu``, ``cuda`` or ``cuda:1``; of several processes, each takes a GPU of its own."""
+    kind, _, index = text.partition(":")
+    if text == "cpu":
+        return torch.device("cpu")
+    if kind != "cuda" or not (index.isdigit() or text == "cuda"):
+        raise InputError(f"--device {text}: choose cpu, cuda or one of several GPUs, such as cuda:1")
+    launch = launched()
+    if index and launch.size > 1:
+        raise InputError(f"--device {text}: {launch.size} processes want a GPU each: write cuda")
+    number = int(index) if index else launch.local
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if number >= seen:
+        raise InputError(
+            f"--device {text}: torch sees {seen} CUDA devices, the first is cuda:0: choose one of them, or cpu"
+            if seen
+            else f"--device {text}: torch sees no CUDA device: choose cpu, or install a torch with CUDA"
+        )
+    return torch.device("cuda", number)
+
+
+def model_of(options: argparse.Namespace) -> nn.Module:
+    """The model that the arguments name, with their weights, in eval mode, on their device."""
+    device = device_of(options.device)
+    model = _call(options.model)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{options.model} returned a {type(model).__name__}, not an nn.Module")
+    if options.weights is not None:
+        try:
+            model.load_state_dict(load_file(options.weights))
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise InputError(
+                f"--weights {options.weights}: {error}. It must be a safetensors state dict: "
+                "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+            ) from error
+    return model.eval().to(device)
+
+
+def _call(text: str) -> Any:
+    """Import ``module:callable`` or ``file.py:callable`` and call it."""
+    place, _, name = text.rpartition(":")
+    if not place:
+        raise InputError(
+            f"{text!r}: write module:callable or file.py:callable (images may also be .npy, .npz, .safetensors)"
+        )
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+        return getattr(module, name)()
+    except Exception as error:  # whatever the user's module raises
+        raise InputError(f"{text!r} cannot be loaded or called without arguments: {error!r}") from error
+
+
+def images_of(options: argparse.Namespace, processes: Processes = ALONE) -> object:
+    """The images that the arguments name; of several processes, this one's share."""
+    images = _images_of(options.images, options.count)
+    if processes.size == 1:
+        return images
+    return share_of(images, device_of(options.device), processes.rank, processes.size)
+
+
+def _images_of(text: str, count: int | None) -> object:
+    """The images in a file, the first ``count`` of them, or what a callable returns."""
+    path, _, key = text.partition(":")
+    suffix = Path(path).suffix
+    if suffix not in (".npy", ".npz", ".safetensors"):
+        return _call(text)
+    try:
+        if suffix == ".safetensors":
+            values = _entry(load_file(path), key, path)
+        else:
+            found = np.load(path, allow_pickle=False)
+            values = torch.from_numpy(found if suffix == ".npy" else _entry(dict(found), key, path))
+    except (OSError, ValueError, EOFError, BadZipFile, SafetensorError) as error:
+        if isinstance(error, ReapxError):
+            raise
+        raise InputError(f"--images {path}: {error}") from error
+    return values[:count] if values.dim() else values
+
+
+def _entry(entries: dict[str, Any], key: str, path: str) -> Any:
+    if not key and len(entries) == 1:
+        return next(iter(entries.values()))
+    if key not in entries:
+        raise InputError(f"--images {path}: name one of its arrays, {path}:KEY; there are {', '.join(entries)}")
+    return entries[key]

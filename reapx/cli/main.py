@@ -1,0 +1,294 @@
+"""The command line: ``reapx prune``, ``reapx compact``, ``reapx inspect``, ``reapx demo``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..allocation.output_errors import OUTPUT_ERRORS
+from ..allocation.pro import POINTS
+from ..calibration.processes import Processes, launched, process_group
+from ..errors import InputError, ReapxError
+from ..inspection.inspection import inspect
+from ..inspection.validation import ALLOCATIONS
+from ..planning.pipeline import DAMPING, plan
+from ..planning.plan import Plan, Result
+from ..report import plots
+from ..report.node_figures import checked_target
+from ..report.page import write_report
+from ..selection.methods import SELECTIONS
+from ..sparsity.compaction.compact import RELATIVE, zero_nodes
+from ..sparsity.compaction.zero_nodes import TOLERANCE
+from .arguments import BUDGETS, bounds_of, budget_of, device_of, images_of, model_of
+
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 on success, 1 with a message on stderr where reapx refuses."""
+    options = _parser().parse_args(arguments)
+    sys.path.insert(0, "")  # the user's own modules, as with python -m
+    warnings.showwarning = _warn  # type: ignore[assignment]
+    try:
+        options.run(options)
+    except ReapxError as error:
+        print(f"reapx: {error}", file=sys.stderr)
+        return 1
+    finally:
+        sys.path.remove("")
+    return 0
+
+
+def _warn(message: Warning | str, *_: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _lines(named: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {line}" for name, line in named.items())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "reapx", description="Channel pruning with least-squares reconstruction for PyTorch."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_prune(commands)
+    _add_compact(commands)
+    look = commands.add_parser("inspect", help="show what can be pruned, what is frozen and why")
+    _add_model(look)
+    look.set_defaults(run=_inspect)
+    demo = commands.add_parser("demo", help="train, prune and compare a small network on digits")
+    demo.add_argument("--out", type=Path, default=Path("reapx-demo"), help="folder to write")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _add_prune(commands: Commands) -> None:
+    prune = commands.add_parser(
+        "prune",
+        help="prune a model to a budget and save it",
+        epilog="Several processes: torchrun --nproc-per-node 2 -m reapx prune ... shares the images' batches out among "
+        "them, with --device cuda each on a GPU of its own; images of a callable must be the same in each. The first "
+        "prints and writes files.",
+    )
+    _add_model(prune)
+    prune.add_argument("--budget", required=True, help="macs=0.5, params=0.4, latency=0.6, or absolute numbers")
+    prune.add_argument("--batch", type=_count, help="images in a batch, for latency; by default 1")
+    prune.add_argument("--out", type=Path, help="folder to write")
+    prune.add_argument("--selection", default="reap", choices=SELECTIONS, help=_lines(SELECTIONS))
+    _add_allocation(prune)
+    prune.add_argument("--round-to", type=int, default=1, help="kept widths are multiples of this")
+    prune.add_argument("--damping", type=float, default=DAMPING, help="default %(default)s")
+    prune.add_argument("--swaps", type=int, default=0, help="exchange up to this many channels of a group afterwards")
+    prune.add_argument("--positions", type=_count, help="random positions of each feature map that selection looks at")
+    prune.add_argument("--refit", default="all", choices=("all", "consumers"))
+    prune.add_argument("--no-reconstruct", action="store_true", help="do not refit")
+    prune.add_argument("--resume", type=Path, metavar="FOLDER", help="keep what is measured there; go on after a kill")
+    prune.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with plots")
+    prune.add_argument("--tradeoff", type=Path, metavar="FILE.json", help="write cost, error and widths at all budgets")
+    prune.add_argument("--dry-run", action="store_true", help="show the plan and stop; nothing goes to --out")
+    prune.set_defaults(run=_prune)
+
+
+def _add_compact(commands: Commands) -> None:
+    compact = commands.add_parser("compact", help="remove the nodes that compute nothing any more and save the rest")
+    _add_model(compact, images=False)
+    compact.add_argument("--out", type=Path, help="folder to write")
+    compact.add_argument(
+        "--relative",
+        type=float,
+        default=RELATIVE,
+        help="share of a layer's largest node that counts as zero; default %(default)s",
+    )
+    compact.add_argument(
+        "--absolute", type=float, default=0.0, help="size that counts as zero in any layer; default %(default)s"
+    )
+    compact.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help="largest change of the outputs, as a share of the largest; default %(default)s",
+    )
+    compact.add_argument("--plot", type=Path, metavar="FILE", help="draw the sizes of all nodes: .png, .svg or .pdf")
+    compact.add_argument("--dry-run", action="store_true", help="show what can leave and stop; nothing goes to --out")
+    compact.set_defaults(run=_compact)
+
+
+def _add_allocation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allocation", default="pro", choices=ALLOCATIONS, help="default %(default)s")
+    parser.add_argument(
+        "--streams",
+        action=argparse.BooleanOptionalAction,
+        help="prune residual streams too; by default if the allocation is pro",
+    )
+    parser.add_argument(
+        "--bound",
+        action="append",
+        default=[],
+        metavar="LAYER=FEWEST:MOST",
+        help="output channels of a layer or pattern that stay: shares with a dot, else whole channels; repeatable",
+    )
+    parser.add_argument("--points", type=_count, default=POINTS, help="widths of each group that are measured (pro)")
+    parser.add_argument("--rounds", type=_count, default=1, help="measure so often on the way to the budget (pro)")
+    parser.add_argument("--output-error", default="squared", choices=OUTPUT_ERRORS, help="what is measured (pro)")
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("give a whole number from 1")
+    return count
+
+
+def _add_model(parser: argparse.ArgumentParser, images: bool = True) -> None:
+    parser.add_argument("model", help="module:callable or file.py:callable that returns the nn.Module")
+    parser.add_argument("--weights", type=Path, help="safetensors state dict to load into it")
+    parser.add_argument(
+        "--images",
+        required=images,
+        help=".npy, .npz or .safetensors with (images, ...) as the model wants them, optionally FILE:KEY; or "
+        "module:callable that returns an iterable of batches" + ("" if images else "; by default random ones"),
+    )
+    parser.add_argument("--count", type=_count, help="use only the first so many images of a file")
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="where the model runs: cpu (the default), cuda, or one of several such as cuda:1",
+    )
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="LAYER", help="layer names or patterns to leave alone"
+    )
+
+
+def _prune(options: argparse.Namespace) -> None:
+    with process_group(device_of(options.device)) as processes:
+        if processes.rank > 0:
+            warnings.showwarning = lambda *_: None  # the first says it
+        _prune_with(options, processes)
+
+
+def _prune_with(options: argparse.Namespace, processes: Processes) -> None:
+    """Of several processes, all do the work; the first prints and writes files."""
+    _check_files(options)
+    planned = plan(
+        model_of(options),
+        images_of(options, processes),
+        budget=budget_of(options.budget, options.batch),
+        allocation=options.allocation,
+        selection=options.selection,
+        streams=options.streams,
+        round_to=options.round_to,
+        bounds=bounds_of(options.bound),
+        points=options.points,
+        rounds=options.rounds,
+        output_error=options.output_error,
+        swaps=options.swaps,
+        positions=options.positions,
+        exclude=options.exclude,
+        damping=options.damping,
+        resume=options.resume,
+        distributed=processes.size > 1,
+    )
+    if processes.rank == 0:
+        _tell_plan(options, planned)
+    if options.dry_run:
+        return
+    result = planned.apply(reconstruct=not options.no_reconstruct, refit=options.refit, damping=options.damping)
+    if processes.rank == 0:
+        _tell_result(options, result)
+
+
+def _tell_plan(options: argparse.Namespace, planned: Plan) -> None:
+    print(planned)
+    if options.tradeoff is not None:
+        _write_tradeoff(planned, options.tradeoff)
+    if options.dry_run and options.report is not None:
+        print(f"\nreport: {write_report(planned, options.report)}")
+
+
+def _tell_result(options: argparse.Namespace, result: Result) -> None:
+    print()
+    print(result)
+    result.save(options.out)
+    _print_saved(options.out)
+    if options.report is not None:
+        print(f"report: {write_report(result, options.report)}")
+
+
+def _check_out(options: argparse.Namespace) -> None:
+    if options.out is None and not options.dry_run:
+        raise InputError("--out is missing: give a folder to write, or --dry-run to see the plan only")
+    if options.out is not None and options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out {options.out} is a file: give a folder")
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Refuse, before anything is measured, what could not be written afterwards."""
+    _check_out(options)
+    for name in ("report", "tradeoff"):
+        path = getattr(options, name)
+        if path is not None and path.is_dir():
+            raise InputError(f"--{name} {path} is a folder: give a file")
+    if options.report is not None:
+        plots.require()
+    if options.tradeoff is not None and options.allocation != "pro":
+        raise InputError(f"--tradeoff {options.tradeoff}: only --allocation pro measures the trade-off")
+
+
+def _write_tradeoff(planned: Plan, path: Path) -> None:
+    points = [asdict(point) for point in planned.tradeoff()]
+    kind = next(name for name, budget in BUDGETS.items() if type(planned.budget) is budget)
+    text = json.dumps({"budget": kind, "output_error": planned.output_measure, "points": points}, indent=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
+    print(f"\ntrade-off: {path}")
+
+
+def _alone(command: str) -> None:
+    """Refuse what several processes would all do."""
+    if launched().size > 1:
+        raise InputError(f"reapx {command} does not share its work: start it without torchrun")
+
+
+def _compact(options: argparse.Namespace) -> None:
+    _alone("compact")
+    _check_out(options)
+    if options.plot is not None:
+        plots.require()
+        checked_target(options.plot)
+    images = None if options.images is None else images_of(options)
+    nodes = zero_nodes(
+        model_of(options), images, relative=options.relative, absolute=options.absolute, exclude=options.exclude
+    )
+    print(nodes)
+    if options.plot is not None:
+        nodes.plot(options.plot)
+        print(f"\nsizes of all nodes: {options.plot}")
+    if options.dry_run:
+        return
+    result = nodes.remove(tolerance=options.tolerance)
+    print(f"\n{result}")
+    result.save(options.out)
+    _print_saved(options.out)
+
+
+def _print_saved(folder: Path) -> None:
+    print(f"\nsaved to {folder}: rebuild with reapx.load(fresh_model, {str(folder)!r})")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    _alone("inspect")
+    print(inspect(model_of(options), images_of(options), exclude=options.exclude))
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from .demo import run_demo
+
+    run_demo(options.out)

@@ -1,0 +1,1 @@
+"""Costs of a network as functions of its widths: MACs, parameters, measured latency."""

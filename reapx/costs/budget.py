@@ -1,0 +1,146 @@
+"""Budgets, and what a network costs at given widths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..capture.graph import Graph
+from ..errors import BudgetError
+from ..groups.channel_groups import Channels, Group, Place
+
+Sizes = Sequence[Any]
+"""Size of each axis of a tensor: numbers, or arrays of numbers where one width takes many values at once."""
+
+Cost = Callable[[Sizes], Any]
+"""What a layer or parameter costs, given its tensor's sizes; arrays in, an array out."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the pruned network may cost: a fraction of the original (up to 1), or an absolute number."""
+
+    amount: float
+
+    unit = ""
+    """What absolute numbers count."""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.amount, Real) and not isinstance(self.amount, bool) and 0 < self.amount < math.inf):
+            raise BudgetError(
+                f"{type(self).__name__}({self.amount!r}): give a fraction between 0 and 1, such as 0.5, or an "
+                "absolute number above 1"
+            )
+
+    def limit(self, full: float) -> float:
+        """The budget as an absolute number, given the cost of the full network."""
+        return int(self.amount * full + 1e-9) if self.amount <= 1 else int(self.amount)
+
+
+class MACs(Budget):
+    """Multiply-accumulates per image of all convolutions and linear layers whose weights are stored tensors."""
+
+
+class Params(Budget):
+    """Number of parameters (buffers such as running means do not count)."""
+
+
+def _product(factor: int, sizes: Sizes) -> Any:
+    return math.prod(sizes, start=factor)
+
+
+class Costs:
+    """What a network costs as a function of the groups' kept widths.
+
+    At width 0 a layer without inputs or outputs costs no MACs and has no weights. The constant that it leaves counts
+    as the bias and the norm that were there: the parameters are overstated where it takes in both, and understated, by
+    one for each of its outputs, only where there was neither.
+    """
+
+    def __init__(self, graph: Graph, channels: Channels) -> None:
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in graph.tensors.items()}
+        self._places: dict[Place, list[tuple[Group, int]]] = {}
+        for group in channels.groups:
+            for place, where in group.cuts.items():
+                self._places.setdefault(place, []).append((group, where.shape[1]))
+        self.full = {group.name: group.size for group in channels.groups}
+        self._terms: dict[type[Budget], list[tuple[str, Cost]]] = {
+            MACs: [(layer.weight, partial(_product, layer.positions)) for layer in channels.layers],
+            Params: [(name, partial(_product, 1)) for name in sorted(graph.trained)],
+        }
+        self._measured: dict[type[Budget], Budget] = {}
+        self._readers: dict[tuple[type[Budget], str], list[tuple[str, Cost]]] = {}
+
+    def use(self, budget: Budget, terms: list[tuple[str, Cost]]) -> None:
+        """Count budgets like this one, whatever their amounts, by these costs of tensors, by qualified name."""
+        self._terms[type(budget)] = terms
+        self._measured[type(budget)] = budget
+        self._readers.clear()
+
+    def knows(self, budget: Budget) -> bool:
+        """Whether what a budget counts is known."""
+        given = self._measured.get(type(budget))
+        return type(budget) in self._terms and given in (None, replace(budget, amount=given.amount if given else 1))
+
+    def _sizes(self, name: str, widths: Mapping[str, Any]) -> list[Any]:
+        sizes: list[Any] = list(self._shapes[name])
+        for axis in range(len(sizes)):
+            for group, count in self._places.get((name, axis), ()):
+                sizes[axis] = sizes[axis] - (group.size - widths[group.name]) * count
+        return sizes
+
+    def shape(self, name: str, widths: Mapping[str, int]) -> tuple[int, ...]:
+        """Shape of a parameter when each group keeps ``widths[group]`` units."""
+        return tuple(self._sizes(name, widths))
+
+    def of(self, budget: type[Budget], widths: Mapping[str, int] | None = None) -> Any:
+        """The cost that a kind of budget counts."""
+        kept = self.full if widths is None else widths
+        return sum(cost(self._sizes(name, kept)) for name, cost in self._terms[budget])
+
+    def along(self, budget: type[Budget], group: str, widths: Mapping[str, int]) -> npt.NDArray[np.float64]:
+        """Cost of everything that one group's width changes, at its widths 0, 1, ..., size; the others stay.
+
+        Returns:
+            (size + 1,) float64; differences are those of ``of``.
+        """
+        key = (budget, group)
+        if key not in self._readers:
+            touched = {
+                name
+                for (name, _), members in self._places.items()
+                if any(member.name == group for member, _ in members)
+            }
+            self._readers[key] = [(name, cost) for name, cost in self._terms[budget] if name in touched]
+        varied: dict[str, Any] = dict(widths)
+        varied[group] = np.arange(self.full[group] + 1, dtype=np.float64)
+        total = np.zeros(self.full[group] + 1)
+        for name, cost in self._readers[key]:
+            total += cost(self._sizes(name, varied))
+        return total
+
+    def partners(self) -> dict[str, set[str]]:
+        """Group name -> the groups, itself among them, on whose widths the cost of its own depends."""
+        members: dict[str, set[str]] = {}
+        for (name, _), found in self._places.items():
+            members.setdefault(name, set()).update(group.name for group, _ in found)
+        partners: dict[str, set[str]] = {name: {name} for name in self.full}
+        for together in members.values():
+            for name in together:
+                partners[name] |= together
+        return partners
+
+    def macs(self, widths: Mapping[str, int] | None = None) -> int:
+        """Multiply-accumulates per image."""
+        return int(self.of(MACs, widths))
+
+    def params(self, widths: Mapping[str, int] | None = None) -> int:
+        """Number of parameters."""
+        return int(self.of(Params, widths))

@@ -1,0 +1,1 @@
+"""Channel groups: which channels must leave together, and which cannot leave and why."""

@@ -1,0 +1,57 @@
+"""What is known on the way through a graph: each value's layout so far, and the channel table."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.fx import Node
+
+from ..capture.graph import Graph
+from .channel_table import ChannelTable, Layout
+
+Result = Layout | tuple[Layout, ...]
+"""Layout of a node's value; a tuple where it has several values."""
+
+
+class Walk:
+    """State of one pass over a graph.
+
+    Attributes:
+        table: The joined and frozen channels.
+        parameters: Qualified name -> layout of that parameter.
+        layouts: Node -> layout of its value.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.table = ChannelTable()
+        self.parameters: dict[str, Layout] = {}
+        self.layouts: dict[Node, Result] = {}
+
+    def layout(self, node: Node) -> Layout:
+        """Layout of a node's value; of the first one where it has several."""
+        found = self.layouts[node]
+        return found[0] if isinstance(found, tuple) else found
+
+    def part(self, node: Node, index: int) -> Layout:
+        """Layout of one of a node's several values."""
+        found = self.layouts[node]
+        return found[index] if isinstance(found, tuple) else []
+
+    def untracked(self, node: Node) -> Result:
+        """Layout of a value that carries no channels."""
+        value = node.meta.get("val")
+        if isinstance(value, list | tuple):
+            return tuple([None] * getattr(item, "ndim", 0) for item in value)
+        return [None] * value.ndim if isinstance(value, Tensor) else []
+
+    def freeze_inputs(self, node: Node, reason: str) -> Result:
+        """Freeze whatever an operator reads; its result carries no channels."""
+        for argument in node.all_input_nodes:
+            self.freeze(argument, reason)
+        return self.untracked(node)
+
+    def freeze(self, node: Node, reason: str) -> None:
+        """Freeze every axis of a node's value."""
+        found = self.layouts[node]
+        for layout in found if isinstance(found, tuple) else (found,):
+            self.table.freeze_layout(layout, reason)

@@ -1,0 +1,225 @@
+"""Channel groups: the units that can be removed, what leaves with each, and what stays and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ..capture.graph import Graph
+from ..capture.layers import MAX_FEATURES, Layer, can_refit
+from .propagation import Propagation
+
+Positions = npt.NDArray[np.int64]
+Place = tuple[str, int]
+"""(qualified name of a parameter, axis)."""
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A layer that reads a group, restricted to one of its conv groups.
+
+    Attributes:
+        layer: The layer.
+        part: Which of the layer's conv groups.
+        channels: (units, count) input channels, within the conv group, that each unit feeds.
+    """
+
+    layer: Layer
+    part: int
+    channels: Positions
+
+    def columns(self) -> Tensor:
+        """(units, count * taps) int64: the columns of the patch matrix that each unit owns."""
+        taps = self.layer.taps
+        columns = self.channels[:, :, None] * taps + np.arange(taps)
+        return torch.from_numpy(columns.reshape(len(self.channels), -1))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that are coupled in the same way and pruned together.
+
+    Attributes:
+        name: The layers that produce it, ``a + b`` for several (shortened).
+        size: Number of removable units.
+        producers: Layers whose output channels they are.
+        consumers: Layers that read them.
+        cuts: Parameter place -> (units, count) positions that each unit owns there.
+        stream: Whether the channels are a sum of several layers' outputs (a residual stream).
+    """
+
+    name: str
+    size: int
+    producers: tuple[Layer, ...]
+    consumers: tuple[Consumer, ...]
+    cuts: dict[Place, Positions]
+    stream: bool
+
+    @property
+    def per_unit(self) -> int:
+        """Channels of the first producer that leave with one unit."""
+        layer = self.producers[0]
+        return int(self.cuts[layer.weight, layer.out_axis].shape[1])
+
+    @property
+    def kind(self) -> str:
+        """``"stream"`` for a residual stream, ``"inside"`` for the inside of a block."""
+        return "stream" if self.stream else "inside"
+
+    @property
+    def readers(self) -> list[str]:
+        """Names of the layers that read the group, each once."""
+        return list(dict.fromkeys(consumer.layer.name for consumer in self.consumers))
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Output channels of a layer that stay, and why."""
+
+    layer: str
+    channels: int
+    reason: str
+
+
+@dataclass
+class Channels:
+    """Everything that the analysis of one graph finds out about channels."""
+
+    groups: list[Group]
+    frozen: list[Frozen]
+    layers: list[Layer]
+
+    def makers(self, group: Group) -> list[Layer]:
+        """The layers whose outputs are a group's channels, depthwise ones among them."""
+        return [layer for layer in self.layers if (layer.weight, layer.out_axis) in group.cuts]
+
+
+@dataclass(frozen=True)
+class _Unit:
+    places: dict[Place, Positions]
+
+    @property
+    def signature(self) -> tuple[tuple[Place, int], ...]:
+        return tuple(sorted((place, len(where)) for place, where in self.places.items()))
+
+
+def find_groups(graph: Graph, *, measured: bool = True) -> Channels:
+    """Analyse a captured graph.
+
+    Args:
+        measured: Whether layers are to be measured: what those read that are too wide for it stays.
+
+    Returns:
+        Groups in the order of their first producer, and for every layer the channels that stay.
+    """
+    analysis = Propagation(graph)
+    reasons = analysis.table.frozen_reasons()
+    streams = analysis.table.stream_roots()
+    producers = {(layer.weight, layer.out_axis): layer for layer in analysis.layers if not layer.depthwise}
+    consumers = {(layer.weight, layer.in_axis): layer for layer in analysis.layers}
+    classes: dict[tuple[object, ...], list[_Unit]] = {}
+    for root, unit in _units(analysis).items():
+        if root in reasons or not any(place in producers for place in unit.places):
+            continue
+        reason = _unreadable(graph, [consumers[place] for place in unit.places if place in consumers], measured)
+        if reason is None:
+            classes.setdefault((unit.signature, root in streams), []).append(unit)
+        else:
+            reasons[root] = reason
+    order = {layer.weight: k for k, layer in enumerate(analysis.layers)}
+    groups = [_group(members, bool(key[1]), producers, consumers) for key, members in classes.items()]
+    groups.sort(key=lambda group: order[group.producers[0].weight])
+    frozen = _frozen(analysis, producers, reasons)
+    return Channels(_unique_names(groups), frozen, analysis.layers)
+
+
+def _unreadable(graph: Graph, readers: list[Layer], measured: bool) -> str | None:
+    """Why the layers that read a unit cannot be refitted without it, or None."""
+    if not readers:
+        return "no convolution or linear layer reads these channels"
+    for layer in readers:
+        if not can_refit(graph, layer):
+            return f"{layer.name} reads them with a buffer, or with a bias that it shares, which cannot be refitted"
+        if measured and layer.features > MAX_FEATURES:
+            size = 8e-9 * layer.features**2
+            return f"{layer.name} has {layer.features} input features: their Gram matrix would take {size:.1f} GB"
+    return None
+
+
+def _units(analysis: Propagation) -> dict[int, _Unit]:
+    """Representative -> everything that its class owns in the parameters."""
+    owners: list[Place] = []
+    rows: list[Positions] = []
+    for name, layout in analysis.parameters.items():
+        for axis, channels in enumerate(layout):
+            if channels is not None:
+                place = np.full(len(channels), len(owners))
+                index = np.arange(len(channels))
+                rows.append(np.stack([analysis.table.find(channels), place, index], axis=1))
+                owners.append((name, axis))
+    if not rows:
+        return {}
+    table = np.concatenate(rows)
+    table = table[np.lexsort((table[:, 2], table[:, 1], table[:, 0]))]
+    change = np.any(np.diff(table[:, :2], axis=0) != 0, axis=1)
+    bounds = [0, *(np.flatnonzero(change) + 1).tolist(), len(table)]
+    units: dict[int, _Unit] = {}
+    for start, stop in pairwise(bounds):
+        root, owner = int(table[start, 0]), int(table[start, 1])
+        unit = units.setdefault(root, _Unit({}))
+        unit.places[owners[owner]] = table[start:stop, 2]
+    return units
+
+
+def _group(units: list[_Unit], stream: bool, producers: dict[Place, Layer], consumers: dict[Place, Layer]) -> Group:
+    places = list(units[0].places)
+    layers = tuple(sorted((producers[p] for p in places if p in producers), key=_graph_order))
+    units = sorted(units, key=lambda unit: int(unit.places[_place(layers[0])][0]))
+    cuts = {place: np.stack([unit.places[place] for unit in units]) for place in places}
+    readers: list[Consumer] = []
+    for place in places:
+        if place in consumers:
+            layer = consumers[place]
+            readers += [Consumer(layer, g, cuts[place]) for g in range(layer.window.groups)]
+    readers.sort(key=lambda consumer: _graph_order(consumer.layer))
+    names = [layer.name for layer in layers]
+    name = " + ".join(names) if len(names) < 4 else f"{names[0]} + {len(names) - 1} more"
+    return Group(name, len(units), layers, tuple(readers), cuts, stream)
+
+
+def _place(layer: Layer) -> Place:
+    return (layer.weight, layer.out_axis)
+
+
+def _graph_order(layer: Layer) -> int:
+    order: int = layer.node.meta["order"]
+    return order
+
+
+def _frozen(analysis: Propagation, producers: dict[Place, Layer], reasons: dict[int, str]) -> list[Frozen]:
+    found = [Frozen(*refused) for refused in analysis.refused]
+    for (weight, axis), layer in producers.items():
+        channels = analysis.parameters[weight][axis]
+        if channels is None:
+            continue
+        roots = analysis.table.find(channels).tolist()
+        count = Counter(reasons[root] for root in roots if root in reasons)
+        found += [Frozen(layer.name, number, reason) for reason, number in count.items()]
+    return found
+
+
+def _unique_names(groups: list[Group]) -> list[Group]:
+    seen: Counter[str] = Counter()
+    named = []
+    for group in groups:
+        seen[group.name] += 1
+        if seen[group.name] > 1:
+            group = replace(group, name=f"{group.name} #{seen[group.name]}")
+        named.append(group)
+    return named

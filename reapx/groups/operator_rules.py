@@ -1,0 +1,159 @@
+"""Operator rules: how the channels of an operator's inputs become those of its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch.fx import Node
+
+from ..capture.graph import arguments, is_tensor, operator_name
+from ..capture.layers import NORMS
+from . import shape_rules
+from .analysis_state import Result, Walk
+from .channel_table import Layout, broadcast
+from .shape_rules import axes_of, source
+
+Rule = Callable[[Walk, Node], Result]
+
+SKIPPED = frozenset(["sym_size", "_assert_scalar", "sym_constrain_range_for_size", "_assert_tensor_metadata"])
+
+ELEMENTWISE = (
+    "relu relu6 hardtanh leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid "
+    "sigmoid tanh softplus log_sigmoid exp expm1 log log1p sqrt rsqrt abs neg pow clamp "
+    "clamp_min clamp_max dropout feature_dropout alpha_dropout clone contiguous detach alias "
+    "to _to_copy square sin cos erf reciprocal sign round floor ceil hardshrink softshrink "
+    "threshold rrelu nan_to_num lift_fresh_copy add sub rsub mul div maximum minimum where "
+    "lerp addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_not type_as "
+    "zeros_like ones_like full_like masked_fill"
+).split()
+"""Operators that act on positions one by one, with broadcasting."""
+PER_CHANNEL = (
+    "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d "
+    "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+    "_adaptive_avg_pool2d lp_pool2d adaptive_max_pool1d adaptive_max_pool2d "
+    "upsample_nearest1d upsample_nearest2d upsample_linear1d upsample_bilinear2d "
+    "upsample_bicubic2d _upsample_nearest_exact2d"
+).split()
+"""Operators that pool or resize the positions of each channel."""
+REDUCTIONS = ("mean sum amax amin var std prod logsumexp linalg_vector_norm").split()
+"""Operators that make one value of all along some axes."""
+_RESHAPES = "reshape view _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as".split()
+
+
+def _elementwise(walk: Walk, node: Node) -> Layout:
+    """Rule of operators that act on positions one by one, with broadcasting."""
+    tensors = [argument for argument in node.all_input_nodes if is_tensor(argument)]
+    operands = [(walk.layout(tensor), walk.graph.shape(tensor)) for tensor in tensors]
+    name = operator_name(node)
+    reason = f"it meets a model input or a tensor of fixed size in {name}"
+    result = broadcast(walk.table, operands, walk.graph.shape(node), reason)
+    activations = [t for t in tensors if walk.graph.parameter_of(t) is None]
+    if name in ("add", "sub", "rsub") and len(activations) > 1:
+        for channels in result:
+            if channels is not None:
+                walk.table.mark_stream(channels)
+    return result
+
+
+def _join_parameters(walk: Walk, node: Node) -> Layout:
+    """A per-channel norm or activation: its vectors run along axis 1 of its input."""
+    layout = source(walk, node)
+    for argument in node.all_input_nodes[1:]:
+        vector = walk.layout(argument)[0]
+        if vector is None:
+            continue
+        if layout[1] is None:
+            walk.table.freeze(vector, f"{operator_name(node)} acts on a tensor of fixed size")
+        else:
+            walk.table.join(layout[1], vector)
+    return layout
+
+
+def _batch_norm(walk: Walk, node: Node) -> Result:
+    layout = _join_parameters(walk, node)
+    several = isinstance(node.meta.get("val"), list | tuple)
+    return (layout, [None], [None]) if several else layout
+
+
+def _group_norm(walk: Walk, node: Node) -> Layout:
+    """A norm group leaves as a whole: the statistics of the others do not change."""
+    layout = _join_parameters(walk, node)
+    groups, channels = int(arguments(node)["num_groups"]), layout[1]
+    if channels is not None:
+        rows = channels.reshape(groups, -1)
+        if groups == 1:
+            walk.table.freeze(channels, "a norm takes its statistics over all channels")
+        for column in range(1, rows.shape[1]):
+            walk.table.join(rows[:, 0], rows[:, column])
+    return layout
+
+
+def _layer_norm(walk: Walk, node: Node) -> Layout:
+    layout = source(walk, node)
+    first = len(layout) - len(arguments(node)["normalized_shape"])
+    reason = "a layer norm takes its statistics over all channels"
+    walk.table.freeze_layout(layout, reason, range(first, len(layout)))
+    for parameter in node.all_input_nodes[1:]:
+        walk.table.freeze_layout(walk.layout(parameter), reason)
+    return layout
+
+
+def _pool(walk: Walk, node: Node) -> Result:
+    layout = source(walk, node)
+    spatial = range(2, len(layout))
+    walk.table.freeze_layout(layout, f"{operator_name(node)} mixes positions", spatial)
+    result: Layout = [*layout[:2], *([None] * len(spatial))]
+    several = isinstance(node.meta.get("val"), list | tuple)
+    return (result, list(result)) if several else result
+
+
+def _reduction(walk: Walk, node: Node) -> Layout:
+    layout = source(walk, node)
+    axes = axes_of(arguments(node).get("dim"), len(layout))
+    walk.table.freeze_layout(layout, f"{operator_name(node)} combines the channels", axes)
+    if len(walk.graph.shape(node)) == len(layout):
+        return [None if axis in axes else channels for axis, channels in enumerate(layout)]
+    return [channels for axis, channels in enumerate(layout) if axis not in axes]
+
+
+def _along(walk: Walk, node: Node) -> Layout:
+    """softmax, cumsum, flip, roll: positions along the given axes meet or move, the other axes stay."""
+    layout, given = source(walk, node), arguments(node)
+    axes = axes_of(given.get("dim", given.get("dims")), len(layout))
+    walk.table.freeze_layout(layout, f"{operator_name(node)} combines the channels", axes)
+    return layout
+
+
+def _extremum(walk: Walk, node: Node) -> Result:
+    """max and min: of two tensors, or along an axis with the positions as a second result."""
+    if "other" in arguments(node):
+        return _elementwise(walk, node)
+    layout = _reduction(walk, node)
+    return (layout, list(layout)) if isinstance(node.meta.get("val"), list | tuple) else layout
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
+    **dict.fromkeys(PER_CHANNEL, _pool),
+    **dict.fromkeys(REDUCTIONS, _reduction),
+    **dict.fromkeys(_RESHAPES, shape_rules.reshape_rule),
+    **dict.fromkeys(NORMS, _batch_norm),
+    **dict.fromkeys(["prelu", "instance_norm"], _join_parameters),
+    **dict.fromkeys(["layer_norm", "rms_norm"], _layer_norm),
+    **dict.fromkeys(["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "flip", "roll"], _along),
+    **dict.fromkeys(["max", "min"], _extremum),
+    **dict.fromkeys(["expand", "expand_as"], shape_rules.expand_rule),
+    "movedim": shape_rules.movedim_rule,
+    **dict.fromkeys(["transpose", "swapaxes", "t", "mT"], shape_rules.transpose_rule),
+    **dict.fromkeys(["cat", "concat"], shape_rules.cat_rule),
+    **dict.fromkeys(["chunk", "split", "split_with_sizes"], shape_rules.chunk_rule),
+    **dict.fromkeys(["pad", "constant_pad_nd"], shape_rules.pad_rule),
+    **dict.fromkeys(["pixel_shuffle", "pixel_unshuffle"], shape_rules.pixel_shuffle_rule),
+    "group_norm": _group_norm,
+    "permute": shape_rules.permute_rule,
+    "slice": shape_rules.slice_rule,
+    "select": shape_rules.select_rule,
+    "getitem": shape_rules.getitem_rule,
+    "glu": shape_rules.glu_rule,
+    "channel_shuffle": shape_rules.channel_shuffle_rule,
+}

@@ -1,0 +1,106 @@
+"""Propagation: one pass over a graph that gives every axis of every tensor its channels.
+
+An operator without a rule freezes every axis that it meets; none is assumed to act elementwise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+from torch.fx import Node
+
+from ..capture.graph import Graph, operator_name
+from ..capture.layers import Layer, describe, name_of
+from .analysis_state import Result, Walk
+from .channel_table import Channels, Layout
+from .operator_rules import RULES, SKIPPED
+
+
+class Propagation(Walk):
+    """The analysis of one graph.
+
+    Attributes:
+        layers: Convolutions and linear layers that least squares can refit.
+        refused: (name, output channels, reason) of those that it cannot.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph)
+        self.layers: list[Layer] = []
+        self.refused: list[tuple[str, int, str]] = []
+        for name, tensor in graph.tensors.items():
+            layout: Layout = [self.table.fresh(size) if size > 1 else None for size in tensor.shape]
+            self.parameters[name] = layout
+            if name in graph.constants:
+                self.table.freeze_layout(layout, "it meets a tensor that is a literal in forward()")
+        self._freeze_shared()
+        for node in graph.inputs:
+            self.layouts[node] = self.untracked(node)
+        for node, name in graph.parameters.items():
+            self.layouts[node] = self.parameters[name]
+        for node in graph.nodes:
+            self.layouts[node] = self._apply(node)
+        for node in graph.outputs:
+            self.freeze(node, "it is an output of the model")
+
+    def _freeze_shared(self) -> None:
+        for name, readers in self.graph.shared.items():
+            reason = f"{readers} share the parameter {name}: refitting it for one would break the other"
+            self.table.freeze_layout(self.parameters[name], reason)
+
+    def _apply(self, node: Node) -> Result:
+        name = operator_name(node)
+        if name in SKIPPED or not isinstance(node.meta.get("val"), Tensor | list | tuple):
+            return []  # sizes, and checks of sizes
+        layer = describe(self.graph, node)
+        if isinstance(layer, Layer):
+            return self._layer(node, layer)
+        if isinstance(layer, str):
+            channels = self.graph.shape(node)[-1 if name == "linear" else 1]
+            self.refused.append((name_of(self.graph, node), channels, layer))
+            return self.freeze_inputs(node, layer)
+        if name not in RULES:
+            return self.freeze_inputs(node, f"operator {name} is not known to act per channel")
+        return RULES[name](self, node)
+
+    def _layer(self, node: Node, layer: Layer) -> Layout:
+        self.layers.append(layer)
+        source = self.layout(layer.input)
+        axis = len(source) - 1 - layer.spatial
+        outputs = self._layer_channels(layer, source[axis])
+        others = [k for k in range(len(source)) if k != axis]
+        self.table.freeze_layout(source, f"{layer.name} does not read its channels there", others)
+        if layer.bias is not None and outputs is not None:
+            bias = self.parameters[layer.bias][0]
+            if bias is not None:
+                self.table.join(outputs, bias)
+        result: Layout = [None] * len(self.graph.shape(node))
+        result[axis] = outputs
+        return result
+
+    def _layer_channels(self, layer: Layer, inputs: Channels | None) -> Channels | None:
+        weight, groups = self.parameters[layer.weight], layer.window.groups
+        inner, outer = weight[layer.in_axis], weight[layer.out_axis]
+        fixed = "these are the model's input channels or of a fixed number"
+        if layer.kind == "transposed" and groups > 1:
+            for channels in (inputs, inner, outer):
+                if channels is not None:
+                    self.table.freeze(channels, f"{layer.name} is a grouped transposed convolution")
+            return None
+        if inner is None and groups > 1 and outer is not None:  # depthwise
+            if inputs is None:
+                self.table.freeze(outer, fixed)
+            else:  # output c * multiplier + m reads input c only
+                self.table.join(outer, np.repeat(inputs, len(outer) // groups))
+            return outer
+        if groups > 1 and outer is not None:  # every conv group loses the same outputs
+            for part in outer.reshape(groups, -1)[1:]:
+                self.table.join(outer[: len(part)], part)
+        if inner is not None and inputs is None:
+            self.table.freeze(inner, fixed)
+        elif inner is not None and inputs is not None:  # and the same inputs
+            for part in inputs.reshape(groups, -1):
+                self.table.join(inner, part)
+        elif inputs is not None:
+            self.table.freeze(inputs, f"{layer.name} reads a single channel")
+        return outer

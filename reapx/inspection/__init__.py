@@ -1,0 +1,1 @@
+"""Inspection: what can be removed from a model, found before anything is measured."""

@@ -1,0 +1,94 @@
+"""Trial: does the user's forward() really run, and agree, when channels are fewer?
+
+Sizes that forward() writes down as numbers cannot be told from sizes that it computes, so one unit
+of every group is removed on a copy and the outcome compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from ..calibration.images import Images
+from ..capture.graph import Graph
+from ..capture.layers import tail_of
+from ..errors import ProofError
+from ..groups.channel_groups import Channels, Frozen, Group
+from ..surgery.cut import kept_positions
+from ..surgery.emptied_layers import find_endings, shrunk_exactly
+from ..surgery.proof import TOLERANCE, difference, masked_tensors
+
+
+def freeze_failing(model: nn.Module, graph: Graph, channels: Channels, images: Images) -> Channels:
+    """The channels without the groups whose removal the user's forward() does not survive.
+
+    All groups are tried at once; only if that fails, one after another.
+    """
+    groups = [group for group in channels.groups if group.size > 1]
+    frozen = list(channels.frozen)
+    for group in channels.groups:
+        if group.size == 1:
+            frozen += [Frozen(layer.name, 1, "it is the only one") for layer in group.producers]
+    if groups and _failure(model, graph, groups, images, 1) is not None:
+        passing: list[Group] = []
+        for group in groups:
+            failure = _failure(model, graph, [*passing, group], images, 1)
+            if failure is None:
+                passing.append(group)
+            else:
+                reason = f"forward() does not work with fewer of these channels: {failure}"
+                frozen += [Frozen(layer.name, group.size, reason) for layer in group.producers]
+        groups = passing
+    return replace(channels, groups=groups, frozen=frozen)
+
+
+def _failure(
+    model: nn.Module, graph: Graph, groups: list[Group], images: Images, count: int | None = None
+) -> str | None:
+    """Why removing the last ``count`` units of each group, by default all of them, fails; or None."""
+    removed = {group.name: torch.arange(group.size)[-(count or group.size) :] for group in groups}
+    kept = kept_positions(groups, removed, graph.tensors)
+    try:
+        tried = shrunk_exactly(model, kept, {}, find_endings(graph, groups, kept))
+        gap, dtype = difference(tried, graph, masked_tensors(graph, groups, kept, {}), images, 2)
+    except torch.OutOfMemoryError:  # says nothing about the channels
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, ProofError) as error:
+        return " ".join(str(error).split())[:160] or type(error).__name__
+    if not gap <= TOLERANCE[dtype]:
+        return f"outputs differ by {gap:.0e} (a size or position is written down as a number)"
+    return None
+
+
+def find_droppable(model: nn.Module, graph: Graph, channels: Channels, images: Images) -> frozenset[str]:
+    """Names of the groups that may go as a whole, because what they leave is a constant in a residual branch.
+
+    A group inside a branch qualifies if a layer that reads it ends in a residual add, or puts out a group that
+    qualifies; and if the user's forward() runs without it, and agrees. All are tried at once; only if that fails,
+    one after another.
+    """
+    ends: list[Group] = []
+    before: list[Group] = []
+    weights: set[str] = set()
+    for group in reversed(channels.groups):
+        readers = [consumer.layer for consumer in group.consumers]
+        if group.stream or not readers:
+            continue
+        if any(tail_of(graph, layer).total is not None for layer in readers):
+            ends.append(group)
+        elif any(layer.weight in weights for layer in readers):
+            before.append(group)
+        else:
+            continue
+        weights.update(layer.weight for layer in group.producers)
+    both = [*ends, *before]
+    trials = [both, before] if before else [both]
+    if all(_failure(model, graph, tried, images) is None for tried in trials if tried):
+        return frozenset(group.name for group in both)
+    passing: list[Group] = []
+    for group in both:
+        if all(_failure(model, graph, tried, images) is None for tried in ([group], [*passing, group])):
+            passing.append(group)
+    return frozenset(group.name for group in passing)

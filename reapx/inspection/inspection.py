@@ -1,0 +1,127 @@
+"""Inspection: what can be removed from a model, what cannot and why, before anything is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from ..calibration.checkpoint import digest_of
+from ..calibration.images import Images
+from ..calibration.processes import Processes, processes_of
+from ..capture.graph import Graph, capture
+from ..costs.budget import Costs
+from ..errors import InputError
+from ..groups.channel_groups import Channels, Frozen, Group, find_groups
+from ..moments.finite_check import check_outputs
+from ..text import frozen_text, short, table
+from .dry_run import find_droppable, freeze_failing
+from .validation import check_forward, check_model, model_device, without_excluded
+
+
+@dataclass
+class Inspection:
+    """The channel groups of a model; ``print`` it.
+
+    Attributes:
+        groups: Coupled channels that can be pruned together.
+        frozen: Channels that stay, and why.
+        costs: MACs and parameters as functions of the groups' widths.
+        droppable: Names of groups that may go as a whole: the inside of a residual branch, which leaves a constant.
+    """
+
+    groups: list[Group]
+    frozen: list[Frozen]
+    costs: Costs
+    droppable: frozenset[str]
+    _channels: Channels = field(repr=False)
+    _graph: Graph = field(repr=False)
+    _images: Images = field(repr=False)
+
+    def __str__(self) -> str:
+        rows = [[g.name, g.kind, str(g.size * g.per_unit), str(len(g.readers))] for g in self.groups]
+        lines = [
+            f"{len(rows)} channel groups, {short(self.costs.macs())} MACs, {short(self.costs.params())} parameters",
+            "",
+            table(rows, ["group", "kind", "channels", "read by"]),
+        ]
+        return "\n".join([*lines, *frozen_text(self.frozen)])
+
+
+def inspect(
+    model: nn.Module,
+    images: object,
+    *,
+    exclude: Sequence[str] = (),
+    memory: int | None = None,
+    distributed: bool = False,
+) -> Inspection:
+    """Find the channel groups of a model; nothing is touched.
+
+    Args:
+        model: Module in eval mode.
+        images: As for ``reapx.plan``; only a few are run.
+        exclude: Layer names or patterns (``"layer3.*"``) whose output channels stay.
+        memory: Bytes of the device's memory for images before they go to disk; as for ``reapx.plan``.
+        distributed: As for ``reapx.plan``.
+
+    Raises:
+        InputError: the images cannot be used, the model is in train mode, or nothing can be removed.
+        CaptureError: torch.export refuses the model.
+        BackendError: there are no kernels for the model's device.
+    """
+    found = examine(model, images, exclude=exclude, memory=memory, distributed=distributed)
+    if not found.groups:
+        reasons = sorted({f"{entry.layer}: {entry.reason}" for entry in found.frozen})
+        raise InputError("no channel of this model can be removed: " + "; ".join(reasons[:5]))
+    return found
+
+
+def examine(
+    model: nn.Module,
+    images: object,
+    *,
+    exclude: Sequence[str] = (),
+    memory: int | None = None,
+    measured: bool = True,
+    distributed: bool = False,
+) -> Inspection:
+    """What ``inspect`` finds, even if it is nothing.
+
+    Args:
+        measured: Whether layers are to be measured: what those read that are too wide for it stays.
+        distributed: As for ``reapx.plan``.
+    """
+    processes = processes_of(distributed, model)
+    with processes.together():
+        check_model(model)
+        calibration = Images(images, model_device(model), memory)
+        check_forward(model, calibration)
+    calibration.meet(processes)
+    graph = capture(model, calibration.as_inputs(2))
+    _check_same(graph, processes)
+    channels = find_groups(graph, measured=measured)
+    check_outputs(graph, channels.layers, calibration)
+    channels = freeze_failing(model, graph, channels, calibration)
+    channels = without_excluded(channels, exclude)
+    droppable = find_droppable(model, graph, channels, calibration)
+    _check_equal(processes, "channel groups", [(x.name, x.size, x.name in droppable) for x in channels.groups])
+    costs = Costs(graph, channels)
+    return Inspection(channels.groups, channels.frozen, costs, droppable, channels, graph, calibration)
+
+
+def _check_same(graph: Graph, processes: Processes) -> None:
+    """Refuse processes whose networks are not the same."""
+    if processes.size > 1:
+        _check_equal(processes, "tensors", digest_of(graph.tensors))
+        _check_equal(processes, "operators", graph.digest())
+
+
+def _check_equal(processes: Processes, what: str, value: object) -> None:
+    rank = processes.odd(value)
+    if rank is not None:
+        raise InputError(
+            f"rank {rank}: the model's {what} are not those of rank 0: give all processes the same model, with the "
+            "same weights"
+        )

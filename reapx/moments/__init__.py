@@ -1,0 +1,1 @@
+"""Moments: Gram matrices of layer inputs, accumulated over the calibration images."""

@@ -1,0 +1,195 @@
+"""Moments of layers' inputs, summed up batch by batch over the images of all processes.
+
+Memory does not grow with the number of images, and the patch matrix is never built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from tqdm import tqdm
+
+from .. import _native
+from ..calibration.checkpoint import Checkpoint
+from ..calibration.images import Images
+from ..calibration.processes import Processes
+from ..capture.execution import run
+from ..capture.graph import Graph
+from ..capture.layers import Layer
+from ..errors import NumericalError
+from .finite_check import not_finite
+from .moments import Moments
+
+
+class Accumulator:
+    """Adds batches to the moments of one layer, all conv groups at once."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        outputs: int = 0,
+        positions: int | None = None,
+        before: int = 0,
+        *,
+        device: torch.device,
+    ) -> None:
+        """``outputs`` counts targets per conv group; there are none without it. ``positions`` is the number of random
+        positions that are looked at in each image; None for all. ``before`` batches are added by other processes.
+        ``device`` is that of the batches.
+        """
+        groups, features = layer.window.groups, layer.features
+        self.layer = layer
+        self.positions = positions
+        self._before = before
+        self.counts = torch.zeros(2, dtype=torch.int64)  # batches and rows
+        self.gram = torch.zeros(groups, features, features, dtype=torch.float64, device=device)
+        self.total = torch.zeros(groups, features, dtype=torch.float64, device=device)
+        with_target = outputs > 0
+        self.cross = _zeros((groups, outputs, features), with_target, device)
+        self.target_total = _zeros((groups * outputs,), with_target, device)
+        self.target_square = _zeros((groups * outputs,), with_target, device)
+
+    @property
+    def rows(self) -> int:
+        """Number of patches so far."""
+        return int(self.counts[1])
+
+    def sums(self) -> dict[str, Tensor]:
+        """All that changes from batch to batch where there is no target: the tensors themselves, not copies."""
+        return {"counts": self.counts, "gram": self.gram, "total": self.total}
+
+    def add(self, value: Tensor, shape: tuple[int, ...], target: Tensor | None = None) -> None:
+        """Add one batch.
+
+        Args:
+            value: The layer's input, as in the graph.
+            shape: Shape of the layer's output for this batch.
+            target: What the layer should put out, as in the graph, or None.
+        """
+        layer = self.layer
+        patches = layer.patches_of(value)
+        rows, columns = (1, 1) if layer.spatial == 0 else (1, shape[2]) if layer.spatial == 1 else shape[2:4]
+        positions = self._positions(len(patches), int(rows) * int(columns))
+        _native.gram_accumulate(
+            patches,
+            layer.window,
+            (int(rows), int(columns)),
+            self.gram,
+            self.total,
+            target=None if target is None else layer.outputs_of(target),
+            cross=self.cross,
+            target_total=self.target_total,
+            target_square=self.target_square,
+            positions=positions,
+        )
+        count = len(patches) * int(rows) * int(columns) if positions is None else positions.numel()
+        self.counts += torch.tensor([1, count])
+
+    def _positions(self, images: int, count: int) -> Tensor | None:
+        """(images, positions) int64, drawn without repetition in an image, the same for every run; None for all."""
+        if self.positions is None or self.positions >= count:
+            return None
+        # Seeded for each batch, so that they do not depend on which batches this process has seen.
+        random = torch.Generator().manual_seed(self._before + int(self.counts[0]))
+        drawn = torch.rand(images, count, generator=random).topk(self.positions, dim=1).indices
+        return drawn.contiguous().to(self.gram.device)
+
+    def is_finite(self) -> Tensor:
+        """Whether all activations so far were finite: one bool, where the sums are."""
+        finite = torch.isfinite(self.total).all()
+        return finite if self.target_total is None else finite & torch.isfinite(self.target_total).all()
+
+    def not_finite(self, batch: int) -> NumericalError:
+        """What to raise where an activation of the last batch was NaN or infinite."""
+        bad = (~torch.isfinite(self.total)).nonzero()
+        return not_finite(self.layer, int(bad[0, 1]) // self.layer.taps if len(bad) else None, batch)
+
+    def join(self, processes: Processes) -> None:
+        """Make the sums those of all processes, after the last batch."""
+        processes.sum(self.counts, self.gram, self.total, self.cross, self.target_total, self.target_square)
+
+    def moments(self) -> list[Moments]:
+        """The sums so far, one per conv group."""
+        _native.gram_mirror(self.gram)
+        groups = len(self.gram)
+
+        def parts(values: Tensor | None) -> list[Tensor | None]:
+            return [None] * groups if values is None else list(values.reshape(groups, -1))
+
+        totals, squares = parts(self.target_total), parts(self.target_square)
+        cross = [None] * groups if self.cross is None else list(self.cross)
+        return [Moments(self.gram[g], self.total[g], self.rows, cross[g], totals[g], squares[g]) for g in range(groups)]
+
+
+def check_finite(accumulators: Iterable[Accumulator], batch: int) -> None:
+    """Raise where an activation of the last batch was NaN or infinite; a GPU is waited for once."""
+    found = [(accumulator, accumulator.is_finite()) for accumulator in accumulators]
+    if found and not bool(torch.stack([finite for _, finite in found]).all()):
+        raise next(accumulator.not_finite(batch) for accumulator, finite in found if not finite)
+
+
+def _zeros(shape: tuple[int, ...], wanted: bool, device: torch.device) -> Tensor | None:
+    return torch.zeros(shape, dtype=torch.float64, device=device) if wanted else None
+
+
+def measure(
+    graph: Graph,
+    images: Images,
+    layers: list[Layer],
+    tensors: Mapping[str, Tensor],
+    *,
+    positions: int | None = None,
+    progress: bool,
+    checkpoint: Checkpoint | None = None,
+    name: str = "moments",
+) -> dict[str, list[Moments]]:
+    """Weight name -> moments of each conv group of that layer, from one pass of the original network in each process.
+
+    Layers that read the same patches share their moments. With ``positions``, only so many random positions of each
+    feature map are looked at; of vectors and tokens, all. With a ``checkpoint``, sums are stored there under ``name``
+    as they grow, and batches that were added before a kill are not run again; the moments are the same to the bit.
+
+    Raises:
+        NumericalError: an activation is NaN or infinite; names the layer and the channel.
+        CheckpointError: what is stored is damaged, or cannot be written.
+    """
+    shared: dict[object, Accumulator] = {}
+    of_layer: dict[Node, Accumulator] = {}
+    for layer in layers:
+        key = (layer.input, layer.spatial, layer.window, layer.upsampling, _size(graph, layer))
+        if key not in shared:
+            shared[key] = Accumulator(layer, positions=positions, before=images.before, device=images.device)
+        of_layer[layer.node] = shared[key]
+    first = {accumulator.layer.node: accumulator for accumulator in shared.values()}
+    last = max((node.meta["order"] for node in first), default=-1)
+
+    def visit(node: Node, values: Mapping[Node, object], value: object) -> None:
+        if node in first:
+            source = values[first[node].layer.input]
+            assert isinstance(source, Tensor) and isinstance(value, Tensor)
+            first[node].add(source, tuple(value.shape))
+
+    sums = {f"{a.layer.weight}/{part}": value for a in first.values() for part, value in a.sums().items()}
+    with images.processes.together():
+        done = 0 if checkpoint is None else checkpoint.restore(name, sums)
+        for batch in _bar(done, len(images), "measuring", progress):
+            run(graph, images[batch], tensors, visit, last)
+            check_finite(first.values(), batch)
+            if checkpoint is not None:
+                checkpoint.keep_tensors(name, batch + 1, sums, last=batch + 1 == len(images))
+    for accumulator in first.values():
+        accumulator.join(images.processes)
+    found = {accumulator.layer.node: accumulator.moments() for accumulator in first.values()}
+    return {layer.weight: found[of_layer[layer.node].layer.node] for layer in layers}
+
+
+def _size(graph: Graph, layer: Layer) -> tuple[int, ...]:
+    shape = graph.shape(layer.node)
+    return shape[len(shape) - layer.spatial :]
+
+
+def _bar(done: int, count: int, text: str, progress: bool) -> tqdm[int]:
+    return tqdm(range(done, count), text, total=count, initial=done, unit="batch", leave=False, disable=not progress)

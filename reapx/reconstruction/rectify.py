@@ -1,0 +1,152 @@
+"""Rectification: weights refined for what a ReLU passes on, after the least-squares fit.
+
+A ReLU drops negative values, so where the original is negative and the fit is negative too, nothing is left to fit.
+Such entries are taken out of the residual, and the least-squares step is solved again with the same Gram matrix.
+
+Source: the nonlinear case of X. Zhang et al., "Accelerating Very Deep Convolutional Networks for Classification and
+Detection", IEEE TPAMI 38(10), 2016, which alternates between the fit and auxiliary targets in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from .. import _native
+from ..calibration.processes import ALONE, Processes
+from ..capture.graph import Graph, operator_name
+from ..capture.layers import Layer, Tail
+from ..capture.precision import exact
+from ..moments.moments import Moments, damp
+
+_STEP = 1.8
+"""Share of each step that is taken: targets move with the fit, so plain steps (1) fall short of the fixed point."""
+
+Batch = tuple[Tensor, Tensor, Tensor | None]
+"""The layer's input, what it should put out, and what is added behind it (a shortcut) or None."""
+
+
+def feeds_relu(graph: Graph, layer: Layer, tail: Tail, residual: bool) -> bool:
+    """Whether all that a layer computes, after its norm and residual add, goes through a ReLU."""
+    node = tail.total if residual else tail.norm or layer.node
+    if node is None or node in graph.outputs or (tail.total is not None and not residual):
+        return False
+    users = graph.users.get(node, [])
+    while users and all(operator_name(user) == "getitem" for user in users):
+        users = [reader for user in users for reader in graph.users.get(user, [])]
+    return bool(users) and all(operator_name(user) == "relu" for user in users)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A layer's weights as least squares found them.
+
+    Attributes:
+        weight: (groups, outputs, features) float64.
+        intercept: (groups * outputs,) float64, added to the layer's product.
+    """
+
+    weight: Tensor
+    intercept: Tensor
+
+
+def rectify(
+    layer: Layer,
+    like: Tensor,
+    fit: Fit,
+    old: Tensor,
+    moments: Sequence[Moments],
+    batches: Iterable[Batch],
+    norm: tuple[Tensor, Tensor] | None,
+    usable: Tensor,
+    columns: Tensor,
+    *,
+    intercept: bool,
+    damping: float,
+    processes: Processes = ALONE,
+) -> Fit:
+    """One step towards the fit of what a ReLU passes on.
+
+    Args:
+        layer: Of the pruned network.
+        like: Its weight, for shape and dtype.
+        fit: Where to start.
+        old: (groups, outputs, features) float64, what damping pulls towards.
+        moments: Of the layer's input, one per conv group, as they were fitted (centred where ``intercept``).
+        batches: All images of this process.
+        norm: Scale and shift of the batch norm behind the layer, (outputs,) each, or None.
+        usable: (groups * outputs,) bool: outputs that may change.
+        columns: (count,) int64: features whose weights may change.
+        intercept: Whether an intercept is fitted.
+        damping: As in the fit.
+        processes: Those whose images it is fitted to.
+
+    Returns:
+        The refined fit; the given one where the system is singular.
+    """
+    with processes.together():
+        gradient, total = _residuals(layer, like, fit, batches, norm)
+    processes.sum(gradient, total)
+    gradient, gone = gradient[:, :, columns], (fit.weight - old)[:, :, columns]
+    moments = [own.of_columns(columns) for own in moments]
+    change, kept = torch.empty_like(gradient), torch.arange(len(columns), device=columns.device)
+    sums = total.reshape(old.shape[:2])
+
+    def solve(indices: list[int], ridges: list[float]) -> list[int]:
+        tasks = []
+        for part, ridge in zip(indices, ridges, strict=True):
+            own = moments[part]
+            cross = gradient[part] - ridge * gone[part]
+            if intercept:
+                cross = cross - torch.outer(sums[part], own.total / own.rows)
+            tasks.append(_native.SolveTask(own.gram.contiguous(), cross, kept, ridge, None, change[part]))
+        return _native.batch_solve(tasks)
+
+    if max(damp(moments, damping, solve), default=-1) >= 0:
+        return fit
+    change = torch.where(usable.reshape(*old.shape[:2], 1), change, 0.0)
+    weight = fit.weight.index_add(2, columns, change, alpha=_STEP)
+    if not intercept:
+        return Fit(weight, fit.intercept)
+    shifts = [(sum_ - part @ own.total) / own.rows for sum_, part, own in zip(sums, change, moments, strict=True)]
+    return Fit(weight, fit.intercept + _STEP * torch.where(usable, torch.cat(shifts), 0.0))
+
+
+@exact()
+def _residuals(
+    layer: Layer, like: Tensor, fit: Fit, batches: Iterable[Batch], norm: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """RᵀX (groups, outputs, features) and column sums of R (groups * outputs,), R what is left to fit."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    weight = layer.weight_from(fit.weight, like.to(dtype)).requires_grad_()
+    gradient, total = torch.zeros_like(fit.weight), torch.zeros_like(fit.intercept)
+    for batch in batches:
+        value, target, beside = (None if each is None else each.to(dtype) for each in batch)
+        assert value is not None and target is not None
+        axis = target.dim() - 1 if layer.spatial == 0 else 1
+        shape = [-1 if k == axis else 1 for k in range(target.dim())]
+        with torch.enable_grad():
+            product = _product(layer.node, value, weight)
+        fitted = product.detach() + fit.intercept.to(product.dtype).view(shape)
+        left = target - fitted
+        wanted, passed = target, fitted
+        if norm is not None:
+            scale, shift = (each.to(product.dtype).view(shape) for each in norm)
+            wanted, passed = wanted * scale + shift, passed * scale + shift
+        if beside is not None:
+            wanted, passed = wanted + beside, passed + beside
+        left[(wanted < 0) & (passed < 0)] = 0
+        gradient += layer.matrix(torch.autograd.grad(product, weight, left)[0])
+        total += left.double().sum([k for k in range(left.dim()) if k != axis])
+    return gradient, total
+
+
+def _product(node: Node, value: Tensor, weight: Tensor) -> Tensor:
+    """The layer's operator without its bias."""
+    rest = node.args[3:] if len(node.args) > 2 else ()
+    result: Tensor = node.target(value, weight, None, *rest, **node.kwargs)  # type: ignore[operator]
+    return result

@@ -1,0 +1,155 @@
+"""The paths of all groups of a network, by the method that the user chose."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from ..calibration.checkpoint import Checkpoint
+from ..calibration.images import Images
+from ..calibration.store import TensorStore
+from ..capture.graph import Graph
+from ..errors import CalibrationWarning
+from ..groups.channel_groups import Group
+from ..moments.measure import measure
+from ..moments.moments import Moments
+from .methods import BLIND, choose
+from .paths.consumers import readers_of
+from .paths.path import Path
+from .paths.refitted_weights import Refits
+from .reap import Request, reap_paths, solve_paths
+
+
+def find_paths(
+    graph: Graph,
+    images: Images,
+    groups: list[Group],
+    widths: Mapping[str, int],
+    selection: str,
+    *,
+    damping: float,
+    swaps: int = 0,
+    positions: int | None,
+    progress: bool,
+    refits: bool = False,
+    checkpoint: Checkpoint | None = None,
+) -> list[Path]:
+    """One path per group, as long as its width asks for.
+
+    Args:
+        images: Measured for methods that look at data.
+        widths: Group name -> units that stay.
+        selection: One of ``SELECTIONS``.
+        damping: λ as a fraction of the mean diagonal of each Gram matrix.
+        swaps: Exchanges per group after REAP's selection.
+        positions: Random positions of each feature map to measure; None for all.
+        refits: Whether the paths know the consumers' weights at each cut, and their errors even where the method looks
+            at no data; then nothing is swapped.
+        checkpoint: Where moments are stored as they are measured, and found again after a kill.
+
+    Raises:
+        NumericalError: NaN or Inf in an activation, or a singular Gram matrix.
+        CheckpointError: what is stored is damaged, or cannot be written.
+    """
+    steps = {group.name: group.size - widths[group.name] for group in groups}
+    if selection in BLIND and not refits:
+        return [_unmeasured(graph, group, steps[group.name], selection) for group in groups]
+    busy = [group for group in groups if steps[group.name] > 0]
+    found: dict[str, Path] = {}
+    store = TensorStore(images.memory // 2)
+    for part in chunks(busy, images.memory):
+        moments = measure_consumers(graph, images, part, positions=positions, progress=progress, checkpoint=checkpoint)
+        _warn_few_rows(moments, images)
+        readers = [readers_of(graph, group, moments) for group in part]
+        choices = [
+            choose(selection, graph, group, own, steps[group.name]) for group, own in zip(part, readers, strict=True)
+        ]
+        requests = [
+            Request(group.name, own, steps[group.name], choice.order)
+            for group, own, choice in zip(part, readers, choices, strict=True)
+        ]
+        if refits:
+            paths = []
+            for group, own, solved in zip(part, readers, solve_paths(requests, damping), strict=True):
+                given = Refits(graph, group, own, solved.task, solved.ridges, store)
+                paths.append(Path(solved.order, solved.errors, float(solved.errors.sum()), given))
+        else:
+            paths = reap_paths(requests, damping, swaps)
+        for group, path, choice in zip(part, paths, choices, strict=True):
+            found[group.name] = replace(path, own=choice.own)
+        del moments, readers, choices, requests  # before the next ones are measured
+    images.processes.check_rounding("channels", [path.order.tolist() for path in found.values()])
+    nothing = Path(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64), 0.0)
+    return [found.get(group.name, nothing) for group in groups]
+
+
+def _unmeasured(graph: Graph, group: Group, steps: int, selection: str) -> Path:
+    """A path by a method that looks at no data."""
+    order = choose(selection, graph, group, readers_of(graph, group, None), steps).order
+    assert order is not None
+    return Path.unmeasured(order)
+
+
+def chunks(groups: list[Group], memory: int) -> list[list[Group]]:
+    """Groups in runs whose consumers' Gram matrices, bases and factors fit into ``memory`` bytes.
+
+    Each run is one pass over the images.
+    """
+    found: list[list[Group]] = []
+    used = 0
+    for group in groups:
+        size = sum(32 * consumer.layer.features**2 for consumer in group.consumers)
+        if not found or used + size > memory:
+            found.append([])
+            used = 0
+        found[-1].append(group)
+        used += size
+    return found
+
+
+def measure_consumers(
+    graph: Graph,
+    images: Images,
+    groups: Sequence[Group],
+    *,
+    positions: int | None = None,
+    progress: bool,
+    checkpoint: Checkpoint | None = None,
+) -> dict[str, list[Moments]]:
+    """Weight name -> moments of each conv group of every layer that reads one of the groups; see ``measure``."""
+    layers = {consumer.layer.weight: consumer.layer for group in groups for consumer in group.consumers}
+    return measure(
+        graph,
+        images,
+        list(layers.values()),
+        graph.tensors,
+        positions=positions,
+        progress=progress,
+        checkpoint=checkpoint,
+        name=f"moments-{_digest(layers)}",
+    )
+
+
+def _digest(names: Iterable[str]) -> str:
+    return hashlib.sha256(" ".join(sorted(names)).encode()).hexdigest()[:16]
+
+
+def _warn_few_rows(moments: Mapping[str, list[Moments]], images: Images) -> None:
+    few, enough = [], 0
+    for name, parts in moments.items():
+        rows, features = parts[0].rows, len(parts[0].gram)
+        if rows < features:
+            few.append(f"{name.removesuffix('.weight')} ({rows} rows, {features} features)")
+            enough = max(enough, -(-features * images.count // max(rows, 1)))
+    if few:
+        more = f" and {len(few) - 3} more" if len(few) > 3 else ""
+        warnings.warn(
+            f"{images.count} images give fewer rows than features at {', '.join(few[:3])}{more}: the Gram matrix is "
+            f"singular and only damping carries the fit; {enough} images would do",
+            CalibrationWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,1 @@
+"""Paths: an order of removal with exact errors, and the weights that go with each cut of it."""

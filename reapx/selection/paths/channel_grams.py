@@ -1,0 +1,28 @@
+"""Second moments by channel, from the Gram matrices of the consumers' patches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .consumers import Reader
+
+
+def inner_products(gram: Tensor, columns: Tensor) -> Tensor:
+    """(units, units) float64: of the units' values at all places, from the columns (units, count) that each owns."""
+    total = gram.new_zeros(len(columns), len(columns))
+    for tap in columns.T:
+        total += gram[tap[:, None], tap]
+    return total
+
+
+def behaviour_gram(readers: Sequence[Reader]) -> Tensor:
+    """(units, units) float64: inner products of the units' values, over all places where the consumers read them."""
+    return torch.stack([inner_products(reader.measured.gram, reader.columns) for reader in readers]).sum(0)
+
+
+def shared_gram(readers: Sequence[Reader]) -> Tensor:
+    """(units, units) float64: contributions to all consumers, each as a share of its outputs' variance, averaged."""
+    return torch.stack([reader.scale * reader.contributions for reader in readers]).mean(0)

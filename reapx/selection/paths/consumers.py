@@ -1,0 +1,76 @@
+"""Readers: the consumers of a group as selection sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+from ...capture.graph import Graph
+from ...capture.layers import norm_affine, tail_of
+from ...groups.channel_groups import Group
+from ...moments.moments import Moments
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One consumer of a group, as selection sees it.
+
+    Attributes:
+        weight: (outputs, features) float64, rows scaled by the norm that follows the layer.
+        columns: (units, count) int64, the features that each unit owns.
+        moments: Of the layer's input, about the mean where an intercept is fitted; None for
+            methods that do not look at data.
+    """
+
+    weight: Tensor
+    columns: Tensor
+    moments: Moments | None = None
+
+    @property
+    def measured(self) -> Moments:
+        """Its moments.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if self.moments is None:
+            raise ValueError("this method of selection needs the moments of every consumer")
+        return self.moments
+
+    @cached_property
+    def scale(self) -> float:
+        """What makes squared errors shares of the variance of the consumer's outputs; 1 where they never change."""
+        signal = float(((self.weight @ self.measured.gram) * self.weight).sum())
+        return 1 / signal if signal > 0 else 1.0
+
+    @cached_property
+    def contributions(self) -> Tensor:
+        """(units, units) float64 K: inner products of what the units add to the consumer's outputs.
+
+        With Z_c = X_c W_c, the outputs are Y = Σ_c Z_c and::
+
+            K_cd = <Z_c, Z_d> = sum of G_cd ∘ (W_c W_dᵀ),     sum of K = ‖Y‖²
+        """
+        units, taps = self.columns.shape
+        flat = self.columns.flatten()
+        products = self.measured.gram * (self.weight.T @ self.weight)
+        return products[flat][:, flat].reshape(units, taps, units, taps).sum((1, 3))
+
+
+def readers_of(graph: Graph, group: Group, moments: Mapping[str, list[Moments]] | None) -> list[Reader]:
+    """A group's consumers, with the moments of their layers by weight name, or without any."""
+    readers = []
+    for consumer in group.consumers:
+        layer = consumer.layer
+        weight = layer.matrix(graph.tensors[layer.weight])
+        norm = tail_of(graph, layer).norm
+        if norm is not None:
+            scale, _ = norm_affine(graph, norm, graph.tensors)
+            weight = weight * scale.reshape(weight.shape[0], weight.shape[1], 1)
+        intercept = layer.bias is not None or norm is not None
+        own = None if moments is None else moments[layer.weight][consumer.part].centred(intercept)
+        readers.append(Reader(weight[consumer.part], consumer.columns().to(weight.device), own))
+    return readers

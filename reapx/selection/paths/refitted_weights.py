@@ -1,0 +1,62 @@
+"""Refits: the weights of a group's consumers, refitted by least squares at any cut of the group's path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ... import _native
+from ...calibration.store import TensorStore
+from ...capture.graph import Graph
+from ...groups.channel_groups import Group
+from .consumers import Reader
+from .weight_changes import Changes
+
+
+class Refits(Changes):
+    """Refitted weights; what they are made of is as large as the Gram matrices.
+
+    It lies in ``store``, which sends it to disk past its limit.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        group: Group,
+        readers: Sequence[Reader],
+        task: _native.PathTask,
+        ridges: Sequence[float],
+        store: TensorStore,
+    ) -> None:
+        super().__init__(graph, group, readers, task.order)
+        self._store = store
+        self._penalties = [ridge * given.scale for ridge, given in zip(ridges, task.consumers, strict=True)]
+        for index, given in enumerate(task.consumers):
+            store.put((group.name, index, "factor"), given.factor)
+            store.put((group.name, index, "residual"), given.residual)
+
+    def penalty(self, count: int) -> float:
+        """What damping adds to the path's error after ``count`` removals: λ ‖W - W₀‖², averaged over consumers."""
+        total = 0.0
+        for index, (part, penalty) in enumerate(zip(self._parts, self._penalties, strict=True)):
+            change = self.weights(index, [count])[0] - part.weight
+            total += penalty * float(change.square().sum())
+        return total / max(len(self._parts), 1)
+
+    def weights(self, index: int, counts: Sequence[int]) -> Tensor:
+        """The refitted weights of one consumer."""
+        part = self._parts[index]
+        solved = part.weight.new_empty(len(counts), *part.weight.shape)
+        task = _native.CutsTask(
+            part.weight,
+            part.columns,
+            self.order,
+            self._store.get((self._group.name, index, "factor")),
+            self._store.get((self._group.name, index, "residual")),
+            torch.tensor(counts, dtype=torch.int64).to(part.weight.device),
+            solved,
+        )
+        _native.path_weights([task])
+        return solved

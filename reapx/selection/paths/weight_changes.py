@@ -1,0 +1,116 @@
+"""Changes: what a path's removals do to the tensors of a network, at any cut."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...capture.graph import Graph
+from ...capture.layers import norm_affine, tail_of
+from ...groups.channel_groups import Consumer, Group
+from .consumers import Reader
+
+
+@dataclass(frozen=True)
+class Part:
+    """One consumer: its full weights (outputs, features) and columns as selection has them, its input's mean."""
+
+    consumer: Consumer
+    weight: Tensor
+    columns: Tensor
+    mean: Tensor
+
+
+class Changes(ABC):
+    """Tensors of the original network, with zero columns where units have left and other weights where they stay.
+
+    Everything else in the network is as it was, so the inputs of the consumers are those of the original.
+
+    Attributes:
+        order: (steps,) int64, units in the order in which they leave.
+    """
+
+    def __init__(self, graph: Graph, group: Group, readers: Sequence[Reader], order: Tensor) -> None:
+        self._graph, self._group, self.order = graph, group, order
+        self._parts: list[Part] = []
+        for consumer, reader in zip(group.consumers, readers, strict=True):
+            own = reader.measured
+            self._parts.append(Part(consumer, reader.weight, reader.columns, own.total / max(own.rows, 1)))
+
+    @abstractmethod
+    def weights(self, index: int, counts: Sequence[int]) -> Tensor:
+        """(counts, outputs, features) float64 weights of one consumer, as selection scales them, at ascending cuts."""
+
+    def changes(self, counts: Sequence[int]) -> list[dict[str, Tensor]]:
+        """What to add to the network's tensors when the path's first units have left.
+
+        Args:
+            counts: Numbers of units that have left, ascending.
+
+        Returns:
+            For each count: qualified name -> float64 difference, of weights and of biases or running means.
+        """
+        found: list[dict[str, Tensor]] = [{} for _ in counts]
+        for index, part in enumerate(self._parts):
+            for changed, count, now in zip(found, counts, self.weights(index, counts), strict=True):
+                gone = part.columns[self.order[:count]].flatten()
+                self._add(changed, part.consumer, now - part.weight, gone, part.mean)
+        return found
+
+    def clear(self, tensors: dict[str, Tensor], count: int) -> None:
+        """Put zeros into the first ``count`` units' columns of those consumers' weights that are there."""
+        for part in self._parts:
+            layer = part.consumer.layer
+            if count and layer.weight in tensors:
+                matrix = layer.matrix(tensors[layer.weight]).clone()
+                matrix[part.consumer.part][:, part.columns[self.order[:count]].flatten()] = 0.0
+                tensors[layer.weight] = layer.weight_from(matrix, tensors[layer.weight])
+
+    def _add(self, changed: dict[str, Tensor], consumer: Consumer, change: Tensor, gone: Tensor, mean: Tensor) -> None:
+        """Write one consumer's change of (scaled) weights as changes of the network's tensors."""
+        layer, tensors = consumer.layer, self._graph.tensors
+        norm = tail_of(self._graph, layer).norm
+        matrix = layer.matrix(tensors[layer.weight])
+        _, outputs, _ = matrix.shape
+        rows = slice(consumer.part * outputs, (consumer.part + 1) * outputs)
+        if norm is not None:
+            scale = norm_affine(self._graph, norm, tensors)[0][rows]
+            usable = scale.abs() > 1e-8 * scale.abs().max()
+            change = torch.where(usable, 1 / torch.where(usable, scale, 1.0), 0.0)[:, None] * change
+            change[:, gone] = -matrix[consumer.part][:, gone]
+        full = torch.zeros_like(matrix)
+        full[consumer.part] = change
+        known = changed.get(layer.weight)
+        full = layer.weight_from(full, tensors[layer.weight].double())
+        changed[layer.weight] = full if known is None else known + full
+        shift = change.new_zeros(matrix.shape[0] * outputs)
+        shift[rows] = -change @ mean
+        name = layer.bias
+        if name is None and norm is not None:
+            name = self._graph.parameter_of(norm.args[3])
+            shift = -shift
+        if name is not None:
+            changed[name] = changed[name] + shift if name in changed else shift
+
+
+def combined(tensors: Mapping[str, Tensor], changes: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors that several changes make of a network's, those that they touch only."""
+    found: dict[str, Tensor] = {}
+    for change in changes:
+        for name, value in change.items():
+            found[name] = found.get(name, tensors[name].double()) + value
+    return {name: value.to(tensors[name].dtype) for name, value in found.items()}
+
+
+def cut_tensors(
+    tensors: Mapping[str, Tensor], differences: Sequence[Mapping[str, Tensor]], made: Sequence[tuple[Changes, int]]
+) -> dict[str, Tensor]:
+    """The tensors that differences make together; none reads units that have left, by each change's count of them."""
+    found = combined(tensors, differences)
+    for changes, count in made:
+        changes.clear(found, count)
+    return found

@@ -1,0 +1,94 @@
+"""Round after round: dead nodes leave a network's tensors, until no other node dies of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...capture.graph import Graph
+from ...groups.channel_groups import Channels, Group
+from .folding import Tensors, Verdict, fold, judge, read
+from .known_values import known_values
+from .node_sizes import Limits, Sizes, limits_of, sizes_of, without_zeros
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """What can leave a network.
+
+    Attributes:
+        removed: Group -> (count,) units.
+        constant: Group -> how many of them hand on a constant that is not zero.
+        staying: Group -> dead units that stay -> why.
+        changed: Qualified name -> float64 tensor of full size that takes the place of the network's own.
+        sizes: Of each layer, as it was.
+        limits: Of each layer.
+    """
+
+    removed: dict[str, Tensor]
+    constant: dict[str, int]
+    staying: dict[str, dict[int, str]]
+    changed: Tensors
+    sizes: list[Sizes]
+    limits: list[Limits]
+
+
+def eliminate(
+    graph: Graph, channels: Channels, droppable: Collection[str], relative: float, absolute: float
+) -> Elimination:
+    """Find all units that can leave without a change of what the network computes.
+
+    What leaves is no longer read, and no longer reads: its inputs may now be read by nobody, and what read only it is
+    the same for all images.
+
+    Args:
+        droppable: Names of groups that may leave as a whole.
+        relative: Share of a layer's largest weight up to which a node's weights count as zero.
+        absolute: Magnitude up to which they do in any case.
+    """
+    tensors = dict(graph.tensors)
+    sizes = sizes_of(graph, channels.layers, tensors)
+    limits = [limits_of(own, relative, absolute) for own in sizes]
+    found = Elimination({}, {}, {}, {}, sizes, limits)
+    for group in channels.groups:
+        found.removed[group.name], found.constant[group.name] = torch.empty(0, dtype=torch.int64), 0
+    wanted = {consumer.layer.input for group in channels.groups for consumer in group.consumers}
+    while True:
+        for layer, own, limit in zip(channels.layers, sizes, limits, strict=True):
+            if layer.weight not in graph.shared:
+                tensors[layer.weight] = without_zeros(layer, tensors[layer.weight], own, limit)
+        values = known_values(graph, tensors, wanted)
+        rounds = [_round(graph, group, found, tensors, values, group.name in droppable) for group in channels.groups]
+        pairs = zip(channels.groups, rounds, strict=True)
+        leaving = [(group, verdict.removable) for group, verdict in pairs if len(verdict.removable)]
+        if not leaving:
+            return found
+        for group, units in leaving:
+            for layer in channels.makers(group):
+                rows = torch.from_numpy(group.cuts[layer.weight, layer.out_axis])[units].flatten()
+                weight = tensors[layer.weight]
+                tensors[layer.weight] = weight.index_fill(layer.out_axis, rows.to(weight.device), 0)
+        sizes = sizes_of(graph, channels.layers, tensors)
+
+
+def _round(
+    graph: Graph,
+    group: Group,
+    found: Elimination,
+    tensors: Tensors,
+    values: dict[torch.fx.Node, Tensor],
+    droppable: bool,
+) -> Verdict:
+    """Let a group's newly dead units leave the tensors."""
+    before = found.removed[group.name]
+    readings = read(group, tensors, values)
+    verdict = judge(graph, group, readings, before, droppable)
+    for target in (tensors, found.changed) if len(verdict.removable) else ():
+        target.update(fold(graph, group, readings, verdict, {**graph.tensors, **target}))
+    found.removed[group.name] = torch.cat([before, verdict.removable]).sort().values
+    found.constant[group.name] += verdict.constant
+    found.staying[group.name] = verdict.staying
+    return verdict

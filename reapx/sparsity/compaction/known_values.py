@@ -1,0 +1,216 @@
+"""Values that a network's weights leave no choice about: the same for every image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from ...capture.execution import evaluate, in_widest_dtype, last_reads
+from ...capture.graph import Graph, arguments, operator_name
+from ...capture.layers import LAYERS, NORMS, differs_at_border
+from ...groups.operator_rules import ELEMENTWISE, PER_CHANNEL, REDUCTIONS, RULES, SKIPPED
+from ...groups.shape_rules import axes_of
+
+Value = Callable[[Node], Any]
+_ADDING = ("sum", "prod", "linalg_vector_norm", "cumsum")
+"""Operators over positions that make zeros of zeros, but of other constants what depends on how many there are."""
+_COUNTING = ("logsumexp", "softmax", "_softmax", "log_softmax", "_log_softmax")
+"""Operators over positions that make even of zeros what depends on how many there are."""
+_PADS, _JOINS = ("pad", "constant_pad_nd"), ("cat", "concat")
+_AVERAGES = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
+
+
+def known_values(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node]) -> dict[Node, Tensor]:
+    """Some nodes' values, NaN wherever they could depend on the images, or on how large those are.
+
+    The images are NaN, and what arithmetic does to NaN does the rest. Zero weights need help, since 0 · NaN is NaN:
+    layers and norms are run without the NaN, and what reaches them through a weight that is not zero is marked.
+    Zeros around a value, and sums over positions, are other numbers for larger images: of what such an operator reads
+    only zeros count as known.
+
+    Args:
+        tensors: Qualified name -> parameter.
+        wanted: Nodes that stand for one tensor.
+
+    Returns:
+        Each node's value for two images.
+    """
+    if not wanted:
+        return {}
+    return in_widest_dtype(lambda dtype: _run(graph, tensors, wanted, dtype))[0]
+
+
+def _run(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node], dtype: torch.dtype) -> dict[Node, Tensor]:
+    def cast(value: Tensor) -> Tensor:
+        return value.to(dtype) if value.is_floating_point() else value
+
+    values: dict[Node, Any] = {node: cast(tensors[name]) for node, name in graph.parameters.items()}
+    unsure: set[Node] = set()
+    """Nodes whose value has no room for NaN though it depends on the images: whole numbers, truth values."""
+    for node in graph.inputs:
+        image = torch.zeros(graph.shape(node), dtype=node.meta["val"].dtype, device=graph.device)
+        values[node] = torch.full_like(cast(image), torch.nan) if image.is_floating_point() else image
+        if not image.is_floating_point():
+            unsure.add(node)
+    spent = last_reads(graph.nodes, wanted)
+    found: dict[Node, Tensor] = {}
+    with torch.no_grad():
+        for node in graph.nodes:
+            value = values[node] = _value(graph, node, values.__getitem__, unsure)
+            read = [argument for argument in node.all_input_nodes if argument in unsure or _has_nan(values[argument])]
+            items = _tensors(value)
+            if read and items and not any(item.is_floating_point() for item in items):
+                unsure.add(node)
+            if node in wanted:
+                found[node] = value
+            for argument in spent[node]:
+                values.pop(argument, None)
+    return found
+
+
+def _value(graph: Graph, node: Node, value_of: Value, unsure: set[Node]) -> Any:
+    name, first = operator_name(node), node.all_input_nodes[:1]
+    if first and _depends_on_size(node, value_of):
+        value_of = _replaced(first[0], _only_zeros(value_of(first[0])), value_of)
+    elif first and name in (*PER_CHANNEL, *REDUCTIONS):
+        value_of = _replaced(first[0], _even(value_of(first[0]), _pooled_axes(node, value_of(first[0]))), value_of)
+    if name in LAYERS and not any(argument in unsure for argument in node.all_input_nodes):
+        return _layer(node, value_of)
+    if name in NORMS and first and isinstance(value_of(first[0]), Tensor):
+        return _norm(node, value_of)
+    value = evaluate(node, value_of)
+    computed = [argument for argument in node.all_input_nodes if argument not in graph.parameters]
+    strange = name not in (*RULES, *SKIPPED) and computed
+    if strange or name in _COUNTING or any(argument in unsure for argument in node.all_input_nodes):
+        return _without(value)
+    if name in ELEMENTWISE and isinstance(value, Tensor) and value.is_floating_point():
+        sources = [value_of(argument) for argument in node.all_input_nodes]
+        value = _marked(value, sources)
+        return _emptied(value, sources) if name == "mul" else value
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return _even(value, _grown_axes(node, value.dim()), zeros=name in _JOINS and value.dim() == 3)
+    return value
+
+
+def _depends_on_size(node: Node, value_of: Value) -> bool:
+    """Whether an operator makes something else of a constant at the border, or where there are more positions."""
+    name = operator_name(node)
+    if name in _ADDING:
+        return True
+    if name in LAYERS:
+        return differs_at_border(node, math.prod(value_of(node.all_input_nodes[1]).shape[2:]))
+    if name in _AVERAGES:
+        given = arguments(node)
+        padded, counted = any(given["padding"]), given.get("divisor_override") is None
+        return (padded and given["count_include_pad"]) if counted else (padded or given["ceil_mode"])
+    return False
+
+
+def _grown_axes(node: Node, axes: int) -> list[int]:
+    """The axes of positions along which an operator puts other values beside those that it reads."""
+    name = operator_name(node)
+    given = arguments(node) if name in (*_PADS, *_JOINS) else {}
+    if name in _JOINS:
+        joined = int(given["dim"]) % axes
+        return [joined] if joined > 1 or (joined == 1 and axes == 3) else []
+    if name not in _PADS or given.get("mode", "constant") != "constant":
+        return []
+    widths = given["pad"]
+    grown = [axes - 1 - step // 2 for step, width in enumerate(widths) if width]
+    return sorted({axis for axis in grown if axes < 4 or axis > 1})  # of images, channels may be added
+
+
+def _pooled_axes(node: Node, value: Any) -> list[int]:
+    """The axes whose positions an operator mixes: larger images have others in each of its windows."""
+    axes = getattr(value, "ndim", 0)
+    if operator_name(node) in PER_CHANNEL:
+        return list(range(2, axes))
+    return sorted(set(axes_of(arguments(node).get("dim"), axes)) - {0})
+
+
+def _even(value: Any, axes: list[int], *, zeros: bool = False) -> Any:
+    """NaN wherever a value changes along some axes; zeros may stay, where those could be axes of channels."""
+    if not axes or not isinstance(value, Tensor) or not value.is_floating_point() or 0 in value.shape:
+        return value
+    uneven = value.amin(axes, keepdim=True) != value.amax(axes, keepdim=True)
+    return value.masked_fill(uneven & (value != 0) if zeros else uneven, torch.nan)
+
+
+def _only_zeros(value: Any) -> Any:
+    """NaN wherever a value is not zero."""
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return torch.where(value == 0, value, torch.nan) if floating else value
+
+
+def _replaced(source: Node, value: Any, value_of: Value) -> Value:
+    """Operands as they are, but one."""
+    return lambda other: value if other is source else value_of(other)
+
+
+def _layer(node: Node, value_of: Value) -> Tensor:
+    """A layer's value, NaN where a weight that is not zero reads NaN."""
+    source, weight = node.all_input_nodes[:2]
+    bias = node.args[2] if len(node.args) > 2 else None
+    cleared = value_of(source).nan_to_num(nan=0.0)
+    known = evaluate(node, lambda other: cleared if other is source else value_of(other))
+    assert isinstance(known, Tensor)
+    marks = {source: value_of(source).isnan().to(known.dtype), weight: value_of(weight).ne(0).to(known.dtype)}
+    if isinstance(bias, Node):
+        marks[bias] = torch.zeros_like(value_of(bias))
+    reached = evaluate(node, lambda other: marks[other] if other in marks else value_of(other))
+    assert isinstance(reached, Tensor)
+    return known.masked_fill_(reached > 0.5, torch.nan)
+
+
+def _norm(node: Node, value_of: Value) -> Any:
+    """A batch norm's value, NaN where it reads NaN, unless its scale is zero there."""
+    source = value_of(node.all_input_nodes[0])
+    scale = value_of(node.args[1]) if isinstance(node.args[1], Node) else None
+    batch = not isinstance(node.args[3], Node)  # statistics of the images themselves
+    value = evaluate(node, lambda other: source.nan_to_num(nan=0.0) if other is node.args[0] else value_of(other))
+    lost = source.isnan()
+    if batch:
+        lost = lost.transpose(0, 1).flatten(1).any(1).reshape(-1, *[1] * (source.dim() - 2)).expand(source.shape)
+    if scale is not None:
+        lost = lost & scale.ne(0).reshape(-1, *[1] * (source.dim() - 2))
+    for item in _tensors(value)[:1]:
+        item.masked_fill_(lost, torch.nan)
+    return value
+
+
+def _marked(value: Tensor, sources: list[Any]) -> Tensor:
+    """NaN wherever an operand has it: not all operators hand it on, such as sign."""
+    for source in sources:
+        if isinstance(source, Tensor) and source.is_floating_point() and _has_nan(source):
+            value = torch.where(source.isnan().expand(value.shape), torch.nan, value)
+    return value
+
+
+def _emptied(value: Tensor, factors: list[Any]) -> Tensor:
+    """A product, zero wherever a factor is, whatever the others are: a dead channel behind a gate."""
+    for factor in factors:
+        if isinstance(factor, Tensor):
+            value = value.masked_fill((factor == 0).expand(value.shape), 0.0)
+    return value
+
+
+def _without(value: Any) -> Any:
+    """Nothing known of a value, as far as NaN can say so."""
+    if isinstance(value, list | tuple):
+        return type(value)(_without(item) for item in value)
+    return torch.full_like(value, torch.nan) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _has_nan(value: Any) -> bool:
+    return any(item.is_floating_point() and bool(item.isnan().any()) for item in _tensors(value))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [item for item in value if isinstance(item, Tensor)] if isinstance(value, list | tuple) else []

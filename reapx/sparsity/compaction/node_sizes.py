@@ -1,0 +1,71 @@
+"""How large the weights of every node are, and which count as zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ... import _native
+from ...capture.graph import Graph
+from ...capture.layers import Layer, norm_affine, tail_of
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Largest magnitudes of one layer's weights, on the CPU.
+
+    Attributes:
+        incoming: (outputs,) of each output's incoming weights, times the scale of the batch norm that alone reads it.
+        outgoing: (inputs,) of each input's outgoing weights; inputs of one conv group.
+    """
+
+    incoming: Tensor
+    outgoing: Tensor
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Largest magnitudes that count as zero, of one layer."""
+
+    incoming: float
+    outgoing: float
+
+
+def sizes_of(graph: Graph, layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> list[Sizes]:
+    """Every layer's sizes, from one pass over all weights."""
+    weights = [tensors[layer.weight].movedim(layer.out_axis, 0) for layer in layers]
+    found = _native.zero_scan([weight.float().contiguous() for weight in weights])
+    pairs = [(rows.cpu(), columns.cpu()) for rows, columns in found]
+    return [_sizes(graph, layer, tensors, *pair) for layer, pair in zip(layers, pairs, strict=True)]
+
+
+def _sizes(graph: Graph, layer: Layer, tensors: Mapping[str, Tensor], rows: Tensor, columns: Tensor) -> Sizes:
+    norm = tail_of(graph, layer).norm
+    if norm is not None:
+        scale = norm_affine(graph, norm, tensors)[0].abs().float().cpu()
+        if len(scale) == len(rows):  # not of grouped transposed convolutions, whose channels all stay
+            rows = rows * scale
+    return Sizes(rows, columns)
+
+
+def limits_of(sizes: Sizes, relative: float, absolute: float) -> Limits:
+    """What counts as zero: at most ``absolute``, or ``relative`` of the layer's largest finite one."""
+    finite = [values[values.isfinite()] for values in (sizes.incoming, sizes.outgoing)]
+    largest = [float(values.max()) if len(values) else 0.0 for values in finite]
+    return Limits(*(max(absolute, relative * value) for value in largest))
+
+
+def without_zeros(layer: Layer, weight: Tensor, sizes: Sizes, limits: Limits) -> Tensor:
+    """A layer's weight with exact zeros where rows or columns count as zero."""
+    weight = weight.clone()
+    weight.movedim(layer.out_axis, 0)[dead_rows(sizes, limits)] = 0
+    weight.movedim(layer.in_axis, 0)[sizes.outgoing <= limits.outgoing] = 0
+    return weight
+
+
+def dead_rows(sizes: Sizes, limits: Limits) -> Tensor:
+    """(outputs,) truth values: which nodes' incoming weights count as zero."""
+    return torch.as_tensor(sizes.incoming <= limits.incoming)

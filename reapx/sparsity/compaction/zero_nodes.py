@@ -1,0 +1,195 @@
+"""Zero nodes: those of a trained network that compute nothing any more, and the network without them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import InputError, ProofError
+from ...groups.channel_groups import Group
+from ...inspection.inspection import Inspection
+from ...inspection.validation import check_model
+from ...planning.apply import remove
+from ...report.node_figures import write_histogram
+from ...surgery import storage
+from ...surgery.cut import Kept, narrow
+from ...surgery.emptied_layers import shrunk_exactly
+from ...surgery.proof import difference
+from ...text import frozen_text, saving, table
+from .folding import Tensors
+
+TOLERANCE = 1e-5
+"""Default largest difference from the model's outputs, as a share of the largest output."""
+CHECKED = 32
+"""Images of the first batch that it is looked for on, at most."""
+
+
+@dataclass(frozen=True)
+class GroupNodes:
+    """The nodes of one channel group.
+
+    Attributes:
+        group: The coupled channels.
+        zero: Units all of whose incoming weights count as zero.
+        removed: (count,) units that can leave without a change of the network's function.
+        constant: How many of those hand on a constant that is not zero and goes into what reads it.
+        staying: Units that compute nothing, and stay all the same -> why.
+    """
+
+    group: Group
+    zero: int
+    removed: Tensor
+    constant: int
+    staying: dict[int, str]
+
+
+@dataclass(frozen=True)
+class ZeroNodes:
+    """The nodes of a network that compute nothing any more; ``print`` it, ``plot`` it, or ``remove`` them.
+
+    Attributes:
+        groups: One entry per group of coupled channels.
+        macs: Multiply-accumulates per image, before and after their removal.
+        params: Parameters, before and after; a branch that leaves as a whole leaves a constant, counted roughly.
+        sizes: Layer -> (outputs,) float32, largest magnitude of each node's incoming weights, times the scale of the
+            batch norm behind it.
+        limits: Layer -> the size up to which a node counts as zero.
+        shape: Of the random images that the network was looked at with, or None for the user's.
+    """
+
+    groups: list[GroupNodes]
+    macs: tuple[int, int]
+    params: tuple[int, int]
+    sizes: dict[str, Tensor]
+    limits: dict[str, float]
+    shape: tuple[int, ...] | None
+    _model: nn.Module = field(repr=False)
+    _found: Inspection = field(repr=False)
+    _changed: Tensors = field(repr=False)
+
+    def __str__(self) -> str:
+        total = sum(entry.group.size for entry in self.groups)
+        gone = sum(len(entry.removed) for entry in self.groups)
+        rows = [
+            [x.group.name, str(x.group.size), str(x.zero), str(len(x.removed)), str(x.constant), str(len(x.staying))]
+            for x in self.groups
+        ]
+        lines = [
+            f"{gone} of {total} nodes can leave: {saving('parameters', self.params)}, {saving('MACs', self.macs)}",
+            "",
+            table(rows, ["group", "nodes", "zero weights", "can leave", "of them constant", "dead, but stay"]),
+        ]
+        if self.shape is not None:
+            lines.insert(1, f"looked at with random images of shape {self.shape}, at whose size MACs are counted")
+        lines += [""] * any(entry.staying for entry in self.groups) + self.reasons()
+        return "\n".join([*lines, *frozen_text(self._found.frozen)])
+
+    def reasons(self) -> list[str]:
+        """A line for each group and reason why dead nodes stay."""
+        found: dict[tuple[str, str], int] = {}
+        for entry in self.groups:
+            for reason in entry.staying.values():
+                found[entry.group.name, reason] = found.get((entry.group.name, reason), 0) + 1
+        return [f"{name}: {count} dead, but stays: {reason}" for (name, reason), count in found.items()]
+
+    def plot(self, path: str | Path) -> Path:
+        """Write a histogram of each layer's node sizes, with the limit; .png, .svg or .pdf. Infinite ones are left out.
+
+        Raises:
+            InputError: another ending.
+            ReapxError: matplotlib is not installed.
+        """
+        write_histogram(path, {name: size[size.isfinite()] for name, size in self.sizes.items()}, self.limits)
+        return Path(path)
+
+    def remove(self, *, tolerance: float = TOLERANCE, inplace: bool = False) -> Compacted:
+        """Remove them, and prove that the network computes what it did.
+
+        Args:
+            tolerance: Largest difference from the model's outputs, as a share of the largest, before the constants that
+                went into biases are rounded to the model's precision.
+            inplace: Change the user's model instead of a copy; its parameters are new objects.
+
+        Raises:
+            InputError: the model has changed since.
+            ProofError: the smaller network differs by more than ``tolerance``; the model is as it was.
+        """
+        if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not tolerance >= 0:
+            raise InputError(f"tolerance={tolerance!r}: give a number from 0; math.inf takes any difference")
+        check_model(self._model)
+        graph, images = self._found._graph, self._found._images
+        changed = graph.changed(self._model)
+        if changed is not None:
+            raise InputError(f"{changed} has changed since the nodes were looked at: call reapx.zero_nodes again")
+        removal = remove(
+            self._model,
+            graph,
+            [entry.group for entry in self.groups],
+            {entry.group.name: entry.removed for entry in self.groups},
+            images,
+            refit=None,
+            damping=0.0,
+            rectify=0,
+            progress=False,
+            changed=self._changed,
+        )
+        updates = {name: narrow(value, removal.kept.get(name, {})) for name, value in self._changed.items()}
+        exact = shrunk_exactly(self._model, removal.kept, updates, removal.endings)
+        gap, _ = difference(exact, graph, graph.tensors, images, CHECKED)
+        if not gap <= tolerance:
+            raise ProofError(
+                f"without the nodes that count as zero, outputs differ by {gap:.1e} of the largest (at most "
+                f"{tolerance:.1e} is allowed). Your model is unchanged. The largest of those nodes: {self._largest()}. "
+                "Exclude that layer, lower the threshold (relative=..., absolute=...; plot() shows the sizes), or take "
+                "the difference with tolerance=math.inf"
+            )
+        gap, _ = difference(removal.model, graph, graph.tensors, images, CHECKED)
+        before = sum(value.numel() for value in self._model.parameters())
+        if inplace:
+            removal.repeat(self._model)
+        small = self._model if inplace else removal.model
+        after = sum(value.numel() for value in small.parameters())
+        return Compacted(small, self, (before, after), gap, removal.kept)
+
+    def _largest(self) -> str:
+        """The node that leaves whose size comes closest to that of its layer's largest."""
+        found = [(0.0, "none is above zero")]
+        for entry in self.groups:
+            for layer in entry.group.producers:
+                size = self.sizes[layer.name]
+                rows = torch.from_numpy(entry.group.cuts[layer.weight, layer.out_axis])[entry.removed].flatten()
+                if len(rows) and float(size.max()) > 0:
+                    share, row = (size[rows] / size.max()).max(0)
+                    place = f"{layer.name}, channel {int(rows[row])}"
+                    found.append((float(share), f"{place}, {float(share):.1e} of its layer's largest"))
+        return max(found)[1]
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """A network without its zero nodes.
+
+    Attributes:
+        model: The smaller module.
+        nodes: What was found in the original.
+        params: Parameters of the original and of what is left.
+        gap: Largest difference from the original's outputs, as a share of the largest.
+        kept: Qualified parameter name -> axis -> positions that stayed.
+    """
+
+    model: nn.Module
+    nodes: ZeroNodes
+    params: tuple[int, int]
+    gap: float
+    kept: Kept
+
+    def __str__(self) -> str:
+        saved = f"{saving('parameters', self.params)}, {saving('MACs', self.nodes.macs)}"
+        return f"Compacted: {saved}; same outputs up to {self.gap:.1e} of the largest"
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``."""
+        storage.save(folder, self.model, self.kept, str(self.nodes))

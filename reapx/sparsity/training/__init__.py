@@ -1,0 +1,1 @@
+"""Training that drives nodes to zero: an optimizer, penalties, and a monitor."""

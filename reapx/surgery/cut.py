@@ -1,0 +1,102 @@
+"""Surgery: smaller parameters into the user's own modules, by qualified name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..groups.channel_groups import Group, Place
+
+Kept = dict[str, dict[int, Tensor]]
+"""Qualified name -> axis -> sorted positions that stay; on the CPU, wherever the tensors are."""
+
+
+def kept_positions(groups: list[Group], removed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Kept:
+    """What stays of every parameter when each group loses ``removed[group]`` units."""
+    stays: dict[Place, Tensor] = {}
+    for group in groups:
+        units = removed.get(group.name)
+        if units is None or len(units) == 0:
+            continue
+        for place, where in group.cuts.items():
+            name, axis = place
+            mask = stays.setdefault(place, torch.ones(tensors[name].shape[axis], dtype=torch.bool))
+            mask[torch.from_numpy(where)[units].reshape(-1)] = False
+    kept: Kept = {}
+    for (name, axis), mask in stays.items():
+        kept.setdefault(name, {})[axis] = mask.nonzero().flatten()
+    return kept
+
+
+def within(kept: Kept, larger: Kept) -> Kept:
+    """Where what stays lies in what stays of a larger network, for the axes on which the two differ."""
+    found: Kept = {}
+    for name, axes in larger.items():
+        for axis, positions in axes.items():
+            inside = torch.isin(positions, kept[name][axis])
+            if not bool(inside.all()):
+                found.setdefault(name, {})[axis] = inside.nonzero().flatten()
+    return found
+
+
+def narrow(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
+    """The part of a tensor that stays."""
+    for axis, positions in axes.items():
+        tensor = tensor.index_select(axis, positions.to(tensor.device))
+    return tensor
+
+
+def cut(model: nn.Module, kept: Kept) -> None:
+    """Shrink the parameters and buffers of ``model`` in place, and the attributes that count them."""
+    owners: dict[str, list[str]] = {}
+    for name in kept:
+        path, _, leaf = name.rpartition(".")
+        owners.setdefault(path, []).append(leaf)
+    for path, leaves in owners.items():
+        module = model.get_submodule(path)
+        before = {leaf: getattr(module, leaf).shape for leaf in leaves}
+        for leaf in leaves:
+            name = f"{path}.{leaf}" if path else leaf
+            assign(model, name, narrow(getattr(module, leaf).detach(), kept[name]))
+        _update_attributes(module, before)
+
+
+def assign(model: nn.Module, name: str, value: Tensor) -> None:
+    """Put a tensor in the place of a parameter or buffer."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    old = getattr(module, leaf)
+    value = value.detach().to(device=old.device, dtype=old.dtype).contiguous()
+    if leaf in module._parameters:
+        module._parameters[leaf] = nn.Parameter(value, requires_grad=old.requires_grad)
+    else:
+        module._buffers[leaf] = value
+
+
+def _update_attributes(module: nn.Module, before: Mapping[str, torch.Size]) -> None:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        _update_convolution(module, before)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = len(next(t for t in (module.weight, module.running_mean) if t is not None))
+    elif isinstance(module, nn.GroupNorm):
+        size = before["weight"][0]
+        module.num_channels = len(module.weight)
+        module.num_groups = module.num_groups * module.num_channels // size
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
+
+
+def _update_convolution(module: nn.modules.conv._ConvNd, before: Mapping[str, torch.Size]) -> None:
+    shape = module.weight.shape
+    depthwise = module.groups > 1 and module.groups == module.in_channels
+    if module.transposed:
+        module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
+    elif depthwise and "weight" in before:
+        module.groups = module.groups * shape[0] // before["weight"][0]
+        module.in_channels, module.out_channels = module.groups, shape[0]
+    else:
+        module.in_channels, module.out_channels = shape[1] * module.groups, shape[0]

@@ -1,0 +1,260 @@
+"""Branches without channels: what takes the place of layers that are left with nothing to read or nothing to put out.
+
+PyTorch runs no convolution without input or output channels and no norm without channels, so modules are replaced.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..capture.graph import VIEWS, Graph, operator_name
+from ..capture.layers import tail_of
+from ..groups.channel_groups import Group
+from .cut import Kept, assign, cut
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.PReLU)
+_FORWARDS = {kind.forward for kind in _LAYERS}
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What follows a layer that reads nothing any more.
+
+    Attributes:
+        norm: Path of the batch norm that alone reads the layer, or None.
+        writable: Whether forward() writes into the layer's output, as in ``out += x``.
+    """
+
+    norm: str | None = None
+    writable: bool = False
+
+
+Endings = Mapping[str, Ending]
+"""Path of a layer that reads nothing any more -> what follows it."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How a layer changes the spatial size of its input; tuples have one entry a spatial axis, none for a linear layer.
+
+    Attributes:
+        output_padding: Of a transposed convolution; None for any other layer.
+    """
+
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] | str = ()
+    dilation: tuple[int, ...] = ()
+    output_padding: tuple[int, ...] | None = None
+
+    @staticmethod
+    def of(layer: nn.Module) -> Extent:
+        """The extent of one of PyTorch's convolutions or linear layers."""
+        if not isinstance(layer, nn.modules.conv._ConvNd):
+            return Extent()
+        extra = tuple(layer.output_padding) if layer.transposed else None
+        padding = layer.padding if isinstance(layer.padding, str) else tuple(layer.padding)
+        return Extent(tuple(layer.kernel_size), tuple(layer.stride), padding, tuple(layer.dilation), extra)
+
+    def shape(self, value: Tensor, channels: int) -> list[int]:
+        """Shape of the layer's output for an input (batch, channels, ...), or (..., features) of a linear layer."""
+        if not self.kernel:
+            return [*value.shape[:-1], channels]
+        sizes = [self._size(axis, size) for axis, size in enumerate(value.shape[2:])]
+        return [value.shape[0], channels, *sizes]
+
+    def _size(self, axis: int, size: int) -> int:
+        reach = self.dilation[axis] * (self.kernel[axis] - 1)
+        if isinstance(self.padding, str):
+            return size if self.padding == "same" else (size - reach - 1) // self.stride[axis] + 1
+        padded = 2 * self.padding[axis]
+        if self.output_padding is not None:
+            return (size - 1) * self.stride[axis] - padded + reach + self.output_padding[axis] + 1
+        return (size + padded - reach - 1) // self.stride[axis] + 1
+
+
+class Empty(nn.Module):
+    """A layer that lost all its outputs: a tensor without channels, of the right spatial size, at no cost."""
+
+    def __init__(self, extent: Extent) -> None:
+        super().__init__()
+        self.extent = extent
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 0, ...) zeros, or (..., 0) in place of a linear layer; of the input only its shape is looked at."""
+        return torch.zeros(self.extent.shape(x, 0), dtype=x.dtype, device=x.device)
+
+
+class Constant(nn.Module):
+    """A layer that lost all its inputs: its bias at every position, whatever the input.
+
+    Attributes:
+        bias: (outputs,) parameter; a batch norm that alone read the layer is in it.
+        norm: Path of that batch norm in the model, or None.
+        writable: Whether the output has memory of its own, so that forward() may write into it.
+    """
+
+    def __init__(self, bias: Tensor, extent: Extent, ending: Ending, *, requires_grad: bool = True) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias, requires_grad=requires_grad)
+        self.extent, self.norm, self.writable = extent, ending.norm, ending.writable
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, outputs, ...) or (..., outputs); one bias that is only seen at every position, unless writable."""
+        shape = self.extent.shape(x, len(self.bias))
+        value = self.bias.reshape(-1, *[1] * len(self.extent.kernel)).expand(shape)
+        own = self.writable or self.training  # what runs only in training may write, too
+        return value.clone(memory_format=torch.contiguous_format) if own else value
+
+    def extra_repr(self) -> str:
+        """How many outputs, and which norm is in them."""
+        return str(len(self.bias)) + ("" if self.norm is None else f", norm={self.norm!r}")
+
+
+def find_endings(graph: Graph, groups: list[Group], kept: Kept) -> dict[str, Ending]:
+    """What follows each layer that has outputs but reads nothing any more."""
+    found: dict[str, Ending] = {}
+    for layer in {c.layer.weight: c.layer for group in groups for c in group.consumers}.values():
+        axes = kept.get(layer.weight, {})
+        if _gone(axes, layer.in_axis) and not _gone(axes, layer.out_axis):
+            norm = tail_of(graph, layer).norm
+            mean = None if norm is None else graph.parameter_of(norm.args[3])
+            path = None if mean is None else mean.rpartition(".")[0]
+            ends = [layer.node] if norm is None else [layer.node, norm]
+            found[layer.weight.rpartition(".")[0]] = Ending(path, any(_is_written(graph, node) for node in ends))
+    return found
+
+
+def _gone(axes: Mapping[int, Tensor], axis: int) -> bool:
+    return axis in axes and len(axes[axis]) == 0
+
+
+def _is_written(graph: Graph, node: torch.fx.Node) -> bool:
+    """Whether an operator writes into a value, or into a view of it."""
+    for user in graph.users.get(node, []):
+        first = bool(user.args) and user.args[0] is node
+        if first and (user.meta["in_place"] or (operator_name(user) in VIEWS and _is_written(graph, user))):
+            return True
+    return False
+
+
+def replaced(model: nn.Module, kept: Kept) -> dict[str, type[nn.Module]]:
+    """Path of each module that is left without input or output channels -> what takes its place."""
+    found: dict[str, type[nn.Module]] = {}
+    for name, axes in kept.items():
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        if not any(len(positions) == 0 for positions in axes.values()):
+            continue
+        if isinstance(module, _NORMS):
+            found[path] = nn.Identity
+        elif leaf == "weight" and isinstance(module, _LAYERS) and type(module).forward in _FORWARDS:
+            found[path] = Empty if _gone(axes, _out_axis(module)) else Constant
+    return found
+
+
+def _out_axis(layer: nn.Module) -> int:
+    return 1 if getattr(layer, "transposed", False) else 0
+
+
+def can_fold(model: nn.Module, path: str) -> bool:
+    """Whether there is a batch norm with statistics of its own at a path."""
+    try:
+        norm = model.get_submodule(path)
+    except AttributeError:
+        return False
+    return isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
+
+
+def shrink(model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings: Endings) -> None:
+    """Change a model in place: fewer channels, new weights, and no layer without channels.
+
+    Args:
+        model: The original architecture.
+        kept: What stays of each parameter.
+        updates: Qualified name -> refitted parameter, of what stays.
+        endings: What follows the layers that read nothing any more; their batch norms go into their constants.
+    """
+    cut(model, kept)
+    for name, value in updates.items():
+        assign(model, name, value)
+    for path, kind in replaced(model, kept).items():
+        layer = model.get_submodule(path)
+        if kind is Empty:
+            _replace(model, path, Empty(Extent.of(layer)))
+        elif kind is nn.Identity:
+            _replace(model, path, nn.Identity())
+        else:
+            _replace(model, path, _constant(model, layer, endings.get(path, Ending())))
+
+
+def after_replacing(
+    model: nn.Module, kept: Kept, endings: Endings, shapes: Mapping[str, list[int]]
+) -> tuple[set[str], dict[str, list[int]], list[str]]:
+    """What ``shrink`` would do to a model's names, which stays as it is.
+
+    Args:
+        model: The original architecture.
+        kept: What stays of each parameter.
+        endings: What follows each layer that reads nothing any more.
+        shapes: Qualified name -> shape that is left.
+
+    Returns:
+        Names that leave, shapes of the constants' biases by name, and what in ``endings`` the model has no place for.
+    """
+    places = replaced(model, kept)
+    constants = {path for path, kind in places.items() if kind is Constant}
+    leaving, strange, added = set(places), sorted(set(endings) ^ constants), {}
+    for path in constants:
+        weight, norm = f"{path}.weight", endings.get(path, Ending()).norm
+        outputs = shapes[weight][_out_axis(model.get_submodule(path))]
+        added[f"{path}.bias"] = [outputs]
+        if norm is not None:
+            leaving.add(norm)
+            if not can_fold(model, norm) or shapes[f"{norm}.running_mean"] != [outputs]:
+                strange.append(norm)
+    gone = {name for name in shapes if name.rpartition(".")[0] in leaving}
+    return gone, added, strange
+
+
+def shrunk_exactly(model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings: Endings) -> nn.Module:
+    """A shrunk copy in float64, whose constants are not rounded; the model stays as it is."""
+    exact = copy.deepcopy(model).double()
+    shrink(exact, kept, updates, endings)
+    return exact
+
+
+def _constant(model: nn.Module, layer: nn.Module, ending: Ending) -> Constant:
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    value = torch.zeros(weight.shape[_out_axis(layer)], dtype=torch.float64, device=weight.device)
+    if isinstance(bias, Tensor):
+        value += bias.detach().double()
+    if ending.norm is not None and can_fold(model, ending.norm):
+        value = _normalised(model.get_submodule(ending.norm), value)
+        _replace(model, ending.norm, nn.Identity())
+    else:
+        ending = Ending(None, ending.writable)
+    return Constant(value.to(weight.dtype), Extent.of(layer), ending, requires_grad=weight.requires_grad)
+
+
+def _normalised(norm: nn.Module, value: Tensor) -> Tensor:
+    """What a batch norm in eval mode makes of one value a channel."""
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    assert norm.running_mean is not None and norm.running_var is not None
+    value = (value - norm.running_mean.double()) * (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        value = value * norm.weight.detach().double()
+    return value if norm.bias is None else value + norm.bias.detach().double()
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    module.train(model.get_submodule(path).training)
+    setattr(model.get_submodule(parent), leaf, module)
