@@ -12,6 +12,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 	gpu-build gpu-test benchmark-gpu gpu-kernels gpu-networks gpu-more gpu-training gpu-retrain gpu-srn gpu-srn-tuned gpu-srn-naive gpu-adam
 .DELETE_ON_ERROR:
 
+SOURCES := $(shell find csrc tests/emulated -name "*.h" -o -name "*.cpp" -o -name "*.cu")
+
 install: $(VENV)/installed
 
 # torch first: nothing that depends on it may choose its build.
@@ -23,7 +25,7 @@ $(VENV)/torch:
 	$(BIN)/pip install -q $(BUILD_TOOLS)
 	touch $@
 
-$(VENV)/installed: $(VENV)/torch pyproject.toml CMakeLists.txt $(wildcard csrc/*.*)
+$(VENV)/installed: $(VENV)/torch pyproject.toml CMakeLists.txt $(SOURCES)
 	$(BIN)/pip install -q --no-build-isolation -e ".[demo,test]"
 	touch $@
 
@@ -37,7 +39,6 @@ $(VENV)/dev: $(VENV)/installed
 	$(BIN)/pip install -q --no-build-isolation -e ".[dev]"
 	touch $@
 
-SOURCES = $(wildcard $(addprefix csrc/,*.h *.cpp *.cu emulated/*.h emulated/*.cpp emulated/*.cu))
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,7 +66,7 @@ KERNEL_TESTS = $(addprefix test_,$(addsuffix .py,gram gram_half basis path path_
 define test_build
 	$(BIN)/pip install -q --no-build-isolation --no-deps --upgrade --target $(CURDIR)/build/$(1) \
 		-C build-dir=build/$(1)-objects $(addprefix -C cmake.define.,REAPX_CUDA=OFF REAPX_EMULATED=ON $(2)) .
-	$(3) build/$(1)-objects/csrc/emulated/emulated_check
+	$(3) build/$(1)-objects/tests/emulated/emulated_check
 	cd tests && PYTHONPATH=$(CURDIR)/build/$(1):$(SITE) $(4) $(CURDIR)/$(BIN)/python -S -m pytest \
 		-c ../pyproject.toml $(5)
 endef
@@ -81,7 +82,7 @@ COMMA     := ,
 sanitize: install
 	$(call test_build,sanitized,REAPX_SANITIZE=address$(COMMA)undefined,$(SANITIZE),$(SANITIZE) LD_PRELOAD=$(SANITIZERS),$(KERNEL_TESTS))
 
-# The CUDA kernels, emulated, under the thread sanitizer, which csrc/emulated/races.h tells what a device puts in order.
+# The CUDA kernels, emulated, under the thread sanitizer, which tests/emulated/races.h tells what a device puts in order.
 # One order of threads is enough for that, and sizes at which barriers of hundreds of threads take minutes are left out.
 # Torch has one thread, since the sanitizer does not see what more of them wait for; the history is short, since each
 # of more than a thousand emulated threads has one.

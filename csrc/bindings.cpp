@@ -5,13 +5,13 @@
 #include <algorithm>
 #include <optional>
 
-#include "array.h"
-#include "basis.h"
-#include "gram.h"
-#include "pairs.h"
-#include "path.h"
-#include "solve.h"
-#include "zeros.h"
+#include "gram/gram.h"
+#include "linalg/basis.h"
+#include "linalg/solve.h"
+#include "pairs/pairs.h"
+#include "path/path.h"
+#include "runtime/array.h"
+#include "zeros/zeros.h"
 
 // One of these for each back end; REAPX_CONTEXT names it. All else is the same for all of them.
 #include REAPX_CONTEXT

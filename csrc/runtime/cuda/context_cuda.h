@@ -1,0 +1,40 @@
+// CUDA's context: a device, which is the current one as long as the context lives, and a stream.
+//
+// What every definition in a .cu file keeps to: it works on this stream alone and never on the default
+// one; it returns without waiting for the device; it has no globals; its scratch is a DeviceBuffer.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "runtime/context.h"
+
+struct CUstream_st;  // cudaStream_t is a pointer to it: the bindings need no more of CUDA than that
+
+namespace reapx {
+
+using Where = std::pair<int, std::uintptr_t>;  // (device, stream), as Python gives it
+
+struct Context {
+  explicit Context(const Where& where);
+  ~Context();
+  Context(const Context&) = delete;
+  Context& operator=(const Context&) = delete;
+
+  int device;
+  CUstream_st* stream;
+
+ private:
+  int previous_ = 0;
+};
+
+inline std::vector<std::string> core_names() { return {}; }
+
+// Not without waiting for the device. Who calls answers for indices that lie within their arrays.
+inline constexpr bool kReadsArrays = false;
+
+inline constexpr bool kReadsHalf = true;
+
+}  // namespace reapx
