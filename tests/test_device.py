@@ -157,7 +157,7 @@ def test_half_precision_is_read_as_it_is(
         seen.get(name, set()).add(tensor.dtype)
         return boundary.given(name, tensor, **options)
 
-    monkeypatch.setattr(_native, "given", given)
+    monkeypatch.setattr(_native.kernels, "given", given)
     model, batches = place.moved(net.to(dtype)), place.moved(images.to(dtype))
     found = reapx.prune(model, batches, budget=reapx.MACs(0.6))
     assert seen == {"x": {dtype}, "target": {dtype}}

@@ -142,7 +142,7 @@ def works(rank: int, folder: Path) -> None:
         runs = count_runs(patch)
         found["pro"] = pruned(share(rank), distributed=True, resume=folder / "stored", **CASES["pro"])
         found["runs"] = runs.count("moments")
-        patch.setattr(reapx.images, "MEMORY", (2**29, 60_000)[rank])  # as if a GPU had less that is free
+        patch.setattr(reapx.calibration.images, "MEMORY", (2**29, 60_000)[rank])  # as if a GPU had less that is free
         found["memory"] = pruned(share(rank), distributed=True, **CASES["memory"])
     for name in list(CASES)[2:]:
         found[name] = pruned(share(rank), distributed=True, **CASES[name])

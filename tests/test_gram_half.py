@@ -67,6 +67,6 @@ def test_other_dtypes_are_refused(core: str, dtype: torch.dtype) -> None:
 
 def test_kernels_that_do_not_read_it_refuse_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were it not copied first."""
-    monkeypatch.setattr(_native, "readable", lambda name, images, half: images)
+    monkeypatch.setattr(_native.kernels, "readable", lambda name, images, half: images)
     with pytest.raises(ValueError, match="x must be copied to float32 for these kernels, not float16"):
         run(torch.zeros(2, 3, 4, 5).half(), Window(), (4, 5), core=_native.cores()[0])

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import reapx
 from reapx import _native
 from reapx._native import PairConsumer, PairTask, PathConsumer, PathTask, SolveTask, Window, boundary
 from reapx.errors import BackendError, ReapxError
@@ -204,14 +203,16 @@ def test_without_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked of the device alone: there need not be one."""
     device = torch.device("cuda", 0)
     monkeypatch.setitem(sys.modules, "reapx._native._cuda", None)
-    with pytest.raises(BackendError, match=r"_cuda is missing, .*nvcc.*REAPX_CUDA=ON.*model\.cpu\(\)"):
+    with pytest.raises(
+        BackendError, match=r"_cuda, which has the CUDA kernels, is missing: .*nvcc.*REAPX_CUDA=ON.*model\.cpu\(\)"
+    ):
         _native.require(device)
 
 
 def test_broken_cuda_kernels_raise_their_own_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "_cuda.py").write_text("raise ImportError('libsomething.so: cannot open shared object file')")
     monkeypatch.delitem(sys.modules, "reapx._native._cuda", raising=False)
-    monkeypatch.setattr(reapx, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(_native, "__path__", [str(tmp_path)])
     monkeypatch.setattr(sys, "meta_path", [PathFinder])  # an editable install has a finder of its own
     with pytest.raises(ImportError, match=r"libsomething\.so"):
         _native.require(torch.device("cuda", 0))

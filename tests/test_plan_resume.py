@@ -24,7 +24,7 @@ import functools, os, signal, sys
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
-import reapx, reapx.pipeline
+import reapx, reapx.planning.pipeline
 import test_plan_resume
 
 reapx.planning.pipeline.Checkpoint = functools.partial(reapx.planning.pipeline.Checkpoint, interval=0)

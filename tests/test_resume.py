@@ -32,7 +32,7 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 import test_resume
-from reapx.resume import Checkpoint, fingerprint
+from reapx.calibration.checkpoint import Checkpoint, fingerprint
 
 found = test_resume.network()
 key = fingerprint(found._graph.tensors, found._images)
@@ -138,7 +138,7 @@ def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         runs.append(1)
         return real(*args, **options)
 
-    monkeypatch.setattr(reapx.accumulator, "run", counted)
+    monkeypatch.setattr(reapx.moments.measure, "run", counted)
     return runs
 
 

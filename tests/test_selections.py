@@ -8,7 +8,6 @@ from itertools import combinations
 import pytest
 import torch
 from graphs import coupled, lively, plain
-from reapx.selection.output_norm import output_norm_order
 from torch import Tensor, nn
 
 import reapx
@@ -17,6 +16,7 @@ from reapx.moments.moments import Moments
 from reapx.selection.dpp import _kernel, _sample, dpp_order
 from reapx.selection.find_paths import find_paths
 from reapx.selection.lasso import lasso_order
+from reapx.selection.magnitude import output_norm_order
 from reapx.selection.methods import BLIND, SELECTIONS
 from reapx.selection.nu import Unification, unify
 from reapx.selection.paths.consumers import Reader, readers_of
