@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import reapx
 from reapx.moments.measure import measure as measure_moments
-from reapx.selection.paths.consumers import readers_of
+from reapx.selection.paths.consumers import measured_consumers
 from reapx.selection.reap import reap_path
 from reapx.text import table
 
@@ -153,14 +153,14 @@ def naive_check(name: str, images: int, device: str = "cpu") -> dict[str, object
     moments = measure_moments(
         found._graph, found._images, [group.consumers[0].layer], found._graph.tensors, progress=False
     )
-    (reader,) = readers_of(found._graph, group, moments)
-    assert reader.moments is not None
-    gram, damping, steps = reader.moments.gram, 1e-8, group.size - 1
+    (measured,) = measured_consumers(found._graph, group, moments)
+    assert measured.moments is not None
+    gram, damping, steps = measured.moments.gram, 1e-8, group.size - 1
     start = target.now()
-    path = reap_path(name, [reader], steps, damping)
+    path = reap_path(name, [measured], steps, damping)
     seconds = target.now() - start
-    gram, weight, columns = gram.cpu(), reader.weight.cpu(), reader.columns.cpu()
-    damped = gram + reader.moments.ridge(damping) * torch.eye(len(gram), dtype=gram.dtype)
+    gram, weight, columns = gram.cpu(), measured.weight.cpu(), measured.columns.cpu()
+    damped = gram + measured.moments.ridge(damping) * torch.eye(len(gram), dtype=gram.dtype)
     signal = float(((weight @ gram) * weight).sum())
     start = target.now()
     tables, order, _ = reference.eliminate_naive([damped], [weight], [columns], [1 / signal], steps, [])

@@ -47,10 +47,10 @@ def norms_of(model: nn.Module, group: Group) -> list[str]:
     return sorted(p for p in paths if isinstance(model.get_submodule(p), kinds) and f"{p}.weight" in model.state_dict())
 
 
-def rows(model: nn.Module, group: Group, makers: int | None = None) -> list[int]:
+def rows(model: nn.Module, group: Group, producers: int | None = None) -> list[int]:
     """All producers' rows zero (or those of the first ones), with biases below, at and above zero."""
     units = list(range(min(3, group.size - 1)))
-    for layer in group.producers[:makers]:
+    for layer in group.producers[:producers]:
         for unit, bias in zip(units, (-0.7, 0.0, 0.6), strict=False):
             fill(model, layer.weight, layer.out_axis, positions(group, layer.weight, layer.out_axis, unit), 0.0)
             if layer.bias is not None and (layer.bias, 0) in group.cuts:
@@ -98,11 +98,11 @@ def values_read(found: reapx.Inspection, images: Tensor) -> dict[str, Tensor]:
 def reading(consumer: Consumer, seen: dict[str, Tensor], tensors: dict[str, Tensor], unit: int) -> str:
     """Whether a consumer ignores a unit, or reads zeros of it, a constant, or what varies."""
     layer = consumer.layer
-    matrix = layer.matrix(tensors[layer.weight])[consumer.part]
+    matrix = layer.matrix(tensors[layer.weight])[consumer.conv_group]
     if not bool(matrix[:, consumer.columns()[unit]].any()):
         return "ignored"
     value = seen[layer.name]
-    value = value.reshape(layer.window.groups, -1, value.shape[1])[consumer.part][consumer.channels[unit]]
+    value = value.reshape(layer.window.groups, -1, value.shape[1])[consumer.conv_group][consumer.channels[unit]]
     if not bool(value.any()):
         return "zero"
     spread = value.amax(1) - value.amin(1)
@@ -161,7 +161,7 @@ def test_dead_in_one_of_several_producers_stays(name: str) -> None:
     several = [group for group in groups_of(name) if len(group.producers) > 1]
     assert several
     for group in several:
-        assert rows(model, group, makers=1)
+        assert rows(model, group, producers=1)
     nodes = reapx.zero_nodes(model, images)
     zero_factor = {"gate"}  # a product is dead when one factor is zero
     if name not in zero_factor:

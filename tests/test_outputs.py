@@ -58,7 +58,7 @@ def moved(found: Inspection, *names: str, by: float = 0.1) -> dict[str, Tensor]:
     return {name: tensors[name] + by * torch.randn(tensors[name].shape) for name in names}
 
 
-def edits_of(found: Inspection) -> list[dict[str, Tensor]]:
+def replacements_of(found: Inspection) -> list[dict[str, Tensor]]:
     torch.manual_seed(1)
     return [
         moved(found, "stem.weight"),
@@ -95,10 +95,10 @@ def slow_error(found: Inspection, images: Tensor, tensors: Mapping[str, Tensor],
 def test_errors_are_those_of_a_rerun(measure: str, with_base: bool) -> None:
     found, images = inspected()
     base = moved(found, "stem.bias", "left.weight", by=0.2) if with_base else None
-    edits = edits_of(found)
-    errors = output_errors(found._graph, found._images, edits, base=base, measure=measure)
-    for edit, error in zip(edits, errors, strict=True):
-        expected = slow_error(found, images, {**(base or {}), **edit}, measure)
+    replacements = replacements_of(found)
+    errors = output_errors(found._graph, found._images, replacements, base=base, measure=measure)
+    for replacement, error in zip(replacements, errors, strict=True):
+        expected = slow_error(found, images, {**(base or {}), **replacement}, measure)
         assert error == pytest.approx(expected, rel=1e-4, abs=1e-10)
     if not with_base:
         assert errors[4] == errors[5] == 0.0
@@ -107,25 +107,27 @@ def test_errors_are_those_of_a_rerun(measure: str, with_base: bool) -> None:
 def test_an_output_that_does_not_depend_on_the_edit_keeps_its_error() -> None:
     """Without a base none at all: the other outputs' error is shared out among three."""
     found, images = inspected()
-    edit = moved(found, "left.weight", by=0.5)
-    wanted, got = rerun(found, images, {})[0], rerun(found, images, edit)[0]
+    replacement = moved(found, "left.weight", by=0.5)
+    wanted, got = rerun(found, images, {})[0], rerun(found, images, replacement)[0]
     alone = float((got - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum())
-    assert output_errors(found._graph, found._images, [edit])[0] == pytest.approx(alone / 3, rel=1e-4)
+    assert output_errors(found._graph, found._images, [replacement])[0] == pytest.approx(alone / 3, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["residual", "gate", "split", "attention", "two_outputs"])
 def test_the_suffix_alone_gives_what_the_whole_network_gives(name: str) -> None:
-    """Every tensor of networks with joins, gates and views; the original's outputs for no edit are exact."""
+    """Every tensor of networks with joins, gates and views; the original's outputs for no replacement are exact."""
     case = coupled.CASES[name]
     model = lively(case.build())
     images = torch.randn(20, *case.shape)
     found = reapx.inspect(model, list(images.split(8)))
     names = sorted(found._graph.trained)
-    edits = [moved(found, name) for name in names]
+    replacements = [moved(found, name) for name in names]
     with torch.no_grad():
         wanted = reapx.surgery.proof.tensors_in(model(images))
-        for edit, error in zip(edits, output_errors(found._graph, found._images, edits), strict=True):
-            got = reapx.surgery.proof.tensors_in(torch.func.functional_call(model, edit, (images,)))
+        for replacement, error in zip(
+            replacements, output_errors(found._graph, found._images, replacements), strict=True
+        ):
+            got = reapx.surgery.proof.tensors_in(torch.func.functional_call(model, replacement, (images,)))
             shares = [
                 float((a - b).square().sum() / (b - b.mean(0)).square().sum()) for a, b in zip(got, wanted, strict=True)
             ]
@@ -139,7 +141,7 @@ def test_values_on_disk_give_the_same_bits(measure: str, tmp_path: Path, monkeyp
     for memory in (None, 3000, 0):
         found, _ = inspected(memory)
         base = {"left.weight": found._graph.tensors["left.weight"] * 1.1}
-        results.append(output_errors(found._graph, found._images, edits_of(found), base=base, measure=measure))
+        results.append(output_errors(found._graph, found._images, replacements_of(found), base=base, measure=measure))
     assert results[0] == results[1] == results[2]
     # Of what was spilled for a batch nothing is left; the images themselves are the inspection's.
     assert len(list(tmp_path.iterdir())) == 1
@@ -158,12 +160,12 @@ def test_a_count_takes_images_of_every_batch(count: int | None, each: int, monke
         return real(graph, inputs, *rest)
 
     monkeypatch.setattr(reapx.allocation.output_errors, "run", noted)
-    edit = moved(found, "2.weight")
-    error = output_errors(found._graph, found._images, [edit], count=count)[0]
+    replacement = moved(found, "2.weight")
+    error = output_errors(found._graph, found._images, [replacement], count=count)[0]
     chosen = torch.cat([batch[:each] for batch in images.split(10)])
     assert torch.equal(torch.cat(taken), chosen)
     with torch.no_grad():
-        wanted, got = model(chosen), torch.func.functional_call(model, edit, (chosen,))
+        wanted, got = model(chosen), torch.func.functional_call(model, replacement, (chosen,))
     assert error == pytest.approx(float((got - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()))
 
 
@@ -171,19 +173,19 @@ def test_what_is_stored_is_found_again_and_other_edits_are_measured_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found, _ = inspected()
-    edits = edits_of(found)
-    whole = output_errors(found._graph, found._images, edits, checkpoint=Checkpoint(tmp_path, {}))
+    replacements = replacements_of(found)
+    whole = output_errors(found._graph, found._images, replacements, checkpoint=Checkpoint(tmp_path, {}))
     runs: list[int] = []
     real = reapx.allocation.output_errors.run
     monkeypatch.setattr(reapx.allocation.output_errors, "run", lambda *given: (runs.append(1), real(*given))[1])
-    assert output_errors(found._graph, found._images, edits, checkpoint=Checkpoint(tmp_path, {})) == whole
+    assert output_errors(found._graph, found._images, replacements, checkpoint=Checkpoint(tmp_path, {})) == whole
     assert not runs
     for options in ({"measure": "kl"}, {"base": moved(found, "map.bias")}, {"count": 20}):
         runs.clear()
-        output_errors(found._graph, found._images, edits, checkpoint=Checkpoint(tmp_path, {}), **options)
+        output_errors(found._graph, found._images, replacements, checkpoint=Checkpoint(tmp_path, {}), **options)
         assert runs
     runs.clear()
-    output_errors(found._graph, found._images, edits[::-1], checkpoint=Checkpoint(tmp_path, {}))
+    output_errors(found._graph, found._images, replacements[::-1], checkpoint=Checkpoint(tmp_path, {}))
     assert len(runs) == len(SIZES)
 
 
@@ -211,12 +213,12 @@ def test_outputs_of_other_shapes_are_compared_image_by_image(kind: str) -> None:
     model = Odd(kind).eval()
     images = torch.randn(40, 5, 6) + 1
     found = reapx.inspect(model, list(images.split(16)))
-    edit = moved(found, "two.weight")
+    replacement = moved(found, "two.weight")
     with torch.no_grad():
-        values = [functional_value(model, tensors, images, kind) for tensors in ({}, edit)]
+        values = [functional_value(model, tensors, images, kind) for tensors in ({}, replacement)]
     wanted, got = values
     expected = float((got - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum())
-    assert output_errors(found._graph, found._images, [edit])[0] == pytest.approx(expected, rel=1e-3)
+    assert output_errors(found._graph, found._images, [replacement])[0] == pytest.approx(expected, rel=1e-3)
 
 
 def functional_value(model: nn.Module, tensors: Mapping[str, Tensor], images: Tensor, kind: str) -> Tensor:
@@ -243,8 +245,8 @@ def test_an_output_that_never_varies_does_not_drown_the_others() -> None:
     torch.manual_seed(0)
     model, image = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(1, 6)
     found = reapx.inspect(model, image)
-    edit = moved(found, "2.weight")
+    replacement = moved(found, "2.weight")
     with torch.no_grad():
-        wanted, got = model(image), torch.func.functional_call(model, edit, (image,))
+        wanted, got = model(image), torch.func.functional_call(model, replacement, (image,))
     expected = float((got - wanted).square().sum() / wanted.square().sum())
-    assert output_errors(found._graph, found._images, [edit])[0] == pytest.approx(expected, rel=1e-4)
+    assert output_errors(found._graph, found._images, [replacement])[0] == pytest.approx(expected, rel=1e-4)

@@ -223,10 +223,10 @@ def test_exclude_and_streams_keep_groups_whole() -> None:
     plan = reapx.plan(model, images, budget=reapx.MACs(0.6), streams=False, exclude=["b1.*"])
     assert "b1.0" not in widths(plan)
     for entry in plan.groups:
-        assert entry.kept == entry.group.size or not entry.group.stream
+        assert entry.kept == entry.group.size or not entry.group.residual_stream
     assert plan.macs[1] < plan.macs[0] and "Residual streams stay whole" in str(plan)
     assert any(
-        entry.group.stream and entry.kept < entry.group.size
+        entry.group.residual_stream and entry.kept < entry.group.size
         for entry in reapx.plan(model, images, budget=reapx.MACs(0.1)).groups
     )
 

@@ -178,24 +178,24 @@ def test_weights_at_every_cut_are_those_of_a_slow_solve(name: str) -> None:
     found, images, paths = paths_of(net, damping)
     inputs, modules = layer_inputs(net.model, images), dict(net.model.named_modules())
     for group, path in zip(found.groups, paths, strict=True):
-        assert path.refits is not None
-        for count, changed in zip(cuts_of(group), path.refits.changes(cuts_of(group)), strict=True):
+        assert path.refitted is not None
+        for count, changed in zip(cuts_of(group), path.refitted.changes(cuts_of(group)), strict=True):
             expected_names = set()
             for consumer in group.consumers:
                 layer, module = consumer.layer.name, modules[consumer.layer.name]
                 norm = net.norms.get(layer)
                 bias = getattr(module, "bias", None)
-                weight = as_rows(module, module.weight.detach(), consumer.part)
-                x = design(module, inputs[layer], consumer.part)
+                weight = as_rows(module, module.weight.detach(), consumer.conv_group)
+                x = design(module, inputs[layer], consumer.conv_group)
                 gone = gone_columns(consumer, path, count)
                 change, mean = slow(x, weight, gone, damping, bias is not None or norm is not None)
-                rows = slice(consumer.part * len(weight), (consumer.part + 1) * len(weight))
+                rows = slice(consumer.conv_group * len(weight), (consumer.conv_group + 1) * len(weight))
                 if norm is not None and modules[norm].weight is not None:
                     nothing = modules[norm].weight[rows] == 0
                     keeps = torch.zeros_like(change)
                     keeps[:, gone] = -weight[:, gone]
                     change = torch.where(nothing[:, None], keeps, change)
-                got = as_rows(module, changed[f"{layer}.weight"], consumer.part)
+                got = as_rows(module, changed[f"{layer}.weight"], consumer.conv_group)
                 assert bool((weight + got)[:, gone].abs().max() < 1e-12)
                 torch.testing.assert_close(got, change, rtol=1e-3, atol=1e-4 * float(weight.abs().max()))
                 expected_names.add(f"{layer}.weight")
@@ -219,8 +219,8 @@ def test_the_original_with_changed_tensors_has_the_predicted_error_at_the_consum
     found, images, paths = paths_of(net, 1e-2, selection)
     graph = found._graph
     for group, path in zip(found.groups, paths, strict=True):
-        assert path.refits is not None
-        for count, changed in zip(cuts_of(group), path.refits.changes(cuts_of(group)), strict=True):
+        assert path.refitted is not None
+        for count, changed in zip(cuts_of(group), path.refitted.changes(cuts_of(group)), strict=True):
             shares = []
             for consumer in group.consumers:
                 norm = net.norms.get(consumer.layer.name)
@@ -233,7 +233,7 @@ def test_the_original_with_changed_tensors_has_the_predicted_error_at_the_consum
                     value_at(found, node, images, tensors)
                     .movedim(axis, -1)
                     .flatten(0, -2)
-                    .chunk(parts, 1)[consumer.part]
+                    .chunk(parts, 1)[consumer.conv_group]
                     for tensors in (graph.tensors, {**graph.tensors, **combined(graph.tensors, [change])})
                 )
                 signal = before - before.mean(0) if centred else before
@@ -266,8 +266,8 @@ def test_changes_of_groups_that_one_layer_reads_add_up() -> None:
     small, large = (
         next(p for g, p in zip(found.groups, paths, strict=True) if g.name == n) for n in ("small", "large")
     )
-    assert small.refits is not None and large.refits is not None
-    changes = [small.refits.changes([2])[0], large.refits.changes([3])[0]]
+    assert small.refitted is not None and large.refitted is not None
+    changes = [small.refitted.changes([2])[0], large.refitted.changes([3])[0]]
     together = combined(found._graph.tensors, changes)
     assert set(together) == {"mix.weight", "mix.bias"}
     for name, value in together.items():
@@ -280,7 +280,7 @@ def test_no_cut_changes_nothing() -> None:
     net = make("residual")
     found, _, paths = paths_of(net, 1e-2)
     for group, path in zip(found.groups, paths, strict=True):
-        assert path.refits is not None
-        assert path.refits.changes([]) == []
-        for value in path.refits.changes([0, group.size])[0].values():
+        assert path.refitted is not None
+        assert path.refitted.changes([]) == []
+        for value in path.refitted.changes([0, group.size])[0].values():
             assert not bool(value.any())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import reapx
-from reapx.reconstruction.sweep import Refit
+from reapx.reconstruction.sweep import LayerRefit
 from reapx.report import page as html
 from reapx.report import plots, pro_figures
 
@@ -150,7 +150,7 @@ def test_lines_follow_the_plan(results: dict[bool, reapx.Result]) -> None:
     plan = results[True].plan
     lines = pro_figures.lines(plan)
     assert [line.name for line in lines] == [entry.group.name for entry in plan.groups]
-    assert [line.stream for line in lines] == [entry.group.stream for entry in plan.groups]
+    assert [line.residual_stream for line in lines] == [entry.group.residual_stream for entry in plan.groups]
     assert (lines[0].colour, lines[-1].colour) == (plots.DEPTHS[0], plots.DEPTHS[-1])
     costs = plan._found.costs
     for line, entry in zip(lines, plan.groups, strict=True):
@@ -233,7 +233,7 @@ def test_tradeoff_figure_marks_the_plan(results: dict[bool, reapx.Result]) -> No
 def test_streams_that_stay_have_no_line() -> None:
     model, images = tiny()
     plan = reapx.plan(model, images, budget=reapx.MACs(0.8), streams=False)
-    assert [line.stream for line in pro_figures.lines(plan)] == [False]
+    assert [line.residual_stream for line in pro_figures.lines(plan)] == [False]
     (axes,) = pro_figures.removal_figure(plan).axes
     assert len(drawn(axes)["lines"]) == 1
 
@@ -299,7 +299,7 @@ def test_tooltips_are_escaped(results: dict[bool, reapx.Result]) -> None:
 def test_everything_is_escaped() -> None:
     """Layer names, headings and captions cannot become markup or formulas."""
     nasty = "<b onclick='x'>&\"$a_b$"
-    fits = [Refit(nasty, 0.1, 0.2)]
+    fits = [LayerRefit(nasty, 0.1, 0.2)]
     drawing = plots.errors_figure(fits)
     panels = plots.panels_figure([nasty, "other"], [(nasty, [1.0, 2.0]), ("zeros", [0.0, 0.0])])
     parts = [
@@ -319,7 +319,7 @@ def test_everything_is_escaped() -> None:
 
 def test_colours_follow_the_page(results: dict[bool, reapx.Result]) -> None:
     """No colour of a plot is fixed: each is a role of the style sheet."""
-    drawing = plots.errors_figure([Refit("a", 0.01, 0.5), Refit("b", 0.02, 0.4)])
+    drawing = plots.errors_figure([LayerRefit("a", 0.01, 0.5), LayerRefit("b", 0.02, 0.4)])
     text = plots.svg(drawing, "errors")
     assert not re.search(r"#0101\d\d", text)
     assert "currentColor" in text and "var(--before)" in text and "var(--after)" in text
@@ -336,7 +336,7 @@ def test_colours_follow_the_page(results: dict[bool, reapx.Result]) -> None:
 @pytest.mark.parametrize("error", [0.0, math.nan, 1e-300, 1e6])
 def test_odd_errors_are_drawn(error: float) -> None:
     """Zero, unknown, tiny and huge errors do not break the logarithmic axis."""
-    drawing = plots.errors_figure([Refit("a", error, error)])
+    drawing = plots.errors_figure([LayerRefit("a", error, error)])
     parse(html.page("t", [html.figure(drawing, "errors")]))
 
 
@@ -345,7 +345,7 @@ def test_matplotlib_state_is_left_alone() -> None:
     import matplotlib
 
     before, loaded = dict(matplotlib.rcParams), set(sys.modules)
-    plots.svg(plots.errors_figure([Refit("a", 0.1, 0.2)]), "errors")
+    plots.svg(plots.errors_figure([LayerRefit("a", 0.1, 0.2)]), "errors")
     assert dict(matplotlib.rcParams) == before
     assert "matplotlib.pyplot" not in set(sys.modules) - loaded
 

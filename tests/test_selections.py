@@ -19,7 +19,7 @@ from reapx.selection.lasso import lasso_order
 from reapx.selection.magnitude import output_norm_order
 from reapx.selection.methods import BLIND, SELECTIONS
 from reapx.selection.nu import Unification, unify
-from reapx.selection.paths.consumers import Reader, readers_of
+from reapx.selection.paths.consumers import MeasuredConsumer, measured_consumers
 from reapx.selection.thinet import thinet_order
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,25 +28,25 @@ F64 = torch.float64
 UNITS = 7
 
 
-def problem(taps: int, outputs: int = 5, rows: int = 80, seed: int = 0) -> tuple[Tensor, Tensor, Reader]:
+def problem(taps: int, outputs: int = 5, rows: int = 80, seed: int = 0) -> tuple[Tensor, Tensor, MeasuredConsumer]:
     """Inputs (rows, units * taps) that depend on each other, weights, and the reader of both."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, UNITS * taps, dtype=F64, generator=generator)
     x = x + x[:, torch.randperm(x.shape[1], generator=generator)]
     x = x - x.mean(0)
     weight = torch.randn(outputs, UNITS * taps, dtype=F64, generator=generator)
-    return x, weight, reader_of(x, weight)
+    return x, weight, measured_consumer(x, weight)
 
 
-def reader_of(x: Tensor, weight: Tensor) -> Reader:
+def measured_consumer(x: Tensor, weight: Tensor) -> MeasuredConsumer:
     columns = torch.arange(x.shape[1]).reshape(UNITS, -1)
-    return Reader(weight, columns, Moments(x.T @ x, x.sum(0), len(x)))
+    return MeasuredConsumer(weight, columns, Moments(x.T @ x, x.sum(0), len(x)))
 
 
 def contributions(x: Tensor, weight: Tensor) -> Tensor:
     """(units, rows * outputs): what each unit adds to the outputs, as a share of their size."""
     parts = [x[:, own] @ weight[:, own].T for own in torch.arange(x.shape[1]).reshape(UNITS, -1)]
-    return torch.stack([part.flatten() for part in parts]) / (x @ weight.T).norm()
+    return torch.stack([entry.flatten() for entry in parts]) / (x @ weight.T).norm()
 
 
 @pytest.mark.parametrize("taps", [1, 3])
@@ -54,7 +54,7 @@ def test_thinet_removes_what_adds_up_to_least(taps: int) -> None:
     problems = [problem(taps, seed=seed) for seed in (0, 1)]
     added = torch.cat([contributions(x, weight) for x, weight, _ in problems], 1)
     left: list[int] = []
-    for unit in thinet_order([reader for *_, reader in problems], UNITS).tolist():
+    for unit in thinet_order([measured for *_, measured in problems], UNITS).tolist():
         costs = {c: float(added[[*left, c]].sum(0).square().sum()) for c in range(UNITS) if c not in left}
         assert costs[unit] <= min(costs.values()) + 1e-12
         left.append(unit)
@@ -62,7 +62,7 @@ def test_thinet_removes_what_adds_up_to_least(taps: int) -> None:
 
 @pytest.mark.parametrize("taps", [1, 3])
 def test_lasso_keeps_the_support_of_some_penalty(taps: int) -> None:
-    x, weight, reader = problem(taps)
+    x, weight, measured = problem(taps)
     added = contributions(x, weight).T
     wanted = added.sum(1)
     supports = []
@@ -74,7 +74,7 @@ def test_lasso_keeps_the_support_of_some_penalty(taps: int) -> None:
             beta = step.sign() * (step.abs() - shrink).clamp(min=0)
         supports.append(frozenset((beta.abs() > 1e-9).nonzero().flatten().tolist()))
     for steps in range(1, UNITS):
-        stays = frozenset(range(UNITS)) - frozenset(lasso_order([reader], steps).tolist())
+        stays = frozenset(range(UNITS)) - frozenset(lasso_order([measured], steps).tolist())
         if any(len(support) == UNITS - steps for support in supports):
             assert stays in supports
 
@@ -83,13 +83,13 @@ def test_lasso_needs_no_dead_or_doubled_units() -> None:
     x, weight, _ = problem(2)
     x[:, :2] = 0.0
     x[:, 4:6], weight[:, 4:6] = x[:, 2:4], weight[:, 2:4]
-    order = lasso_order([reader_of(x, weight)], 2).tolist()
+    order = lasso_order([measured_consumer(x, weight)], 2).tolist()
     assert 0 in order and (1 in order or 2 in order)
 
 
 def test_a_dpp_takes_each_set_by_its_determinant() -> None:
-    _, _, reader = problem(2)
-    kernel = _kernel(reader.measured.gram.reshape(UNITS, 2, UNITS, 2).diagonal(dim1=1, dim2=3).sum(-1))
+    _, _, measured = problem(2)
+    kernel = _kernel(measured.known_moments.gram.reshape(UNITS, 2, UNITS, 2).diagonal(dim1=1, dim2=3).sum(-1))
     sets = list(combinations(range(UNITS), 3))
     weights = torch.stack([torch.linalg.det(kernel[list(one)][:, list(one)]) for one in sets])
     generator, draws = torch.Generator().manual_seed(1), 4000
@@ -103,27 +103,27 @@ def test_a_dpp_takes_each_set_by_its_determinant() -> None:
 def test_a_dpp_sample_holds_no_twins() -> None:
     x, weight, _ = problem(1)
     x[:, 3], x[:, 6] = x[:, 0], x[:, 1]
-    stays = set(range(UNITS)) - set(dpp_order([reader_of(x, weight)], 3).tolist())
+    stays = set(range(UNITS)) - set(dpp_order([measured_consumer(x, weight)], 3).tolist())
     assert not {0, 3} <= stays and not {1, 6} <= stays
 
 
 def test_output_norm_looks_at_outgoing_weights_alone() -> None:
     _, one, _ = problem(3, seed=0)
     _, two, _ = problem(3, outputs=2, seed=1)
-    readers = [Reader(weight, torch.arange(3 * UNITS).reshape(UNITS, 3)) for weight in (one, two)]
+    consumers = [MeasuredConsumer(weight, torch.arange(3 * UNITS).reshape(UNITS, 3)) for weight in (one, two)]
     norms = sum(w.reshape(len(w), UNITS, 3).square().sum((0, 2)) / w.square().sum() for w in (one, two))
-    assert torch.equal(output_norm_order(readers, 4), norms.argsort()[:4])  # type: ignore[union-attr]
+    assert torch.equal(output_norm_order(consumers, 4), norms.argsort()[:4])  # type: ignore[union-attr]
 
 
 def test_unified_weights_cost_what_the_pairs_say() -> None:
-    x, weight, reader = problem(3)
-    task = unify([reader], 1)
+    x, weight, measured = problem(3)
+    task = unify([measured], 1)
     gone, partner, gain = int(task.removed), int(task.partner), float(task.consumers[0].gains)
     own, other = (x[:, 3 * u : 3 * u + 3] for u in (gone, partner))
-    part = weight[:, 3 * gone : 3 * gone + 3].T
-    left = own @ part - gain * other @ part
+    entry = weight[:, 3 * gone : 3 * gone + 3].T
+    left = own @ entry - gain * other @ entry
     assert float(task.errors) == pytest.approx(float(left.square().sum() / (x @ weight.T).square().sum()), rel=1e-9)
-    assert torch.equal(reader.weight, weight)  # the network's stay as they are
+    assert torch.equal(measured.weight, weight)  # the network's stay as they are
 
 
 # The nets and, for each, one image's shape.
@@ -153,7 +153,7 @@ def test_orders_are_whole_and_errors_exact(name: str, selection: str) -> None:
                 steps = group.size - widths[group.name]
                 assert len(path.order) == len(set(path.order.tolist())) == steps
                 assert int(path.order.min()) >= 0 and int(path.order.max()) < group.size
-                assert (path.own is not None) == (selection in ("nu", "thinet"))
+                assert (path.own_changes is not None) == (selection in ("nu", "thinet"))
                 known = refits or selection not in BLIND
                 assert bool(torch.isfinite(path.errors).all()) == known
                 if known:
@@ -187,13 +187,13 @@ def test_own_weights_beat_plain_removal_and_never_the_fit(name: str, selection: 
     paths = find_paths(found._graph, found._images, found.groups, widths, selection, refits=True, **kinds)
     for group, path in zip(found.groups, paths, strict=True):
         count = group.size - widths[group.name]
-        assert path.own is not None and path.refits is not None
-        for index, part in enumerate(path.own._parts):
-            removed = part.weight.clone()
-            removed[:, part.columns[path.order[:count]].flatten()] = 0.0
+        assert path.own_changes is not None and path.refitted is not None
+        for index, entry in enumerate(path.own_changes._consumers):
+            removed = entry.weight.clone()
+            removed[:, entry.columns[path.order[:count]].flatten()] = 0.0
             gram = _gram_of(found, group.consumers[index])
-            own, fitted = path.own.weights(index, [count])[0], path.refits.weights(index, [count])[0]
-            none, mine, best = (_error(w - part.weight, gram) for w in (removed, own, fitted))
+            own, fitted = path.own_changes.weights(index, [count])[0], path.refitted.weights(index, [count])[0]
+            none, mine, best = (_error(w - entry.weight, gram) for w in (removed, own, fitted))
             assert best <= mine * (1 + 1e-3)
             if selection == "thinet":
                 assert mine <= none * (1 + 1e-6)
@@ -208,13 +208,15 @@ def test_errors_of_unifications_add_up_to_that_of_the_weights(name: str, left: i
     moments = measure(found._graph, found._images, [c.layer for g in found.groups for c in g.consumers],
                       found._graph.tensors, progress=False)  # fmt: skip
     for group in found.groups:
-        readers = readers_of(found._graph, group, moments)
+        consumers = measured_consumers(found._graph, group, moments)
         count = max(group.size - left, 0)
-        own = Unification(found._graph, group, readers, count)
+        own = Unification(found._graph, group, consumers, count)
         assert len(set(own.order.tolist())) == len(own.errors) == count
         errors = [
-            reader.scale / len(readers) * _error(own.weights(j, [count])[0] - reader.weight, reader.measured.gram)
-            for j, reader in enumerate(readers)
+            measured.scale
+            / len(consumers)
+            * _error(own.weights(j, [count])[0] - measured.weight, measured.known_moments.gram)
+            for j, measured in enumerate(consumers)
         ]
         assert float(own.errors.sum()) == pytest.approx(sum(errors), rel=1e-9, abs=1e-12)
 
@@ -222,8 +224,8 @@ def test_errors_of_unifications_add_up_to_that_of_the_weights(name: str, left: i
 def _gram_of(found: reapx.Inspection, consumer: object) -> Tensor:
     layer = consumer.layer  # type: ignore[attr-defined]
     moments = measure(found._graph, found._images, [layer], found._graph.tensors, progress=False)
-    part = moments[layer.weight][consumer.part]  # type: ignore[attr-defined]
-    return part.centred(True).gram if _shifts(found, layer) else part.gram
+    entry = moments[layer.weight][consumer.conv_group]  # type: ignore[attr-defined]
+    return entry.centred(True).gram if _shifts(found, layer) else entry.gram
 
 
 def _shifts(found: reapx.Inspection, layer: object) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import reapx
 from reapx.serial.operators import Operator
-from reapx.serial.result import Block as Summary
+from reapx.serial.result import SerializedBlock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,9 +113,9 @@ def test_same_function(name: str) -> None:
 def test_blocks_and_names() -> None:
     result = reapx.serialize(build("bottleneck"), IMAGES)
     assert result.blocks == [
-        Summary("layer1.0", "projection", 3, 3),
-        Summary("layer1.1", "identity", 12, 3),
-        Summary("layer2.0", "projection", 12, 3),
+        SerializedBlock("layer1.0", "projection", 3, 3),
+        SerializedBlock("layer1.1", "identity", 12, 3),
+        SerializedBlock("layer2.0", "projection", 12, 3),
     ]
     assert " ".join(dict(result.model.named_children())).startswith(
         "conv1 conv1_relu maxpool layer1_0_conv1 layer1_0_conv1_relu layer1_0_conv2 layer1_0_conv2_relu "

@@ -12,7 +12,7 @@ from graphs import coupled, lively, plain
 from torch import nn
 
 import reapx
-from reapx.allocation.allowed_widths import Rules
+from reapx.allocation.allowed_widths import WidthRules
 from reapx.allocation.curves import ErrorCurve
 from reapx.allocation.pro import Tradeoff
 from reapx.costs.budget import Costs
@@ -64,17 +64,21 @@ def chain() -> tuple[Inspection, dict[str, ErrorCurve]]:
     return found, curves
 
 
-def tradeoff_of(found: Inspection, curves: dict[str, ErrorCurve], rules: Rules, kind: type = reapx.MACs) -> Tradeoff:
-    tradeoff = Tradeoff(found.costs, kind, found.groups, rules)
-    widths = {name: int(allowed[-1]) for name, allowed in rules.choices(found.groups).items()}
+def tradeoff_of(
+    found: Inspection, curves: dict[str, ErrorCurve], width_rules: WidthRules, kind: type = reapx.MACs
+) -> Tradeoff:
+    tradeoff = Tradeoff(found.costs, kind, found.groups, width_rules)
+    widths = {name: int(allowed[-1]) for name, allowed in width_rules.allowed(found.groups).items()}
     tradeoff.add(widths, 0.0, curves)
     return tradeoff
 
 
-def cheapest_wider(costs: Costs, kind: type, rules: Rules, found: Inspection, widths: dict[str, int]) -> float:
+def cheapest_wider(
+    costs: Costs, kind: type, width_rules: WidthRules, found: Inspection, widths: dict[str, int]
+) -> float:
     wider = [
         float(costs.of(kind, {**widths, name: int(width)}))
-        for name, allowed in rules.choices(found.groups).items()
+        for name, allowed in width_rules.allowed(found.groups).items()
         for width in allowed
         if width > widths[name]
     ]
@@ -82,32 +86,34 @@ def cheapest_wider(costs: Costs, kind: type, rules: Rules, found: Inspection, wi
 
 
 RULES = [
-    Rules(),
-    Rules(round_to=3),
-    Rules(bounds={"0": (4, 7), "2": (5, 8)}),
-    Rules(round_to=2, bounds={"4": (2, 6)}, droppable=frozenset({"0", "2"})),
+    WidthRules(),
+    WidthRules(round_to=3),
+    WidthRules(bounds={"0": (4, 7), "2": (5, 8)}),
+    WidthRules(round_to=2, bounds={"4": (2, 6)}, droppable=frozenset({"0", "2"})),
 ]
 
 
-@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("width_rules", RULES)
 @pytest.mark.parametrize(
     "budget", [reapx.MACs(0.3), reapx.MACs(0.62), reapx.MACs(170), reapx.Params(0.6), reapx.Params(180), reapx.MACs(1)]
 )
-def test_a_budget_is_never_exceeded_and_nothing_wider_fits(budget: reapx.costs.budget.Budget, rules: Rules) -> None:
+def test_a_budget_is_never_exceeded_and_nothing_wider_fits(
+    budget: reapx.costs.budget.Budget, width_rules: WidthRules
+) -> None:
     found, curves = chain()
     kind = type(budget)
-    tradeoff = tradeoff_of(found, curves, rules)
+    tradeoff = tradeoff_of(found, curves, width_rules)
     limit = budget.limit(found.costs.of(kind))
-    choices = rules.choices(found.groups)
-    least = found.costs.of(kind, {name: int(allowed[0]) for name, allowed in choices.items()})
+    allowed = width_rules.allowed(found.groups)
+    least = found.costs.of(kind, {name: int(allowed[0]) for name, allowed in allowed.items()})
     if least > limit:
         with pytest.raises(reapx.BudgetError, match=f"smallest that can be reached is {least:,} "):
             tradeoff.at(budget)
         return
     point = tradeoff.at(budget)
-    assert all(width in choices[name] for name, width in point.widths.items())
+    assert all(width in allowed[name] for name, width in point.widths.items())
     assert found.costs.of(kind, point.widths) == point.cost <= limit
-    assert cheapest_wider(found.costs, kind, rules, found, point.widths) > limit
+    assert cheapest_wider(found.costs, kind, width_rules, found, point.widths) > limit
     assert point.share == pytest.approx(point.cost / found.costs.of(kind))
     assert point.error == pytest.approx(sum(curves[name].by_width[width] for name, width in point.widths.items()))
 
@@ -118,7 +124,7 @@ def test_the_way_down_is_the_best_of_all_within_one_step(share: float, kind: typ
     """No combination at all does better with the budget less what the widest channel costs."""
     found, curves = chain()
     names = list(found.costs.full)
-    point = tradeoff_of(found, curves, Rules(), kind).at(kind(share))
+    point = tradeoff_of(found, curves, WidthRules(), kind).at(kind(share))
     limit = kind(share).limit(found.costs.of(kind))
     step = max(float(np.diff(found.costs.along(kind, name, found.costs.full)).max()) for name in names)
     best = min(
@@ -129,15 +135,15 @@ def test_the_way_down_is_the_best_of_all_within_one_step(share: float, kind: typ
     assert point.error <= best * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("rules", RULES)
-def test_points_fall_in_cost_and_rise_in_error(rules: Rules) -> None:
+@pytest.mark.parametrize("width_rules", RULES)
+def test_points_fall_in_cost_and_rise_in_error(width_rules: WidthRules) -> None:
     found, curves = chain()
-    tradeoff = tradeoff_of(found, curves, rules)
+    tradeoff = tradeoff_of(found, curves, width_rules)
     for kind in KINDS:
         points = tradeoff.points(kind)
-        choices = rules.choices(found.groups)
-        assert points[0].widths == {name: int(allowed[-1]) for name, allowed in choices.items()}
-        assert points[-1].widths == {name: int(allowed[0]) for name, allowed in choices.items()}
+        allowed = width_rules.allowed(found.groups)
+        assert points[0].widths == {name: int(allowed[-1]) for name, allowed in allowed.items()}
+        assert points[-1].widths == {name: int(allowed[0]) for name, allowed in allowed.items()}
         for wide, narrow in pairwise(points):
             assert narrow.cost < wide.cost and narrow.error >= wide.error
             changed = [name for name in wide.widths if narrow.widths[name] != wide.widths[name]]
@@ -151,7 +157,7 @@ def test_points_fall_in_cost_and_rise_in_error(rules: Rules) -> None:
 
 def test_points_of_two_rounds_fall_in_cost() -> None:
     found, curves = chain()
-    tradeoff = tradeoff_of(found, curves, Rules())
+    tradeoff = tradeoff_of(found, curves, WidthRules())
     limit = 0.6 * float(found.costs.of(reapx.MACs))
     half = tradeoff.below(reapx.MACs, limit)
     assert half is not None
@@ -166,24 +172,24 @@ def test_points_of_two_rounds_fall_in_cost() -> None:
     assert all(narrow.error >= wide.error for wide, narrow in pairwise(points))
     assert all(tradeoff.at(reapx.MACs(point.cost)).cost <= point.cost for point in points)
     # The second round was on the way of MACs; parameters follow the first.
-    alone = tradeoff_of(found, curves, Rules())
+    alone = tradeoff_of(found, curves, WidthRules())
     assert tradeoff.points(reapx.Params) == alone.points(reapx.Params)
 
 
 def test_no_error_at_all_still_meets_the_budget() -> None:
     found, curves = chain()
     nothing = {name: ErrorCurve(curve.errors * 0, ()) for name, curve in curves.items()}
-    point = tradeoff_of(found, nothing, Rules()).at(reapx.MACs(0.5))
+    point = tradeoff_of(found, nothing, WidthRules()).at(reapx.MACs(0.5))
     assert point.cost <= 0.5 * found.costs.of(reapx.MACs) and point.error == 0
-    assert cheapest_wider(found.costs, reapx.MACs, Rules(), found, point.widths) > 0.5 * found.costs.of(reapx.MACs)
+    assert cheapest_wider(found.costs, reapx.MACs, WidthRules(), found, point.widths) > 0.5 * found.costs.of(reapx.MACs)
 
 
 def test_bounds_that_leave_no_width_are_refused() -> None:
     found, _ = chain()
     with pytest.raises(reapx.InputError, match=r"bounds of 2: no multiple of round_to=4 lies within 5 to 7 channels"):
-        Rules(round_to=4, bounds={"2": (5, 7)}).choices(found.groups)
+        WidthRules(round_to=4, bounds={"2": (5, 7)}).allowed(found.groups)
     residual = found_in("residual")
-    name = next(group.name for group in residual.groups if group.stream)
+    name = next(group.name for group in residual.groups if group.residual_stream)
     with pytest.raises(reapx.InputError, match=r"bounds of stem\.0 \+ a2\.0, a residual stream: streams=False"):
-        Rules(streams=False, bounds={name: (2, 4)}).choices(residual.groups)
-    assert Rules(streams=False, bounds={name: (2, 8)}).choices(residual.groups)[name].tolist() == [8]
+        WidthRules(streams=False, bounds={name: (2, 4)}).allowed(residual.groups)
+    assert WidthRules(streams=False, bounds={name: (2, 8)}).allowed(residual.groups)[name].tolist() == [8]

@@ -17,9 +17,9 @@ from reapx.planning.pipeline import DAMPING
 from reapx.selection.find_paths import chunks, measure_consumers
 from reapx.selection.methods import SELECTIONS, choose
 from reapx.selection.nu import Unification
-from reapx.selection.paths.consumers import Reader, readers_of
-from reapx.selection.paths.weight_changes import Changes
-from reapx.selection.reap import Request, reap_paths
+from reapx.selection.paths.consumers import MeasuredConsumer, measured_consumers
+from reapx.selection.paths.weight_changes import WeightChanges
+from reapx.selection.reap import PathRequest, reap_paths
 
 ERRORS = ("removed", "bias", "own", "fitted")
 """Only removed; removed, the mean of what is lost in the bias; what the method itself does; least squares."""
@@ -48,26 +48,26 @@ def compare(plan: reapx.Plan, target: Target = HOST) -> dict[str, Any]:
         start = target.now()
         moments = measure_consumers(graph, images, part, progress=False)
         measure_seconds += target.now() - start
-        readers = [readers_of(graph, group, moments) for group in part]
-        for group, own in zip(part, readers, strict=True):
-            if any(reader.measured.rows < len(reader.measured.gram) for reader in own):
+        consumers = [measured_consumers(graph, group, moments) for group in part]
+        for group, own in zip(part, consumers, strict=True):
+            if any(measured.known_moments.rows < len(measured.known_moments.gram) for measured in own):
                 few_rows.append(group.name)
         for selection in SELECTIONS:
             start = target.now()
-            choices = [
+            selected = [
                 choose(selection, graph, group, own, steps[group.name])
-                for group, own in zip(part, readers, strict=True)
+                for group, own in zip(part, consumers, strict=True)
             ]
             chosen = target.now()
             requests = [
-                Request(group.name, own, steps[group.name], choice.order)
-                for group, own, choice in zip(part, readers, choices, strict=True)
+                PathRequest(group.name, own, steps[group.name], leaving.order)
+                for group, own, leaving in zip(part, consumers, selected, strict=True)
             ]
             paths = reap_paths(requests, DAMPING)
             # REAP chooses by solving; for the others, solving is the fit.
             seconds[selection] += (target.now() if selection == "reap" else chosen) - start
-            for group, own, choice, path in zip(part, readers, choices, paths, strict=True):
-                errors = _errors(graph, group, own, moments, path.order, choice.own)
+            for group, own, leaving, path in zip(part, consumers, selected, paths, strict=True):
+                errors = _errors(graph, group, own, moments, path.order, leaving.own_changes)
                 groups[group.name][selection] = {**errors, "fitted": path.final}
     return {"measure_seconds": measure_seconds, "select_seconds": seconds, "few_rows": few_rows, "groups": groups}
 
@@ -75,25 +75,25 @@ def compare(plan: reapx.Plan, target: Target = HOST) -> dict[str, Any]:
 def _errors(
     graph: Graph,
     group: Group,
-    readers: Sequence[Reader],
+    consumers: Sequence[MeasuredConsumer],
     moments: Mapping[str, list[Moments]],
     order: Tensor,
-    own: Changes | None,
+    own: WeightChanges | None,
 ) -> dict[str, float]:
     """The errors that need no fit."""
     found = {"removed": 0.0, "bias": 0.0}
     if own is not None:
         found["own"] = 0.0
-    for index, (consumer, reader) in enumerate(zip(group.consumers, readers, strict=True)):
-        scale = reader.scale / len(readers)
-        gone = reader.columns[order].flatten()
-        lost = reader.weight[:, gone]
-        raw = moments[consumer.layer.weight][consumer.part].gram
+    for index, (consumer, measured) in enumerate(zip(group.consumers, consumers, strict=True)):
+        scale = measured.scale / len(consumers)
+        gone = measured.columns[order].flatten()
+        lost = measured.weight[:, gone]
+        raw = moments[consumer.layer.weight][consumer.conv_group].gram
         found["removed"] += scale * _square(lost, raw[gone][:, gone])
-        found["bias"] += scale * _square(lost, reader.measured.gram[gone][:, gone])
+        found["bias"] += scale * _square(lost, measured.known_moments.gram[gone][:, gone])
         if own is not None:
-            change = own.weights(index, [len(order)])[0] - reader.weight
-            found["own"] += scale * _square(change, reader.measured.gram)
+            change = own.weights(index, [len(order)])[0] - measured.weight
+            found["own"] += scale * _square(change, measured.known_moments.gram)
     if isinstance(own, Unification):
         found["sum"] = float(own.errors.sum())
     return found

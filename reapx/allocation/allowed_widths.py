@@ -14,12 +14,12 @@ from ..errors import InputError
 from ..groups.channel_groups import Group
 
 Widths = npt.NDArray[np.int64]
-Choices = dict[str, Widths]
+AllowedWidths = dict[str, Widths]
 """Group name -> widths that it may have, rising."""
 
 
 @dataclass(frozen=True)
-class Rules:
+class WidthRules:
     """What the user allows.
 
     Attributes:
@@ -34,7 +34,7 @@ class Rules:
     bounds: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     droppable: frozenset[str] = frozenset()
 
-    def choices(self, groups: Sequence[Group]) -> Choices:
+    def allowed(self, groups: Sequence[Group]) -> AllowedWidths:
         """The widths that each group may have.
 
         Raises:
@@ -44,7 +44,7 @@ class Rules:
 
     def _widths(self, group: Group) -> list[int]:
         fewest, most = self.bounds.get(group.name, (0, group.size))
-        if group.stream and not self.streams:
+        if group.residual_stream and not self.streams:
             if most < group.size:
                 raise InputError(f"bounds of {group.name}, a residual stream: streams=False leaves it whole")
             return [group.size]
@@ -63,31 +63,31 @@ class Rules:
         return sorted(widths)
 
 
-def smallest(choices: Choices) -> dict[str, int]:
+def smallest(allowed: AllowedWidths) -> dict[str, int]:
     """Every group at its smallest allowed width."""
-    return {name: int(allowed[0]) for name, allowed in choices.items()}
+    return {name: int(widths[0]) for name, widths in allowed.items()}
 
 
-def largest(choices: Choices) -> dict[str, int]:
+def largest(allowed: AllowedWidths) -> dict[str, int]:
     """Every group at its largest allowed width."""
-    return {name: int(allowed[-1]) for name, allowed in choices.items()}
+    return {name: int(widths[-1]) for name, widths in allowed.items()}
 
 
-def refusal(budget: Budget, costs: Costs, groups: Sequence[Group], rules: Rules) -> str:
+def refusal(budget: Budget, costs: Costs, groups: Sequence[Group], width_rules: WidthRules) -> str:
     """Why a budget cannot be reached, and what would help."""
     kind = type(budget)
     name, full = kind.__name__, costs.of(kind)
-    limit, least = budget.limit(full), _least(kind, costs, groups, rules)
+    limit, least = budget.limit(full), _least(kind, costs, groups, width_rules)
     unit = f" {budget.unit}" if budget.unit else ""
     cures = ["raise it"]
-    if any(group.stream for group in groups) and not rules.streams:
-        then = _least(kind, costs, groups, replace(rules, streams=True))
+    if any(group.residual_stream for group in groups) and not width_rules.streams:
+        then = _least(kind, costs, groups, replace(width_rules, streams=True))
         cures.append(f"let residual streams take part with streams=True (then down to {then:,})")
-    if rules.round_to > 1:
-        then = _least(kind, costs, groups, replace(rules, round_to=1))
-        cures.append(f"lower round_to={rules.round_to} (1 allows {then:,})")
-    if rules.bounds:
-        then = _least(kind, costs, groups, replace(rules, bounds={}))
+    if width_rules.round_to > 1:
+        then = _least(kind, costs, groups, replace(width_rules, round_to=1))
+        cures.append(f"lower round_to={width_rules.round_to} (1 allows {then:,})")
+    if width_rules.bounds:
+        then = _least(kind, costs, groups, replace(width_rules, bounds={}))
         cures.append(f"loosen bounds (none allow {then:,})")
     if budget.amount > 1 and limit < least / 10:
         cures.append("give a fraction such as 0.5 if that is what you meant: amounts above 1 are absolute")
@@ -97,6 +97,6 @@ def refusal(budget: Budget, costs: Costs, groups: Sequence[Group], rules: Rules)
     )
 
 
-def _least(kind: type[Budget], costs: Costs, groups: Sequence[Group], rules: Rules) -> float:
-    least = costs.of(kind, smallest(rules.choices(groups)))
+def _least(kind: type[Budget], costs: Costs, groups: Sequence[Group], width_rules: WidthRules) -> float:
+    least = costs.of(kind, smallest(width_rules.allowed(groups)))
     return least if isinstance(least, int) else round(float(least), 3)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..costs.budget import Budget, Costs
 from ..groups.channel_groups import Group
-from .allowed_widths import Choices
+from .allowed_widths import AllowedWidths
 from .curves import ErrorCurve
 
 
@@ -34,12 +34,12 @@ class TradeoffPoint:
 
 def idle_without(groups: Sequence[Group], costs: Costs) -> dict[str, set[str]]:
     """Group name -> groups that do nothing once it is gone: those that only feed it, and constants without it."""
-    makers = {layer.weight: group for group in groups for layer in group.producers}
+    producers = {layer.weight: group for group in groups for layer in group.producers}
     found: dict[str, set[str]] = {}
     for group in groups:
         layers = [consumer.layer for consumer in group.consumers]
-        fed = {makers[layer.weight].name: makers[layer.weight] for layer in layers if layer.weight in makers}
-        if len(fed) != 1 or any(layer.weight not in makers for layer in layers):
+        fed = {producers[layer.weight].name: producers[layer.weight] for layer in layers if layer.weight in producers}
+        if len(fed) != 1 or any(layer.weight not in producers for layer in layers):
             continue
         (behind,) = fed.values()
         found.setdefault(behind.name, set()).add(group.name)
@@ -66,18 +66,18 @@ class Descent:
         costs: Costs,
         kind: type[Budget],
         curves: Mapping[str, ErrorCurve],
-        choices: Choices,
+        allowed: AllowedWidths,
         widths: Mapping[str, int],
         idle: Mapping[str, set[str]] | None = None,
     ) -> None:
-        self._costs, self._kind, self._choices, self._idle = costs, kind, choices, idle or {}
+        self._costs, self._kind, self._allowed, self._idle = costs, kind, allowed, idle or {}
         self._errors = {name: curve.by_width for name, curve in curves.items()}
         self._partners = costs.partners()
         self.widths = dict(widths)
         self.cost = float(costs.of(kind, widths))
         for name, width in self.widths.items():
             self._end(name, width)
-        self._next = {name: self._best(name) for name in choices}
+        self._next = {name: self._best(name) for name in allowed}
 
     @property
     def error(self) -> float:
@@ -87,7 +87,7 @@ class Descent:
     def _best(self, name: str) -> tuple[float, int, float] | None:
         """(error per saving, width, saving) of a group's next step; None where it has none that saves."""
         width = self.widths[name]
-        below = self._choices[name][: bisect_left(self._choices[name], width)]
+        below = self._allowed[name][: bisect_left(self._allowed[name], width)]
         if len(below) == 0:
             return None
         cost, error = self._costs.along(self._kind, name, self.widths), self._errors[name]
@@ -116,7 +116,7 @@ class Descent:
         return max(fitting, default=lowest)
 
     def _between(self, name: str, lowest: int, highest: int) -> list[int]:
-        return [int(width) for width in self._choices[name] if lowest <= width < highest]
+        return [int(width) for width in self._allowed[name] if lowest <= width < highest]
 
     def _move(self, name: str, width: int) -> None:
         cost = self._costs.along(self._kind, name, self.widths)
@@ -126,9 +126,9 @@ class Descent:
         for other in self._partners[name] | idle:
             if other in self._next:
                 self._next[other] = self._best(other)
-        for other in idle & set(self._choices):
-            if self._choices[other][0] < self.widths[other]:
-                self._move(other, int(self._choices[other][0]))
+        for other in idle & set(self._allowed):
+            if self._allowed[other][0] < self.widths[other]:
+                self._move(other, int(self._allowed[other][0]))
 
     def _end(self, name: str, width: int) -> set[str]:
         """Groups that do nothing more once this one is gone: taking more from them adds no error from now on."""
@@ -146,7 +146,7 @@ class Descent:
         while True:
             gains = []
             done = set().union(*(others for name, others in self._idle.items() if self.widths[name] == 0))
-            for name, allowed in self._choices.items():
+            for name, allowed in self._allowed.items():
                 width = self.widths[name]
                 if name in done:
                     continue

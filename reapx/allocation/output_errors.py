@@ -102,7 +102,7 @@ class _Suffix:
 def output_errors(
     graph: Graph,
     images: Images,
-    edits: Sequence[Mapping[str, Tensor]],
+    replacements: Sequence[Mapping[str, Tensor]],
     *,
     base: Mapping[str, Tensor] | None = None,
     measure: str = "squared",
@@ -115,8 +115,8 @@ def output_errors(
     Args:
         graph: The original network; its own tensors make the outputs that all are compared with.
         images: What is run; of several processes, the images of all.
-        edits: Each: qualified name -> tensor, in place of the base's. Processes may have different ones.
-        base: Qualified name -> tensor, in place of the network's in every edit.
+        replacements: Each: qualified name -> tensor, in place of the base's. Processes may have different ones.
+        base: Qualified name -> tensor, in place of the network's in every replacement.
         measure: ``"squared"``: squared difference, as a share of the variance of the original's outputs (of their
             squares where they do not vary); ``"kl"``: Kullback-Leibler divergence from the original's softmax over
             the classes (axis 1, of tokens the last one), in nats. Outputs are taken before a softmax; several are
@@ -125,32 +125,32 @@ def output_errors(
         checkpoint: Where sums are stored as they come, and found again after a kill.
 
     Returns:
-        The error of each edit of this process.
+        The error of each replacement of this process.
     """
     outputs = scored_outputs(graph, measure)
     axes = [_image_axis(node) or 0 for node in outputs]
     tensors = {**graph.tensors, **(base or {})}
-    suffixes = [_Suffix(graph, set(edit), outputs) for edit in edits]
+    suffixes = [_Suffix(graph, set(replacement), outputs) for replacement in replacements]
     wanted = set(outputs).union(*(suffix.frontier for suffix in suffixes))
-    sums = _Sums([_image_shape(graph, node) for node in outputs], len(edits), measure, images.device)
+    sums = _ErrorSums([_image_shape(graph, node) for node in outputs], len(replacements), measure, images.device)
     sample = Sample(images, count)
-    name = "" if checkpoint is None else f"outputs-{_digest(base or {}, edits, measure, sample.share)}"
+    name = "" if checkpoint is None else f"outputs-{_digest(base or {}, replacements, measure, sample.share)}"
     with images.processes.together():
         done = 0 if checkpoint is None else checkpoint.restore(name, sums.tensors)
         batches = range(done, len(sample))
         for batch in tqdm(batches, "measuring outputs", unit="batch", leave=False, disable=not progress):
             inputs = sample[batch]
-            kept = _Kept(graph, inputs, tensors, wanted, images.memory // 2)
-            original = kept if base is None else _Kept(graph, inputs, graph.tensors, set(outputs), math.inf)
+            kept = _KeptValues(graph, inputs, tensors, wanted, images.memory // 2)
+            original = kept if base is None else _KeptValues(graph, inputs, graph.tensors, set(outputs), math.inf)
             references = [original.tensor(node).movedim(axis, 0) for node, axis in zip(outputs, axes, strict=True)]
-            for edit, suffix in enumerate(suffixes):
-                values = _placeholders(graph, inputs, {**tensors, **edits[edit]})
+            for index, suffix in enumerate(suffixes):
+                values = _placeholders(graph, inputs, {**tensors, **replacements[index]})
                 values.update({node: kept.value(node) for node in suffix.frontier})
                 with torch.no_grad():
                     changed = suffix.run(values)
                 for output, node in enumerate(outputs):
                     value = changed[node] if node in changed else kept.tensor(node)
-                    sums.add(output, edit, value.movedim(axes[output], 0), references[output])
+                    sums.add(output, index, value.movedim(axes[output], 0), references[output])
             sums.end_batch(references)
             kept.close()
             if checkpoint is not None:
@@ -159,10 +159,12 @@ def output_errors(
     return sums.shares()
 
 
-def _digest(base: Mapping[str, Tensor], edits: Sequence[Mapping[str, Tensor]], measure: str, share: float) -> str:
+def _digest(
+    base: Mapping[str, Tensor], replacements: Sequence[Mapping[str, Tensor]], measure: str, share: float
+) -> str:
     """Of everything that the sums depend on, besides the network and the images."""
     digest = hashlib.sha256(f"{measure} {share}".encode())
-    for tensors in (base, *edits):
+    for tensors in (base, *replacements):
         digest.update(digest_of(tensors).encode())
     return digest.hexdigest()[:16]
 
@@ -173,7 +175,7 @@ def _placeholders(graph: Graph, inputs: Sequence[Tensor], tensors: Mapping[str, 
     return values
 
 
-class _Kept:
+class _KeptValues:
     """Values of some nodes for one batch; beyond ``memory`` bytes, on disk."""
 
     def __init__(
@@ -207,27 +209,27 @@ class _Kept:
         self._tensors.close()
 
 
-class _Sums:
-    """Errors of each edit at each output, added up over batches, and what they are shares of.
+class _ErrorSums:
+    """Errors of each replacement at each output, added up over batches, and what they are shares of.
 
     Attributes:
         tensors: What is added up, float64.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]], edits: int, measure: str, device: torch.device) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, ...]], count: int, measure: str, device: torch.device) -> None:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=device)
 
         self._measure = measure
-        self._errors = zeros(len(shapes), edits)
+        self._errors = zeros(len(shapes), count)
         self._squares = zeros(len(shapes))
         self._rows = zeros(len(shapes))
         self._totals = [zeros(*shape) for shape in shapes]
         totals = {f"total{index}": total for index, total in enumerate(self._totals)}
         self.tensors = {"errors": self._errors, "squares": self._squares, "rows": self._rows, **totals}
 
-    def add(self, output: int, edit: int, value: Tensor, reference: Tensor) -> None:
-        """Add one edit's output of one batch."""
+    def add(self, output: int, index: int, value: Tensor, reference: Tensor) -> None:
+        """Add the output of one batch with one replacement."""
         value, reference = value.double(), reference.double()
         if self._measure == "kl":
             classes = _class_axis(reference.dim())
@@ -237,7 +239,7 @@ class _Sums:
             )
         else:
             error = (value - reference).square().sum()
-        self._errors[output, edit] += error
+        self._errors[output, index] += error
 
     def end_batch(self, references: Sequence[Tensor]) -> None:
         """Add the original's outputs of one batch."""
@@ -247,7 +249,7 @@ class _Sums:
             self._squares[output] += reference.double().square().sum()
 
     def shares(self) -> list[float]:
-        """The error of each edit, averaged over outputs."""
+        """The error of each replacement, averaged over outputs."""
         if self._measure == "kl":
             found = self._errors / self._rows[:, None]
         else:

@@ -23,11 +23,11 @@ from ..costs.budget import Budget, Costs
 from ..errors import BudgetError
 from ..groups.channel_groups import Group
 from ..selection.paths.path import Path
-from .allowed_widths import Rules, largest, refusal
+from .allowed_widths import WidthRules, largest, refusal
 from .curves import ErrorCurve
 from .descent import Descent, TradeoffPoint, idle_without
 from .output_errors import output_errors
-from .pro_runs import curves_of, present_of, runs_of
+from .pro_runs import curves_of, measured_runs, present_of
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,20 @@ class Tradeoff:
     """Measured errors, and the widths that they lead to at any budget.
 
     Attributes:
-        choices: Group name -> widths that it may have.
+        allowed: Group name -> widths that it may have.
         measure: What the errors are, as for ``output_errors``.
     """
 
     def __init__(
-        self, costs: Costs, kind: type[Budget], groups: Sequence[Group], rules: Rules, measure: str = "squared"
+        self,
+        costs: Costs,
+        kind: type[Budget],
+        groups: Sequence[Group],
+        width_rules: WidthRules,
+        measure: str = "squared",
     ) -> None:
-        self._costs, self._kind, self._groups, self._rules = costs, kind, groups, rules
-        self.choices, self.measure = rules.choices(groups), measure
+        self._costs, self._kind, self._groups, self._width_rules = costs, kind, groups, width_rules
+        self.allowed, self.measure = width_rules.allowed(groups), measure
         self._idle = idle_without(groups, costs)
         self._stages: list[_Stage] = []
 
@@ -78,7 +83,7 @@ class Tradeoff:
         limit = budget.limit(self._costs.of(type(budget)))
         point = self.below(type(budget), limit)
         if point is None:
-            raise BudgetError(refusal(budget, self._costs, self._groups, self._rules))
+            raise BudgetError(refusal(budget, self._costs, self._groups, self._width_rules))
         return point
 
     def below(self, kind: type[Budget], limit: float) -> TradeoffPoint | None:
@@ -114,7 +119,7 @@ class Tradeoff:
         return self._stages if kind is self._kind else self._stages[:1]
 
     def _descent(self, kind: type[Budget], stage: _Stage) -> Descent:
-        return Descent(self._costs, kind, stage.curves, self.choices, stage.widths, self._idle)
+        return Descent(self._costs, kind, stage.curves, self.allowed, stage.widths, self._idle)
 
     def _point(self, kind: type[Budget], stage: _Stage, descent: Descent) -> TradeoffPoint:
         full = float(self._costs.of(kind))
@@ -150,7 +155,7 @@ def measure_tradeoff(
     paths: Sequence[Path],
     costs: Costs,
     budget: Budget,
-    rules: Rules,
+    width_rules: WidthRules,
     measurement: Measurement,
     *,
     progress: bool,
@@ -161,7 +166,7 @@ def measure_tradeoff(
     Args:
         paths: One per group, down to its smallest allowed width, with refits.
         budget: Further rounds start on the way to it.
-        rules: Widths that groups may have.
+        width_rules: Widths that groups may have.
         measurement: What is measured.
         checkpoint: Where it is stored as it comes, and found again after a kill.
     """
@@ -175,8 +180,8 @@ def measure_tradeoff(
         checkpoint=checkpoint,
     )
     kind, processes = type(budget), images.processes
-    tradeoff = Tradeoff(costs, kind, groups, rules, measurement.error)
-    widths = largest(tradeoff.choices)
+    tradeoff = Tradeoff(costs, kind, groups, width_rules, measurement.error)
+    widths = largest(tradeoff.allowed)
     start = float(costs.of(kind, widths))
     limit = budget.limit(costs.of(kind))
     curves: dict[str, ErrorCurve] = {}
@@ -185,8 +190,8 @@ def measure_tradeoff(
             point = tradeoff.below(kind, start - max(start - limit, 0.0) * done / measurement.rounds)
             widths = widths if point is None else point.widths
         present = present_of(graph, groups, paths, widths)
-        runs = list(runs_of(graph, groups, paths, present, tradeoff.choices, measurement.points, processes))
-        *errors, already = errors_of([*(run.edit for run in runs), {}], base=present.tensors or None)
+        runs = list(measured_runs(graph, groups, paths, present, tradeoff.allowed, measurement.points, processes))
+        *errors, already = errors_of([*(run.tensors for run in runs), {}], base=present.tensors or None)
         already = processes.gather(already)[0]
         own = [(run.group, run.removals, error - already) for run, error in zip(runs, errors, strict=True)]
         measured = curves_of(groups, paths, present, sorted(chain(*processes.gather(own))))

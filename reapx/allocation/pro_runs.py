@@ -13,10 +13,10 @@ from ..capture.graph import Graph
 from ..groups.channel_groups import Group
 from ..selection.paths.path import Path
 from ..selection.paths.weight_changes import cut_tensors
-from .allowed_widths import Choices, Widths
+from .allowed_widths import AllowedWidths, Widths
 from .curves import Curve, ErrorCurve, fit_curve
 
-Measured = tuple[int, int, float]
+MeasuredError = tuple[int, int, float]
 """Index of a group, units that have left it, and the error then."""
 
 
@@ -36,12 +36,12 @@ class Present:
 
 
 @dataclass(frozen=True)
-class Run:
+class MeasuredRun:
     """One width of one group to be measured: the units that have left, and the tensors of the network then."""
 
     group: int
     removals: int
-    edit: dict[str, Tensor]
+    tensors: dict[str, Tensor]
 
 
 def present_of(graph: Graph, groups: Sequence[Group], paths: Sequence[Path], widths: Mapping[str, int]) -> Present:
@@ -56,43 +56,43 @@ def _combined(
 ) -> dict[str, Tensor]:
     """The tensors that several groups' changes make together; none reads units that have left."""
     pairs = zip(paths, removals, strict=True)
-    made = [(path.refits, count) for path, count in pairs if path.refits is not None]
+    made = [(path.refitted, count) for path, count in pairs if path.refitted is not None]
     return cut_tensors(graph.tensors, changes, made)
 
 
 def _changes(path: Path, counts: Sequence[int]) -> list[dict[str, Tensor]]:
     if not counts:
         return []
-    assert path.refits is not None
-    return path.refits.changes(counts)
+    assert path.refitted is not None
+    return path.refitted.changes(counts)
 
 
-def runs_of(
+def measured_runs(
     graph: Graph,
     groups: Sequence[Group],
     paths: Sequence[Path],
     present: Present,
-    choices: Choices,
+    allowed: AllowedWidths,
     points: int,
     processes: Processes,
-) -> Iterator[Run]:
+) -> Iterator[MeasuredRun]:
     """What this process measures: of its groups, every so-manyth, about ``points`` widths each."""
     for index, (group, path) in enumerate(zip(groups, paths, strict=True)):
         if index % processes.size != processes.rank:
             continue
-        counts = _counts(group, choices[group.name], present.removals[index], points, path.errors.numpy())
+        counts = _counts(group, allowed[group.name], present.removals[index], points, path.errors.numpy())
         for count, change in zip(counts, _changes(path, counts), strict=True):
             removals = [*present.removals[:index], count, *present.removals[index + 1 :]]
             others = present.changes[:index] + present.changes[index + 1 :]
             touching = [{name: value for name, value in other.items() if name in change} for other in others]
-            yield Run(index, count, _combined(graph, paths, removals, [change, *touching]))
+            yield MeasuredRun(index, count, _combined(graph, paths, removals, [change, *touching]))
 
 
 def curves_of(
     groups: Sequence[Group],
     paths: Sequence[Path],
     present: Present,
-    measured: Sequence[Measured],
+    measured: Sequence[MeasuredError],
 ) -> dict[str, ErrorCurve]:
     """Each group's curve from its present width on, all other groups staying at theirs."""
     curves = {}
@@ -104,9 +104,9 @@ def curves_of(
     return curves
 
 
-def _counts(group: Group, choices: Widths, start: int, points: int, steps: Curve) -> list[int]:
+def _counts(group: Group, allowed: Widths, start: int, points: int, steps: Curve) -> list[int]:
     """Numbers of removals to measure: evenly between the present one and the most allowed, and all where allowed."""
-    allowed = np.sort(group.size - choices)
+    allowed = np.sort(group.size - allowed)
     total = np.concatenate([[0.0], np.cumsum(steps)])
     costly = [int(count) for count in allowed if count > start and total[count] > total[start]]
     if not costly:

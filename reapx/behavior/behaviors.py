@@ -25,7 +25,7 @@ from ..groups.channel_groups import Group
 from ..inspection.inspection import Inspection, inspect
 from ..inspection.validation import check_positions
 from ..selection.find_paths import measure_consumers
-from ..selection.paths.consumers import readers_of
+from ..selection.paths.consumers import measured_consumers
 from ..text import listed, show_bars, table
 from .channel_similarity import angular_order, correlate, emulation_errors
 from .similarity_figure import Similarity, write_similarity
@@ -213,11 +213,11 @@ def behaviors(
     return Behaviors(
         layer=own.name,
         group=group.name,
-        readers=tuple(group.readers),
+        readers=tuple(group.consumer_names),
         others=tuple(others),
         channels=torch.from_numpy(group.cuts[own.weight, own.out_axis]),
         correlation=correlation,
-        errors=emulation_errors(readers_of(graph, group, moments)),
+        errors=emulation_errors(measured_consumers(graph, group, moments)),
         order=angular_order(correlation, dead),
         dead=dead.nonzero().flatten(),
         images=found._images.count,
@@ -233,9 +233,9 @@ def _places(graph: Graph, layer: Layer) -> int:
 def _find(found: Inspection, name: str) -> tuple[Group, Layer, list[str]]:
     """The group that a name means, the layer of that name in it, and where the layer's other channels are."""
     channels = found._channels
-    makers = {group.name: channels.makers(group) for group in found.groups}
+    producers = {group.name: channels.all_producers(group) for group in found.groups}
     named = [group for group in found.groups if group.name == name]
-    made = [group for group in found.groups if any(layer.name == name for layer in makers[group.name])]
+    made = [group for group in found.groups if any(layer.name == name for layer in producers[group.name])]
     if not named and not made:
         raise InputError(_refusal(found, name))
     if not named and len(made) > 1:
@@ -244,8 +244,8 @@ def _find(found: Inspection, name: str) -> tuple[Group, Layer, list[str]]:
             f"group, {' or '.join(repr(group.name) for group in made)}"
         )
     group = (named or made)[0]
-    layer = next((layer for layer in makers[group.name] if layer.name == name), group.producers[0])
-    other = [g for g in found.groups if g is not group and layer in makers[g.name]]
+    layer = next((layer for layer in producers[group.name] if layer.name == name), group.producers[0])
+    other = [g for g in found.groups if g is not group and layer in producers[g.name]]
     places = [f"{g.cuts[layer.weight, layer.out_axis].size} channels in the group {g.name}" for g in other]
     stay = [f"{entry.channels} channels stay: {entry.reason}" for entry in found.frozen if entry.layer == layer.name]
     return group, layer, places + stay
@@ -253,7 +253,7 @@ def _find(found: Inspection, name: str) -> tuple[Group, Layer, list[str]]:
 
 def _refusal(found: Inspection, name: str) -> str:
     """Why a name means no group, and what to do."""
-    able = list(dict.fromkeys(layer.name for group in found.groups for layer in found._channels.makers(group)))
+    able = list(dict.fromkeys(layer.name for group in found.groups for layer in found._channels.all_producers(group)))
     reasons = [f"{entry.reason} ({entry.channels} channels)" for entry in found.frozen if entry.layer == name]
     if reasons or any(layer.name == name for layer in found._channels.layers):
         reason = "; ".join(reasons) or "they belong to no group"

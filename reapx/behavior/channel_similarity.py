@@ -19,7 +19,7 @@ from ..groups.channel_groups import Consumer
 from ..moments.moments import Moments
 from ..selection.nu import unify
 from ..selection.paths.channel_grams import inner_products
-from ..selection.paths.consumers import Reader
+from ..selection.paths.consumers import MeasuredConsumer
 
 _CONSTANT = 256 * torch.finfo(torch.float32).eps
 """Variance, as a share of the mean square, that float32 sums of 256 products cannot tell from none."""
@@ -40,7 +40,7 @@ def correlate(consumers: Sequence[Consumer], moments: Mapping[str, list[Moments]
     inner = torch.zeros(size, size, dtype=torch.float64, device=device)
     dead = torch.ones(size, dtype=torch.bool, device=device)
     for consumer in consumers:
-        own, columns = moments[consumer.layer.weight][consumer.part], _inside(consumer).to(device)
+        own, columns = moments[consumer.layer.weight][consumer.conv_group], _inside(consumer).to(device)
         inner += inner_products(own.gram, columns) - own.total[columns] @ own.total[columns].T / own.rows
         square = own.gram.diagonal()
         variance = square - own.total**2 / own.rows
@@ -61,19 +61,19 @@ def _inside(consumer: Consumer) -> Tensor:
     return columns.reshape(len(columns), -1, consumer.layer.taps)[:, :, middle]
 
 
-def emulation_errors(readers: Sequence[Reader]) -> Tensor:
+def emulation_errors(consumers: Sequence[MeasuredConsumer]) -> Tensor:
     """What it costs to let one unit emulate another, all gains folded into the readers' weights.
 
     Args:
-        readers: At least one; all of one group, with moments.
+        consumers: At least one; all of one group, with moments.
 
     Returns:
         (units, units) float64, shares of the readers' outputs, averaged over readers; row leaves, column stays; on the
         CPU.
     """
-    size = len(readers[0].columns)
-    errors = readers[0].weight.new_empty(size, size)
-    unify(readers, 0, table=errors)
+    size = len(consumers[0].columns)
+    errors = consumers[0].weight.new_empty(size, size)
+    unify(consumers, 0, table=errors)
     return errors.cpu()
 
 

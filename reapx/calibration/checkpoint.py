@@ -104,21 +104,21 @@ class Checkpoint:
             head = {"batches": str(batches), "key": self._digest, "check": str(_check(batches, near))}
             self._write(self._path(name, "safetensors"), lambda part: save_file(near, part, head))
 
-    def restore(self, name: str, sums: Mapping[str, Tensor]) -> int:
+    def restore(self, name: str, tensors: Mapping[str, Tensor]) -> int:
         """Copy what is stored under a name into tensors, if it is of the same names, shapes and dtypes.
 
         Returns:
-            Batches done; 0 where nothing fits, and ``sums`` is as it was.
+            Batches done; 0 where nothing fits, and ``tensors`` is as it was.
 
         Raises:
             CheckpointError: the file is damaged, or of another call.
         """
         batches, found = self.tensors(name)
         if {part: (value.shape, value.dtype) for part, value in found.items()} != {
-            part: (value.shape, value.dtype) for part, value in sums.items()
+            part: (value.shape, value.dtype) for part, value in tensors.items()
         }:
             return 0
-        for part, value in sums.items():
+        for part, value in tensors.items():
             value.copy_(found[part])
         return batches
 

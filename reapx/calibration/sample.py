@@ -24,10 +24,10 @@ class Sample:
         self.share = 1.0 if count is None else min(count / images.count, 1.0)
         self._images = images
         self._others = TensorStore(images.memory)
-        self._places = [(rank, batch) for rank, own in enumerate(images.lengths) for batch in range(len(own))]
+        self._batches = [(rank, batch) for rank, own in enumerate(images.lengths) for batch in range(len(own))]
         if images.processes.size == 1:
             return
-        for index, (rank, batch) in enumerate(self._places):
+        for index, (rank, batch) in enumerate(self._batches):
             values = images.shared(rank, batch, self._cut(images.lengths[rank][batch]))
             if rank != images.processes.rank:
                 for part, value in enumerate(values):
@@ -35,10 +35,10 @@ class Sample:
 
     def __len__(self) -> int:
         """Number of batches of all processes."""
-        return len(self._places)
+        return len(self._batches)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        images, (rank, batch) = self._images, self._places[index]
+        images, (rank, batch) = self._images, self._batches[index]
         if rank != images.processes.rank:
             return tuple(self._others.get((index, part)) for part in range(len(images[0])))
         values = tuple(value[: self._cut(len(value))] for value in images[batch])

@@ -12,7 +12,7 @@ from torch.fx import Node
 from .graph import Graph
 from .precision import exact
 
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 
 def evaluate(node: Node, value_of: Callable[[Node], Any]) -> object:
@@ -22,7 +22,7 @@ def evaluate(node: Node, value_of: Callable[[Node], Any]) -> object:
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def in_widest_dtype(call: Callable[[torch.dtype], Result]) -> tuple[Result, torch.dtype]:
+def in_widest_dtype(call: Callable[[torch.dtype], Returned]) -> tuple[Returned, torch.dtype]:
     """What a call gives in float64, or in float32 where forward() has a dtype written down; and which it was."""
     try:
         return call(torch.float64), torch.float64
@@ -69,7 +69,7 @@ def run(
     """
     values: dict[Node, object] = dict(zip(graph.inputs, inputs, strict=True))
     values.update({node: tensors[name] for node, name in graph.parameters.items()})
-    left = {node: len(readers) for node, readers in graph.users.items()}
+    left = {node: len(users) for node, users in graph.users.items()}
     keep = set(graph.outputs)
     with torch.no_grad():
         for node in graph.nodes if last is None else graph.nodes[: last + 1]:

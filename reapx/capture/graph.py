@@ -225,8 +225,8 @@ def _mutates_views(nodes: Iterable[Node]) -> bool:
             changed = node.args[0]
             if not isinstance(changed, Node) or changed.op == "placeholder":
                 return True
-            readers = [user for user in changed.users if user is not node]
-            if operator_name(changed) in VIEWS or any(operator_name(r) in VIEWS for r in readers):
+            users = [user for user in changed.users if user is not node]
+            if operator_name(changed) in VIEWS or any(operator_name(r) in VIEWS for r in users):
                 return True
     return False
 
@@ -263,10 +263,10 @@ def _use_live_tensors(graph: Graph, model: nn.Module) -> None:
         if tensor.numel():
             holders.setdefault(tensor.data_ptr(), []).append(name)
     for node, name in graph.parameters.items():
-        readers = [reader.name for reader in graph.users.get(node, [])]
+        users = [user.name for user in graph.users.get(node, [])]
         names = holders.get(graph.tensors[name].data_ptr(), [name])
-        if len(names) > 1 or len(readers) > 1:
-            graph.shared[name] = " and ".join(names if len(names) > 1 else readers)
+        if len(names) > 1 or len(users) > 1:
+            graph.shared[name] = " and ".join(names if len(names) > 1 else users)
 
 
 def ancestors(nodes: Iterable[Node]) -> set[Node]:

@@ -19,8 +19,8 @@ class exact(ContextDecorator):
     def __enter__(self) -> None:
         backends: Any = torch.backends
         # Since torch 2.9, a word for each operator, its own or inherited; before it, only switches.
-        places: list[Any] = [getattr(backends.cudnn, name, None) for name in ("conv", "rnn")] + [backends.cuda.matmul]
-        self._words: list[tuple[Any, str]] = [(x, x.fp32_precision) for x in places if hasattr(x, "fp32_precision")]
+        settings: list[Any] = [getattr(backends.cudnn, name, None) for name in ("conv", "rnn")] + [backends.cuda.matmul]
+        self._words: list[tuple[Any, str]] = [(x, x.fp32_precision) for x in settings if hasattr(x, "fp32_precision")]
         self._found: list[tuple[str, object]] = []
         self._products: str | None = None
         self._switch("deterministic", True)
@@ -32,9 +32,9 @@ class exact(ContextDecorator):
                 torch.set_float32_matmul_precision("highest")
         except RuntimeError:  # the user chose by words: beside some, the switches cannot be read
             pass
-        for place, _ in self._words:
-            if place.fp32_precision == "tf32":
-                place.fp32_precision = "ieee"
+        for setting, _ in self._words:
+            if setting.fp32_precision == "tf32":
+                setting.fp32_precision = "ieee"
 
     def _switch(self, name: str, value: object) -> None:
         cudnn = torch.backends.cudnn
@@ -48,9 +48,9 @@ class exact(ContextDecorator):
             setattr(torch.backends.cudnn, name, value)
         if self._products is not None and self._products != "highest":
             torch.set_float32_matmul_precision(self._products)
-        for place, word in self._words:
-            if place.fp32_precision != word:
-                place.fp32_precision = word
+        for setting, word in self._words:
+            if setting.fp32_precision != word:
+                setting.fp32_precision = word
 
     def _recreate_cm(self) -> exact:
         return exact()  # one for each call: they nest

@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from ..capture.graph import Graph
 from ..errors import BudgetError
-from ..groups.channel_groups import Channels, Group, Place
+from ..groups.channel_groups import ChannelAnalysis, Group, ParameterAxis
 
-Sizes = Sequence[Any]
+AxisSizes = Sequence[Any]
 """Size of each axis of a tensor: numbers, or arrays of numbers where one width takes many values at once."""
 
-Cost = Callable[[Sizes], Any]
+Cost = Callable[[AxisSizes], Any]
 """What a layer or parameter costs, given its tensor's sizes; arrays in, an array out."""
 
 
@@ -52,7 +52,7 @@ class Params(Budget):
     """Number of parameters (buffers such as running means do not count)."""
 
 
-def _product(factor: int, sizes: Sizes) -> Any:
+def _product(factor: int, sizes: AxisSizes) -> Any:
     return math.prod(sizes, start=factor)
 
 
@@ -64,25 +64,25 @@ class Costs:
     one for each of its outputs, only where there was neither.
     """
 
-    def __init__(self, graph: Graph, channels: Channels) -> None:
+    def __init__(self, graph: Graph, channels: ChannelAnalysis) -> None:
         self._shapes = {name: tuple(tensor.shape) for name, tensor in graph.tensors.items()}
-        self._places: dict[Place, list[tuple[Group, int]]] = {}
+        self._owners: dict[ParameterAxis, list[tuple[Group, int]]] = {}
         for group in channels.groups:
-            for place, where in group.cuts.items():
-                self._places.setdefault(place, []).append((group, where.shape[1]))
+            for key, where in group.cuts.items():
+                self._owners.setdefault(key, []).append((group, where.shape[1]))
         self.full = {group.name: group.size for group in channels.groups}
         self._terms: dict[type[Budget], list[tuple[str, Cost]]] = {
             MACs: [(layer.weight, partial(_product, layer.positions)) for layer in channels.layers],
             Params: [(name, partial(_product, 1)) for name in sorted(graph.trained)],
         }
         self._measured: dict[type[Budget], Budget] = {}
-        self._readers: dict[tuple[type[Budget], str], list[tuple[str, Cost]]] = {}
+        self._terms_of_group: dict[tuple[type[Budget], str], list[tuple[str, Cost]]] = {}
 
     def use(self, budget: Budget, terms: list[tuple[str, Cost]]) -> None:
         """Count budgets like this one, whatever their amounts, by these costs of tensors, by qualified name."""
         self._terms[type(budget)] = terms
         self._measured[type(budget)] = budget
-        self._readers.clear()
+        self._terms_of_group.clear()
 
     def knows(self, budget: Budget) -> bool:
         """Whether what a budget counts is known."""
@@ -92,7 +92,7 @@ class Costs:
     def _sizes(self, name: str, widths: Mapping[str, Any]) -> list[Any]:
         sizes: list[Any] = list(self._shapes[name])
         for axis in range(len(sizes)):
-            for group, count in self._places.get((name, axis), ()):
+            for group, count in self._owners.get((name, axis), ()):
                 sizes[axis] = sizes[axis] - (group.size - widths[group.name]) * count
         return sizes
 
@@ -112,24 +112,24 @@ class Costs:
             (size + 1,) float64; differences are those of ``of``.
         """
         key = (budget, group)
-        if key not in self._readers:
+        if key not in self._terms_of_group:
             touched = {
                 name
-                for (name, _), members in self._places.items()
+                for (name, _), members in self._owners.items()
                 if any(member.name == group for member, _ in members)
             }
-            self._readers[key] = [(name, cost) for name, cost in self._terms[budget] if name in touched]
+            self._terms_of_group[key] = [(name, cost) for name, cost in self._terms[budget] if name in touched]
         varied: dict[str, Any] = dict(widths)
         varied[group] = np.arange(self.full[group] + 1, dtype=np.float64)
         total = np.zeros(self.full[group] + 1)
-        for name, cost in self._readers[key]:
+        for name, cost in self._terms_of_group[key]:
             total += cost(self._sizes(name, varied))
         return total
 
     def partners(self) -> dict[str, set[str]]:
         """Group name -> the groups, itself among them, on whose widths the cost of its own depends."""
         members: dict[str, set[str]] = {}
-        for (name, _), found in self._places.items():
+        for (name, _), found in self._owners.items():
             members.setdefault(name, set()).update(group.name for group, _ in found)
         partners: dict[str, set[str]] = {name: {name} for name in self.full}
         for together in members.values():

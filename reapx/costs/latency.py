@@ -16,7 +16,7 @@ from ..calibration.images import Images
 from ..capture.graph import Graph
 from ..capture.layers import Layer
 from ..errors import BudgetError
-from .budget import Budget, Cost, Sizes
+from .budget import AxisSizes, Budget, Cost
 from .layer_times import Configuration, LayerTimes, measure_layer, median, milliseconds, settle_allocator
 
 NETWORK_REPEATS, NETWORK_SECONDS = 15, 3.0
@@ -90,7 +90,7 @@ class _Term:
     rest: float
     axis: int
 
-    def __call__(self, sizes: Sizes) -> Any:
+    def __call__(self, sizes: AxisSizes) -> Any:
         return self.factor * self.times(sizes) + self.rest * sizes[self.axis]
 
 

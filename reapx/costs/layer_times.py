@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..capture.graph import Graph, arguments
 from ..capture.layers import Layer
-from .budget import Sizes
+from .budget import AxisSizes
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 """Shares of a layer's channels at which it is timed, besides the least width there is."""
@@ -41,7 +41,7 @@ class LayerTimes:
         self._second = np.array([0, *second], dtype=np.float64)
         self._table = np.pad(_non_decreasing(np.asarray(milliseconds, dtype=np.float64)), ((1, 0), (1, 0)))
 
-    def __call__(self, sizes: Sizes) -> Any:
+    def __call__(self, sizes: AxisSizes) -> Any:
         """Milliseconds at these sizes; width 0 takes none. Arrays in, an array out."""
         row, down = _between(self._first, sizes[0])
         column, right = _between(self._second, sizes[1])

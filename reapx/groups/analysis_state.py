@@ -8,11 +8,11 @@ from torch.fx import Node
 from ..capture.graph import Graph
 from .channel_table import ChannelTable, Layout
 
-Result = Layout | tuple[Layout, ...]
+NodeLayout = Layout | tuple[Layout, ...]
 """Layout of a node's value; a tuple where it has several values."""
 
 
-class Walk:
+class AnalysisState:
     """State of one pass over a graph.
 
     Attributes:
@@ -25,26 +25,26 @@ class Walk:
         self.graph = graph
         self.table = ChannelTable()
         self.parameters: dict[str, Layout] = {}
-        self.layouts: dict[Node, Result] = {}
+        self.layouts: dict[Node, NodeLayout] = {}
 
     def layout(self, node: Node) -> Layout:
         """Layout of a node's value; of the first one where it has several."""
         found = self.layouts[node]
         return found[0] if isinstance(found, tuple) else found
 
-    def part(self, node: Node, index: int) -> Layout:
+    def layout_at(self, node: Node, index: int) -> Layout:
         """Layout of one of a node's several values."""
         found = self.layouts[node]
         return found[index] if isinstance(found, tuple) else []
 
-    def untracked(self, node: Node) -> Result:
+    def untracked(self, node: Node) -> NodeLayout:
         """Layout of a value that carries no channels."""
         value = node.meta.get("val")
         if isinstance(value, list | tuple):
             return tuple([None] * getattr(item, "ndim", 0) for item in value)
         return [None] * value.ndim if isinstance(value, Tensor) else []
 
-    def freeze_inputs(self, node: Node, reason: str) -> Result:
+    def freeze_inputs(self, node: Node, reason: str) -> NodeLayout:
         """Freeze whatever an operator reads; its result carries no channels."""
         for argument in node.all_input_nodes:
             self.freeze(argument, reason)

@@ -16,7 +16,7 @@ from ..capture.layers import MAX_FEATURES, Layer, can_refit
 from .propagation import Propagation
 
 Positions = npt.NDArray[np.int64]
-Place = tuple[str, int]
+ParameterAxis = tuple[str, int]
 """(qualified name of a parameter, axis)."""
 
 
@@ -26,12 +26,12 @@ class Consumer:
 
     Attributes:
         layer: The layer.
-        part: Which of the layer's conv groups.
+        conv_group: Which of the layer's conv groups.
         channels: (units, count) input channels, within the conv group, that each unit feeds.
     """
 
     layer: Layer
-    part: int
+    conv_group: int
     channels: Positions
 
     def columns(self) -> Tensor:
@@ -50,16 +50,16 @@ class Group:
         size: Number of removable units.
         producers: Layers whose output channels they are.
         consumers: Layers that read them.
-        cuts: Parameter place -> (units, count) positions that each unit owns there.
-        stream: Whether the channels are a sum of several layers' outputs (a residual stream).
+        cuts: Axis of a parameter -> (units, count) positions that each unit owns there.
+        residual_stream: Whether the channels are a sum of several layers' outputs (a residual stream).
     """
 
     name: str
     size: int
     producers: tuple[Layer, ...]
     consumers: tuple[Consumer, ...]
-    cuts: dict[Place, Positions]
-    stream: bool
+    cuts: dict[ParameterAxis, Positions]
+    residual_stream: bool
 
     @property
     def per_unit(self) -> int:
@@ -70,10 +70,10 @@ class Group:
     @property
     def kind(self) -> str:
         """``"stream"`` for a residual stream, ``"inside"`` for the inside of a block."""
-        return "stream" if self.stream else "inside"
+        return "stream" if self.residual_stream else "inside"
 
     @property
-    def readers(self) -> list[str]:
+    def consumer_names(self) -> list[str]:
         """Names of the layers that read the group, each once."""
         return list(dict.fromkeys(consumer.layer.name for consumer in self.consumers))
 
@@ -88,28 +88,28 @@ class Frozen:
 
 
 @dataclass
-class Channels:
+class ChannelAnalysis:
     """Everything that the analysis of one graph finds out about channels."""
 
     groups: list[Group]
     frozen: list[Frozen]
     layers: list[Layer]
 
-    def makers(self, group: Group) -> list[Layer]:
+    def all_producers(self, group: Group) -> list[Layer]:
         """The layers whose outputs are a group's channels, depthwise ones among them."""
         return [layer for layer in self.layers if (layer.weight, layer.out_axis) in group.cuts]
 
 
 @dataclass(frozen=True)
 class _Unit:
-    places: dict[Place, Positions]
+    axes: dict[ParameterAxis, Positions]
 
     @property
-    def signature(self) -> tuple[tuple[Place, int], ...]:
-        return tuple(sorted((place, len(where)) for place, where in self.places.items()))
+    def signature(self) -> tuple[tuple[ParameterAxis, int], ...]:
+        return tuple(sorted((key, len(where)) for key, where in self.axes.items()))
 
 
-def find_groups(graph: Graph, *, measured: bool = True) -> Channels:
+def find_groups(graph: Graph, *, measured: bool = True) -> ChannelAnalysis:
     """Analyse a captured graph.
 
     Args:
@@ -120,30 +120,30 @@ def find_groups(graph: Graph, *, measured: bool = True) -> Channels:
     """
     analysis = Propagation(graph)
     reasons = analysis.table.frozen_reasons()
-    streams = analysis.table.stream_roots()
+    residual_streams = analysis.table.residual_stream_roots()
     producers = {(layer.weight, layer.out_axis): layer for layer in analysis.layers if not layer.depthwise}
     consumers = {(layer.weight, layer.in_axis): layer for layer in analysis.layers}
     classes: dict[tuple[object, ...], list[_Unit]] = {}
     for root, unit in _units(analysis).items():
-        if root in reasons or not any(place in producers for place in unit.places):
+        if root in reasons or not any(key in producers for key in unit.axes):
             continue
-        reason = _unreadable(graph, [consumers[place] for place in unit.places if place in consumers], measured)
+        reason = _unreadable(graph, [consumers[key] for key in unit.axes if key in consumers], measured)
         if reason is None:
-            classes.setdefault((unit.signature, root in streams), []).append(unit)
+            classes.setdefault((unit.signature, root in residual_streams), []).append(unit)
         else:
             reasons[root] = reason
     order = {layer.weight: k for k, layer in enumerate(analysis.layers)}
     groups = [_group(members, bool(key[1]), producers, consumers) for key, members in classes.items()]
     groups.sort(key=lambda group: order[group.producers[0].weight])
     frozen = _frozen(analysis, producers, reasons)
-    return Channels(_unique_names(groups), frozen, analysis.layers)
+    return ChannelAnalysis(_unique_names(groups), frozen, analysis.layers)
 
 
-def _unreadable(graph: Graph, readers: list[Layer], measured: bool) -> str | None:
+def _unreadable(graph: Graph, layers: list[Layer], measured: bool) -> str | None:
     """Why the layers that read a unit cannot be refitted without it, or None."""
-    if not readers:
+    if not layers:
         return "no convolution or linear layer reads these channels"
-    for layer in readers:
+    for layer in layers:
         if not can_refit(graph, layer):
             return f"{layer.name} reads them with a buffer, or with a bias that it shares, which cannot be refitted"
         if measured and layer.features > MAX_FEATURES:
@@ -154,14 +154,14 @@ def _unreadable(graph: Graph, readers: list[Layer], measured: bool) -> str | Non
 
 def _units(analysis: Propagation) -> dict[int, _Unit]:
     """Representative -> everything that its class owns in the parameters."""
-    owners: list[Place] = []
+    owners: list[ParameterAxis] = []
     rows: list[Positions] = []
     for name, layout in analysis.parameters.items():
         for axis, channels in enumerate(layout):
             if channels is not None:
-                place = np.full(len(channels), len(owners))
+                rows_owner = np.full(len(channels), len(owners))
                 index = np.arange(len(channels))
-                rows.append(np.stack([analysis.table.find(channels), place, index], axis=1))
+                rows.append(np.stack([analysis.table.find(channels), rows_owner, index], axis=1))
                 owners.append((name, axis))
     if not rows:
         return {}
@@ -173,27 +173,32 @@ def _units(analysis: Propagation) -> dict[int, _Unit]:
     for start, stop in pairwise(bounds):
         root, owner = int(table[start, 0]), int(table[start, 1])
         unit = units.setdefault(root, _Unit({}))
-        unit.places[owners[owner]] = table[start:stop, 2]
+        unit.axes[owners[owner]] = table[start:stop, 2]
     return units
 
 
-def _group(units: list[_Unit], stream: bool, producers: dict[Place, Layer], consumers: dict[Place, Layer]) -> Group:
-    places = list(units[0].places)
-    layers = tuple(sorted((producers[p] for p in places if p in producers), key=_graph_order))
-    units = sorted(units, key=lambda unit: int(unit.places[_place(layers[0])][0]))
-    cuts = {place: np.stack([unit.places[place] for unit in units]) for place in places}
-    readers: list[Consumer] = []
-    for place in places:
-        if place in consumers:
-            layer = consumers[place]
-            readers += [Consumer(layer, g, cuts[place]) for g in range(layer.window.groups)]
-    readers.sort(key=lambda consumer: _graph_order(consumer.layer))
+def _group(
+    units: list[_Unit],
+    residual_stream: bool,
+    producing: dict[ParameterAxis, Layer],
+    consuming: dict[ParameterAxis, Layer],
+) -> Group:
+    axes = list(units[0].axes)
+    layers = tuple(sorted((producing[p] for p in axes if p in producing), key=_graph_order))
+    units = sorted(units, key=lambda unit: int(unit.axes[_output_axis(layers[0])][0]))
+    cuts = {key: np.stack([unit.axes[key] for unit in units]) for key in axes}
+    consumers: list[Consumer] = []
+    for key in axes:
+        if key in consuming:
+            layer = consuming[key]
+            consumers += [Consumer(layer, g, cuts[key]) for g in range(layer.window.groups)]
+    consumers.sort(key=lambda consumer: _graph_order(consumer.layer))
     names = [layer.name for layer in layers]
     name = " + ".join(names) if len(names) < 4 else f"{names[0]} + {len(names) - 1} more"
-    return Group(name, len(units), layers, tuple(readers), cuts, stream)
+    return Group(name, len(units), layers, tuple(consumers), cuts, residual_stream)
 
 
-def _place(layer: Layer) -> Place:
+def _output_axis(layer: Layer) -> ParameterAxis:
     return (layer.weight, layer.out_axis)
 
 
@@ -202,7 +207,7 @@ def _graph_order(layer: Layer) -> int:
     return order
 
 
-def _frozen(analysis: Propagation, producers: dict[Place, Layer], reasons: dict[int, str]) -> list[Frozen]:
+def _frozen(analysis: Propagation, producers: dict[ParameterAxis, Layer], reasons: dict[int, str]) -> list[Frozen]:
     found = [Frozen(*refused) for refused in analysis.refused]
     for (weight, axis), layer in producers.items():
         channels = analysis.parameters[weight][axis]

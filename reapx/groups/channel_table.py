@@ -25,7 +25,7 @@ class ChannelTable:
         self._parent: Channels = np.empty(0, np.int64)
         self._size = 0
         self._frozen: list[tuple[Channels, str]] = []
-        self._streams: list[Channels] = []
+        self._residual_streams: list[Channels] = []
 
     def __len__(self) -> int:
         return self._size
@@ -48,10 +48,10 @@ class ChannelTable:
                 return root
             root = above
 
-    def join(self, left: Channels, right: Channels) -> None:
+    def join(self, first: Channels, second: Channels) -> None:
         """Position by position, the two channels leave together from now on."""
         while True:
-            a, b = self.find(left), self.find(right)
+            a, b = self.find(first), self.find(second)
             apart = a != b
             if not apart.any():
                 return
@@ -69,9 +69,9 @@ class ChannelTable:
             if channels is not None:
                 self.freeze(channels, reason)
 
-    def mark_stream(self, channels: Channels) -> None:
+    def mark_residual_stream(self, channels: Channels) -> None:
         """These channels carry a sum of several layers' outputs (a residual stream)."""
-        self._streams.append(channels.reshape(-1))
+        self._residual_streams.append(channels.reshape(-1))
 
     def frozen_reasons(self) -> dict[int, str]:
         """Representative -> first reason why its class is frozen."""
@@ -81,9 +81,9 @@ class ChannelTable:
                 reasons.setdefault(root, reason)
         return reasons
 
-    def stream_roots(self) -> set[int]:
+    def residual_stream_roots(self) -> set[int]:
         """Representatives of the classes that lie on a residual stream."""
-        return {root for c in self._streams for root in np.unique(self.find(c)).tolist()}
+        return {root for c in self._residual_streams for root in np.unique(self.find(c)).tolist()}
 
 
 def broadcast(
@@ -119,16 +119,16 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]
     blocks, i, j = [], 0, 0
     while i < len(old) or j < len(new):
         start_i, start_j = i, j
-        left, right = 1, 1
+        first, second = 1, 1
         if i < len(old):
-            left, i = old[i], i + 1
+            first, i = old[i], i + 1
         if j < len(new):
-            right, j = new[j], j + 1
-        while left != right:
-            if left < right:
-                left, i = left * old[i], i + 1
+            second, j = new[j], j + 1
+        while first != second:
+            if first < second:
+                first, i = first * old[i], i + 1
             else:
-                right, j = right * new[j], j + 1
+                second, j = second * new[j], j + 1
         blocks.append((range(start_i, i), range(start_j, j)))
     return blocks
 

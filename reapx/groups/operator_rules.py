@@ -9,11 +9,11 @@ from torch.fx import Node
 from ..capture.graph import arguments, is_tensor, operator_name
 from ..capture.layers import NORMS
 from . import shape_rules
-from .analysis_state import Result, Walk
+from .analysis_state import AnalysisState, NodeLayout
 from .channel_table import Layout, broadcast
 from .shape_rules import axes_of, source
 
-Rule = Callable[[Walk, Node], Result]
+OperatorRule = Callable[[AnalysisState, Node], NodeLayout]
 
 SKIPPED = frozenset(["sym_size", "_assert_scalar", "sym_constrain_range_for_size", "_assert_tensor_metadata"])
 
@@ -40,99 +40,99 @@ REDUCTIONS = ("mean sum amax amin var std prod logsumexp linalg_vector_norm").sp
 _RESHAPES = "reshape view _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as".split()
 
 
-def _elementwise(walk: Walk, node: Node) -> Layout:
+def _elementwise(state: AnalysisState, node: Node) -> Layout:
     """Rule of operators that act on positions one by one, with broadcasting."""
     tensors = [argument for argument in node.all_input_nodes if is_tensor(argument)]
-    operands = [(walk.layout(tensor), walk.graph.shape(tensor)) for tensor in tensors]
+    operands = [(state.layout(tensor), state.graph.shape(tensor)) for tensor in tensors]
     name = operator_name(node)
     reason = f"it meets a model input or a tensor of fixed size in {name}"
-    result = broadcast(walk.table, operands, walk.graph.shape(node), reason)
-    activations = [t for t in tensors if walk.graph.parameter_of(t) is None]
+    result = broadcast(state.table, operands, state.graph.shape(node), reason)
+    activations = [t for t in tensors if state.graph.parameter_of(t) is None]
     if name in ("add", "sub", "rsub") and len(activations) > 1:
         for channels in result:
             if channels is not None:
-                walk.table.mark_stream(channels)
+                state.table.mark_residual_stream(channels)
     return result
 
 
-def _join_parameters(walk: Walk, node: Node) -> Layout:
+def _join_parameters(state: AnalysisState, node: Node) -> Layout:
     """A per-channel norm or activation: its vectors run along axis 1 of its input."""
-    layout = source(walk, node)
+    layout = source(state, node)
     for argument in node.all_input_nodes[1:]:
-        vector = walk.layout(argument)[0]
+        vector = state.layout(argument)[0]
         if vector is None:
             continue
         if layout[1] is None:
-            walk.table.freeze(vector, f"{operator_name(node)} acts on a tensor of fixed size")
+            state.table.freeze(vector, f"{operator_name(node)} acts on a tensor of fixed size")
         else:
-            walk.table.join(layout[1], vector)
+            state.table.join(layout[1], vector)
     return layout
 
 
-def _batch_norm(walk: Walk, node: Node) -> Result:
-    layout = _join_parameters(walk, node)
+def _batch_norm(state: AnalysisState, node: Node) -> NodeLayout:
+    layout = _join_parameters(state, node)
     several = isinstance(node.meta.get("val"), list | tuple)
     return (layout, [None], [None]) if several else layout
 
 
-def _group_norm(walk: Walk, node: Node) -> Layout:
+def _group_norm(state: AnalysisState, node: Node) -> Layout:
     """A norm group leaves as a whole: the statistics of the others do not change."""
-    layout = _join_parameters(walk, node)
+    layout = _join_parameters(state, node)
     groups, channels = int(arguments(node)["num_groups"]), layout[1]
     if channels is not None:
         rows = channels.reshape(groups, -1)
         if groups == 1:
-            walk.table.freeze(channels, "a norm takes its statistics over all channels")
+            state.table.freeze(channels, "a norm takes its statistics over all channels")
         for column in range(1, rows.shape[1]):
-            walk.table.join(rows[:, 0], rows[:, column])
+            state.table.join(rows[:, 0], rows[:, column])
     return layout
 
 
-def _layer_norm(walk: Walk, node: Node) -> Layout:
-    layout = source(walk, node)
+def _layer_norm(state: AnalysisState, node: Node) -> Layout:
+    layout = source(state, node)
     first = len(layout) - len(arguments(node)["normalized_shape"])
     reason = "a layer norm takes its statistics over all channels"
-    walk.table.freeze_layout(layout, reason, range(first, len(layout)))
+    state.table.freeze_layout(layout, reason, range(first, len(layout)))
     for parameter in node.all_input_nodes[1:]:
-        walk.table.freeze_layout(walk.layout(parameter), reason)
+        state.table.freeze_layout(state.layout(parameter), reason)
     return layout
 
 
-def _pool(walk: Walk, node: Node) -> Result:
-    layout = source(walk, node)
+def _pool(state: AnalysisState, node: Node) -> NodeLayout:
+    layout = source(state, node)
     spatial = range(2, len(layout))
-    walk.table.freeze_layout(layout, f"{operator_name(node)} mixes positions", spatial)
+    state.table.freeze_layout(layout, f"{operator_name(node)} mixes positions", spatial)
     result: Layout = [*layout[:2], *([None] * len(spatial))]
     several = isinstance(node.meta.get("val"), list | tuple)
     return (result, list(result)) if several else result
 
 
-def _reduction(walk: Walk, node: Node) -> Layout:
-    layout = source(walk, node)
+def _reduction(state: AnalysisState, node: Node) -> Layout:
+    layout = source(state, node)
     axes = axes_of(arguments(node).get("dim"), len(layout))
-    walk.table.freeze_layout(layout, f"{operator_name(node)} combines the channels", axes)
-    if len(walk.graph.shape(node)) == len(layout):
+    state.table.freeze_layout(layout, f"{operator_name(node)} combines the channels", axes)
+    if len(state.graph.shape(node)) == len(layout):
         return [None if axis in axes else channels for axis, channels in enumerate(layout)]
     return [channels for axis, channels in enumerate(layout) if axis not in axes]
 
 
-def _along(walk: Walk, node: Node) -> Layout:
+def _along(state: AnalysisState, node: Node) -> Layout:
     """softmax, cumsum, flip, roll: positions along the given axes meet or move, the other axes stay."""
-    layout, given = source(walk, node), arguments(node)
+    layout, given = source(state, node), arguments(node)
     axes = axes_of(given.get("dim", given.get("dims")), len(layout))
-    walk.table.freeze_layout(layout, f"{operator_name(node)} combines the channels", axes)
+    state.table.freeze_layout(layout, f"{operator_name(node)} combines the channels", axes)
     return layout
 
 
-def _extremum(walk: Walk, node: Node) -> Result:
+def _extremum(state: AnalysisState, node: Node) -> NodeLayout:
     """max and min: of two tensors, or along an axis with the positions as a second result."""
     if "other" in arguments(node):
-        return _elementwise(walk, node)
-    layout = _reduction(walk, node)
+        return _elementwise(state, node)
+    layout = _reduction(state, node)
     return (layout, list(layout)) if isinstance(node.meta.get("val"), list | tuple) else layout
 
 
-RULES: dict[str, Rule] = {
+OPERATOR_RULES: dict[str, OperatorRule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(PER_CHANNEL, _pool),
     **dict.fromkeys(REDUCTIONS, _reduction),

@@ -11,12 +11,12 @@ from torch.fx import Node
 
 from ..capture.graph import Graph, operator_name
 from ..capture.layers import Layer, describe, name_of
-from .analysis_state import Result, Walk
+from .analysis_state import AnalysisState, NodeLayout
 from .channel_table import Channels, Layout
-from .operator_rules import RULES, SKIPPED
+from .operator_rules import OPERATOR_RULES, SKIPPED
 
 
-class Propagation(Walk):
+class Propagation(AnalysisState):
     """The analysis of one graph.
 
     Attributes:
@@ -44,11 +44,11 @@ class Propagation(Walk):
             self.freeze(node, "it is an output of the model")
 
     def _freeze_shared(self) -> None:
-        for name, readers in self.graph.shared.items():
-            reason = f"{readers} share the parameter {name}: refitting it for one would break the other"
+        for name, users in self.graph.shared.items():
+            reason = f"{users} share the parameter {name}: refitting it for one would break the other"
             self.table.freeze_layout(self.parameters[name], reason)
 
-    def _apply(self, node: Node) -> Result:
+    def _apply(self, node: Node) -> NodeLayout:
         name = operator_name(node)
         if name in SKIPPED or not isinstance(node.meta.get("val"), Tensor | list | tuple):
             return []  # sizes, and checks of sizes
@@ -59,9 +59,9 @@ class Propagation(Walk):
             channels = self.graph.shape(node)[-1 if name == "linear" else 1]
             self.refused.append((name_of(self.graph, node), channels, layer))
             return self.freeze_inputs(node, layer)
-        if name not in RULES:
+        if name not in OPERATOR_RULES:
             return self.freeze_inputs(node, f"operator {name} is not known to act per channel")
-        return RULES[name](self, node)
+        return OPERATOR_RULES[name](self, node)
 
     def _layer(self, node: Node, layer: Layer) -> Layout:
         self.layers.append(layer)

@@ -15,13 +15,13 @@ from ..calibration.images import Images
 from ..capture.graph import Graph
 from ..capture.layers import tail_of
 from ..errors import ProofError
-from ..groups.channel_groups import Channels, Frozen, Group
+from ..groups.channel_groups import ChannelAnalysis, Frozen, Group
 from ..surgery.cut import kept_positions
 from ..surgery.emptied_layers import find_endings, shrunk_exactly
 from ..surgery.proof import TOLERANCE, difference, masked_tensors
 
 
-def freeze_failing(model: nn.Module, graph: Graph, channels: Channels, images: Images) -> Channels:
+def freeze_failing(model: nn.Module, graph: Graph, channels: ChannelAnalysis, images: Images) -> ChannelAnalysis:
     """The channels without the groups whose removal the user's forward() does not survive.
 
     All groups are tried at once; only if that fails, one after another.
@@ -62,7 +62,7 @@ def _failure(
     return None
 
 
-def find_droppable(model: nn.Module, graph: Graph, channels: Channels, images: Images) -> frozenset[str]:
+def find_droppable(model: nn.Module, graph: Graph, channels: ChannelAnalysis, images: Images) -> frozenset[str]:
     """Names of the groups that may go as a whole, because what they leave is a constant in a residual branch.
 
     A group inside a branch qualifies if a layer that reads it ends in a residual add, or puts out a group that
@@ -73,12 +73,12 @@ def find_droppable(model: nn.Module, graph: Graph, channels: Channels, images: I
     before: list[Group] = []
     weights: set[str] = set()
     for group in reversed(channels.groups):
-        readers = [consumer.layer for consumer in group.consumers]
-        if group.stream or not readers:
+        consuming = [consumer.layer for consumer in group.consumers]
+        if group.residual_stream or not consuming:
             continue
-        if any(tail_of(graph, layer).total is not None for layer in readers):
+        if any(tail_of(graph, layer).total is not None for layer in consuming):
             ends.append(group)
-        elif any(layer.weight in weights for layer in readers):
+        elif any(layer.weight in weights for layer in consuming):
             before.append(group)
         else:
             continue

@@ -13,7 +13,7 @@ from ..calibration.processes import Processes, processes_of
 from ..capture.graph import Graph, capture
 from ..costs.budget import Costs
 from ..errors import InputError
-from ..groups.channel_groups import Channels, Frozen, Group, find_groups
+from ..groups.channel_groups import ChannelAnalysis, Frozen, Group, find_groups
 from ..moments.finite_check import check_outputs
 from ..text import frozen_text, short, table
 from .dry_run import find_droppable, freeze_failing
@@ -35,12 +35,12 @@ class Inspection:
     frozen: list[Frozen]
     costs: Costs
     droppable: frozenset[str]
-    _channels: Channels = field(repr=False)
+    _channels: ChannelAnalysis = field(repr=False)
     _graph: Graph = field(repr=False)
     _images: Images = field(repr=False)
 
     def __str__(self) -> str:
-        rows = [[g.name, g.kind, str(g.size * g.per_unit), str(len(g.readers))] for g in self.groups]
+        rows = [[g.name, g.kind, str(g.size * g.per_unit), str(len(g.consumer_names))] for g in self.groups]
         lines = [
             f"{len(rows)} channel groups, {short(self.costs.macs())} MACs, {short(self.costs.params())} parameters",
             "",

@@ -18,7 +18,7 @@ from ..calibration.images import Images
 from ..calibration.processes import Processes
 from ..costs.budget import Budget
 from ..errors import InputError
-from ..groups.channel_groups import Channels, Frozen, Group
+from ..groups.channel_groups import ChannelAnalysis, Frozen, Group
 from ..selection.lasso import require_lasso
 from ..selection.methods import BLIND, SELECTIONS
 from ..surgery.proof import tensors_in
@@ -147,13 +147,15 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, pattern + ".*")
 
 
-def without_excluded(channels: Channels, patterns: Sequence[str]) -> Channels:
+def without_excluded(channels: ChannelAnalysis, patterns: Sequence[str]) -> ChannelAnalysis:
     """The channels without the groups that a layer named by the caller produces."""
     patterns = [patterns] if isinstance(patterns, str) else patterns
     taking, frozen = [], list(channels.frozen)
     used: set[str] = set()
     for group in channels.groups:
-        hits = {pattern for pattern in patterns if any(_matches(x.name, pattern) for x in channels.makers(group))}
+        hits = {
+            pattern for pattern in patterns if any(_matches(x.name, pattern) for x in channels.all_producers(group))
+        }
         used |= hits
         if hits:
             frozen += [
@@ -169,7 +171,7 @@ def without_excluded(channels: Channels, patterns: Sequence[str]) -> Channels:
     return replace(channels, groups=taking, frozen=frozen)
 
 
-def bounds_of(channels: Channels, bounds: Mapping[str, tuple[float, float]]) -> dict[str, tuple[int, int]]:
+def bounds_of(channels: ChannelAnalysis, bounds: Mapping[str, tuple[float, float]]) -> dict[str, tuple[int, int]]:
     """Group name -> (fewest, most) units that it keeps, from bounds by layer name or pattern.
 
     Where several patterns meet a group, all of them hold.
@@ -181,7 +183,7 @@ def bounds_of(channels: Channels, bounds: Mapping[str, tuple[float, float]]) -> 
     for pattern, given in bounds.items():
         if not any(_matches(name, pattern) for name in names):
             raise InputError(f"bounds={pattern!r} matches no layer; there are {', '.join(names[:20])}")
-        met = [g for g in channels.groups if any(_matches(x.name, pattern) for x in channels.makers(g))]
+        met = [g for g in channels.groups if any(_matches(x.name, pattern) for x in channels.all_producers(g))]
         full = isinstance(given, list | tuple) and len(given) == 2 and isinstance(given[-1], float) and given[-1] == 1.0
         if not met and not full:  # all may stay, and do
             reasons = [f"{x.layer}: {x.reason}" for x in channels.frozen if _matches(x.layer, pattern)]

@@ -57,7 +57,7 @@ class Accumulator:
         """Number of patches so far."""
         return int(self.counts[1])
 
-    def sums(self) -> dict[str, Tensor]:
+    def accumulated(self) -> dict[str, Tensor]:
         """All that changes from batch to batch where there is no target: the tensors themselves, not copies."""
         return {"counts": self.counts, "gram": self.gram, "total": self.total}
 
@@ -172,14 +172,14 @@ def measure(
             assert isinstance(source, Tensor) and isinstance(value, Tensor)
             first[node].add(source, tuple(value.shape))
 
-    sums = {f"{a.layer.weight}/{part}": value for a in first.values() for part, value in a.sums().items()}
+    accumulated = {f"{a.layer.weight}/{part}": value for a in first.values() for part, value in a.accumulated().items()}
     with images.processes.together():
-        done = 0 if checkpoint is None else checkpoint.restore(name, sums)
+        done = 0 if checkpoint is None else checkpoint.restore(name, accumulated)
         for batch in _bar(done, len(images), "measuring", progress):
             run(graph, images[batch], tensors, visit, last)
             check_finite(first.values(), batch)
             if checkpoint is not None:
-                checkpoint.keep_tensors(name, batch + 1, sums, last=batch + 1 == len(images))
+                checkpoint.keep_tensors(name, batch + 1, accumulated, last=batch + 1 == len(images))
     for accumulator in first.values():
         accumulator.join(images.processes)
     found = {accumulator.layer.node: accumulator.moments() for accumulator in first.values()}

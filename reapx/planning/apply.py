@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..calibration.images import Images
 from ..capture.graph import Graph, capture
 from ..groups.channel_groups import Group
-from ..reconstruction.sweep import Refit, reconstruct
+from ..reconstruction.sweep import LayerRefit, reconstruct
 from ..surgery.cut import Kept, cut, kept_positions, narrow, within
 from ..surgery.emptied_layers import Endings, find_endings, shrink, shrunk_exactly
 from ..surgery.proof import masked_tensors, prove
@@ -33,7 +33,7 @@ class Removal:
     model: nn.Module
     kept: Kept
     updates: dict[str, Tensor]
-    fits: list[Refit]
+    fits: list[LayerRefit]
     gap: float
     endings: Endings
 
@@ -80,7 +80,7 @@ def remove(
         updates = {
             name: narrow(value, kept.get(name, {})).to(graph.tensors[name].dtype) for name, value in changed.items()
         }
-    fits: list[Refit] = []
+    fits: list[LayerRefit] = []
     if refit is not None and kept:
         wider = kept_positions(groups, _but_one(groups, removed), graph.tensors)
         lasting = within(kept, wider)

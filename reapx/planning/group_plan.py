@@ -61,7 +61,7 @@ def table_of(groups: Sequence[GroupPlan], measure: str | None) -> str:
         errors = ["stays whole", ""]
         if after != before:
             errors = [share(entry.error), "" if measure is None else output_text(entry.output_error, measure)]
-        row = [group.name, group.kind, f"{before} -> {after}", str(len(group.readers)), *errors]
+        row = [group.name, group.kind, f"{before} -> {after}", str(len(group.consumer_names)), *errors]
         rows.append(row if measure is not None else row[:-1])
     header = ["group", "kind", "channels", "read by", "predicted error", "at the outputs"]
     return table(rows, header if measure is not None else header[:-1])

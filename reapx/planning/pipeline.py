@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..allocation.allowed_widths import Rules, refusal, smallest
+from ..allocation.allowed_widths import WidthRules, refusal, smallest
 from ..allocation.output_errors import scored_outputs
 from ..allocation.pro import POINTS, Measurement, measure_tradeoff
 from ..allocation.uniform import uniform
@@ -119,13 +119,15 @@ def plan(
     if pro:
         scored_outputs(graph, output_error)  # refuses outputs that cannot be compared
     limits = bounds_of(found._channels, bounds or {})
-    rules = Rules(round_to, pro if streams is None else streams, limits, found.droppable if pro else frozenset())
+    width_rules = WidthRules(
+        round_to, pro if streams is None else streams, limits, found.droppable if pro else frozenset()
+    )
     if isinstance(budget, Latency):
         layers, calibration, batch = found._channels.layers, found._images, budget.batch
         costs.use(budget, processes.first(lambda: latency_terms(model, graph, layers, calibration, batch)))
-    choices = rules.choices(groups)
-    if costs.of(type(budget), smallest(choices)) > budget.limit(costs.of(type(budget))):
-        raise BudgetError(refusal(budget, costs, groups, rules))
+    allowed = width_rules.allowed(groups)
+    if costs.of(type(budget), smallest(allowed)) > budget.limit(costs.of(type(budget))):
+        raise BudgetError(refusal(budget, costs, groups, width_rules))
     checkpoint = None if resume is None else _checkpoint(resume, found, positions)
     bars = show_bars(progress) and processes.rank == 0
     choose = partial(
@@ -141,15 +143,24 @@ def plan(
     )
     tradeoff = point = None
     if pro:
-        paths = choose(smallest(choices), refits=True)
+        paths = choose(smallest(allowed), refits=True)
         measure = Measurement(points, rounds, output_error, MEASURED_IMAGES)
         tradeoff = measure_tradeoff(
-            graph, found._images, groups, paths, costs, budget, rules, measure, progress=bars, checkpoint=checkpoint
+            graph,
+            found._images,
+            groups,
+            paths,
+            costs,
+            budget,
+            width_rules,
+            measure,
+            progress=bars,
+            checkpoint=checkpoint,
         )
         point = tradeoff.at(budget)
         widths = point.widths
     else:
-        widths = uniform(groups, costs, budget, rules)
+        widths = uniform(groups, costs, budget, width_rules)
     processes.check_rounding("widths", widths)
     if not pro or swaps:
         paths = choose(widths, swaps=swaps)
@@ -163,7 +174,7 @@ def plan(
         positions=positions,
         allocation=allocation,
         budget=budget,
-        streams=rules.streams,
+        streams=width_rules.streams,
         damping=damping,
         seconds=time.perf_counter() - start,
         _model=model,

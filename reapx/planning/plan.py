@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..groups.channel_groups import Frozen
 from ..inspection.inspection import Inspection
 from ..inspection.validation import check_damping, check_model, check_refits, check_settings
-from ..reconstruction.sweep import Refit
+from ..reconstruction.sweep import LayerRefit
 from ..selection.paths.path import Path
 from ..selection.paths.weight_changes import cut_tensors
 from ..surgery import storage
@@ -73,7 +73,7 @@ class Plan:
             "",
             table_of(self.groups, None if self._tradeoff is None else self._tradeoff.measure),
         ]
-        if any(entry.group.stream for entry in self.groups) and not self.streams:
+        if any(entry.group.residual_stream for entry in self.groups) and not self.streams:
             lines.append("Residual streams stay whole unless streams=True.")
         return "\n".join([*lines, *frozen_text(self.frozen)])
 
@@ -244,7 +244,7 @@ class Plan:
     def _own_tensors(self, processes: Processes) -> dict[str, Tensor]:
         """What selection itself makes of the network's tensors."""
         pairs = zip(self._paths, self.groups, strict=True)
-        own = [(path.own, len(entry.removed)) for path, entry in pairs if path.own is not None]
+        own = [(path.own_changes, len(entry.removed)) for path, entry in pairs if path.own_changes is not None]
         made = cut_tensors(self._graph.tensors, [changes.changes([count])[0] for changes, count in own], own)
         return {name: processes.share(value) for name, value in made.items()}
 
@@ -276,7 +276,7 @@ class Result:
 
     model: nn.Module
     plan: Plan
-    fits: list[Refit]
+    fits: list[LayerRefit]
     gap: float
     change: float
     seconds: float

@@ -42,7 +42,7 @@ def feeds_relu(graph: Graph, layer: Layer, tail: Tail, residual: bool) -> bool:
 
 
 @dataclass(frozen=True)
-class Fit:
+class FittedWeights:
     """A layer's weights as least squares found them.
 
     Attributes:
@@ -57,7 +57,7 @@ class Fit:
 def rectify(
     layer: Layer,
     like: Tensor,
-    fit: Fit,
+    fit: FittedWeights,
     old: Tensor,
     moments: Sequence[Moments],
     batches: Iterable[Batch],
@@ -68,7 +68,7 @@ def rectify(
     intercept: bool,
     damping: float,
     processes: Processes = ALONE,
-) -> Fit:
+) -> FittedWeights:
     """One step towards the fit of what a ReLU passes on.
 
     Args:
@@ -94,7 +94,7 @@ def rectify(
     gradient, gone = gradient[:, :, columns], (fit.weight - old)[:, :, columns]
     moments = [own.of_columns(columns) for own in moments]
     change, kept = torch.empty_like(gradient), torch.arange(len(columns), device=columns.device)
-    sums = total.reshape(old.shape[:2])
+    residual_sums = total.reshape(old.shape[:2])
 
     def solve(indices: list[int], ridges: list[float]) -> list[int]:
         tasks = []
@@ -102,7 +102,7 @@ def rectify(
             own = moments[part]
             cross = gradient[part] - ridge * gone[part]
             if intercept:
-                cross = cross - torch.outer(sums[part], own.total / own.rows)
+                cross = cross - torch.outer(residual_sums[part], own.total / own.rows)
             tasks.append(_native.SolveTask(own.gram.contiguous(), cross, kept, ridge, None, change[part]))
         return _native.batch_solve(tasks)
 
@@ -111,14 +111,16 @@ def rectify(
     change = torch.where(usable.reshape(*old.shape[:2], 1), change, 0.0)
     weight = fit.weight.index_add(2, columns, change, alpha=_STEP)
     if not intercept:
-        return Fit(weight, fit.intercept)
-    shifts = [(sum_ - part @ own.total) / own.rows for sum_, part, own in zip(sums, change, moments, strict=True)]
-    return Fit(weight, fit.intercept + _STEP * torch.where(usable, torch.cat(shifts), 0.0))
+        return FittedWeights(weight, fit.intercept)
+    shifts = [
+        (sum_ - part @ own.total) / own.rows for sum_, part, own in zip(residual_sums, change, moments, strict=True)
+    ]
+    return FittedWeights(weight, fit.intercept + _STEP * torch.where(usable, torch.cat(shifts), 0.0))
 
 
 @exact()
 def _residuals(
-    layer: Layer, like: Tensor, fit: Fit, batches: Iterable[Batch], norm: tuple[Tensor, Tensor] | None
+    layer: Layer, like: Tensor, fit: FittedWeights, batches: Iterable[Batch], norm: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     """RᵀX (groups, outputs, features) and column sums of R (groups * outputs,), R what is left to fit."""
     dtype = torch.promote_types(like.dtype, torch.float32)
@@ -132,16 +134,16 @@ def _residuals(
         with torch.enable_grad():
             product = _product(layer.node, value, weight)
         fitted = product.detach() + fit.intercept.to(product.dtype).view(shape)
-        left = target - fitted
+        residual = target - fitted
         wanted, passed = target, fitted
         if norm is not None:
             scale, shift = (each.to(product.dtype).view(shape) for each in norm)
             wanted, passed = wanted * scale + shift, passed * scale + shift
         if beside is not None:
             wanted, passed = wanted + beside, passed + beside
-        left[(wanted < 0) & (passed < 0)] = 0
-        gradient += layer.matrix(torch.autograd.grad(product, weight, left)[0])
-        total += left.double().sum([k for k in range(left.dim()) if k != axis])
+        residual[(wanted < 0) & (passed < 0)] = 0
+        gradient += layer.matrix(torch.autograd.grad(product, weight, residual)[0])
+        total += residual.double().sum([k for k in range(residual.dim()) if k != axis])
     return gradient, total
 
 

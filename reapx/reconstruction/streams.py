@@ -16,7 +16,7 @@ from ..capture.graph import Graph
 from ..capture.precision import exact
 
 
-class Stream:
+class ValueStream:
     """A network's values for all images, advanced in steps; only what is still needed is kept."""
 
     def __init__(self, graph: Graph, tensors: dict[str, Tensor], images: Images) -> None:

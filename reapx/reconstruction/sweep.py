@@ -23,13 +23,16 @@ from ..errors import CaptureError, NumericalError
 from ..moments.measure import Accumulator, check_finite
 from ..moments.moments import Moments, damp
 from ..surgery.cut import Kept
-from .rectify import Batch, Fit, feeds_relu, rectify
+from .rectify import Batch, FittedWeights, feeds_relu, rectify
 from .schedule import schedule
-from .streams import Stream
+from .streams import ValueStream
+
+Streams = tuple[ValueStream, ValueStream]
+"""Of the original and of the pruned network."""
 
 
 @dataclass(frozen=True)
-class Step:
+class RefitStep:
     """One layer to refit: it and its tail in the pruned graph, and the node of the original that it should follow.
 
     ``rectify`` counts passes after the fit that leave out what a ReLU drops; ``columns`` (int64) are the features that
@@ -45,7 +48,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Refit:
+class LayerRefit:
     """How well a layer was refitted: squared error over the target's variance, after and before.
 
     Rectification fits what a ReLU passes on, at the expense of this error over all values.
@@ -67,7 +70,7 @@ def reconstruct(
     rectify: int,
     progress: bool,
     lasting: Kept | None = None,
-) -> tuple[dict[str, Tensor], list[Refit]]:
+) -> tuple[dict[str, Tensor], list[LayerRefit]]:
     """Refit the pruned network's layers so that it follows the original.
 
     Args:
@@ -87,7 +90,7 @@ def reconstruct(
     """
     steps = _steps(original, pruned, kept, refit, rectify, lasting or {})
     new = dict(pruned.tensors)
-    streams = (Stream(original, original.tensors, images), Stream(pruned, new, images))
+    streams = (ValueStream(original, original.tensors, images), ValueStream(pruned, new, images))
     for step in steps:
         for _ in range(1 + step.rectify):
             streams[0].wanted[step.target] += 1
@@ -107,7 +110,7 @@ def reconstruct(
     return updates, fits
 
 
-def _sources(step: Step) -> list[Node]:
+def _sources(step: RefitStep) -> list[Node]:
     """Nodes of the pruned stream that a step reads."""
     sources = [step.layer.input]
     if step.residual and step.tail.other is not None:
@@ -115,7 +118,7 @@ def _sources(step: Step) -> list[Node]:
     return sources
 
 
-def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str, rectify: int, lasting: Kept) -> list[Step]:
+def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str, rectify: int, lasting: Kept) -> list[RefitStep]:
     ours, theirs = [[operator_name(n) for n in g.nodes] for g in (pruned, original)]
     if ours != theirs:
         raise CaptureError(
@@ -139,7 +142,7 @@ def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str, rectify: int,
         target = twin[layer.node if total is None else total]
         passes = rectify if feeds_relu(pruned, layer, tail, residual) else 0
         columns = _columns(layer, axes.get(layer.in_axis))
-        steps.append(Step(layer, tail, target, residual, passes, columns))
+        steps.append(RefitStep(layer, tail, target, residual, passes, columns))
     return steps
 
 
@@ -159,7 +162,7 @@ def _behind(graph: Graph, layers: list[Layer], first: list[Layer]) -> list[Layer
     return [layer for layer in layers if layer.node in chosen or (layer.input in reached and not layer.depthwise)]
 
 
-def _refit(step: Step, streams: tuple[Stream, Stream], kept: Kept, damping: float) -> tuple[dict[str, Tensor], Refit]:
+def _refit(step: RefitStep, streams: Streams, kept: Kept, damping: float) -> tuple[dict[str, Tensor], LayerRefit]:
     layer, tensors = step.layer, streams[1].tensors
     old = layer.matrix(tensors[layer.weight])
     columns = step.columns.to(old.device)
@@ -176,7 +179,7 @@ def _refit(step: Step, streams: tuple[Stream, Stream], kept: Kept, damping: floa
     weight = torch.where(usable.reshape(*old.shape[:2], 1), _fit(layer, centred, old, columns, damping), old)
     shift = torch.cat([_shift(part, own, intercept) for part, own in zip(moments, weight, strict=True)])
     bias = torch.zeros_like(shift) if layer.bias is None else tensors[layer.bias].double()
-    fit = Fit(weight, torch.where(usable, shift, bias))
+    fit = FittedWeights(weight, torch.where(usable, shift, bias))
     for _ in range(step.rectify):
         batches = _batches(step, streams, outs, norm)
         fit = rectify(
@@ -199,11 +202,11 @@ def _refit(step: Step, streams: tuple[Stream, Stream], kept: Kept, damping: floa
     error = sum(part.error(w) for part, w in zip(centred, fit.weight, strict=True))
     before = sum(part.error(w) for part, w in zip(centred, old, strict=True))
     energy = max(sum(float(_some(part.target_square).sum()) for part in centred), 1e-300)
-    return changed, Refit(layer.name, max(error, 0.0) / energy, max(before, 0.0) / energy)
+    return changed, LayerRefit(layer.name, max(error, 0.0) / energy, max(before, 0.0) / energy)
 
 
 def _measure(
-    step: Step, streams: tuple[Stream, Stream], outs: Tensor | None, norm: tuple[Tensor, Tensor] | None, outputs: int
+    step: RefitStep, streams: Streams, outs: Tensor | None, norm: tuple[Tensor, Tensor] | None, outputs: int
 ) -> list[Moments]:
     """The moments of a layer's input and target, (outputs) per conv group, over the images of all processes."""
     images = streams[1].images
@@ -218,7 +221,7 @@ def _measure(
 
 
 def _batches(
-    step: Step, streams: tuple[Stream, Stream], outs: Tensor | None, norm: tuple[Tensor, Tensor] | None
+    step: RefitStep, streams: Streams, outs: Tensor | None, norm: tuple[Tensor, Tensor] | None
 ) -> Iterator[Batch]:
     """The layer's input, what it should put out, and what is added behind it."""
     originals = streams[0].advance([step.target])
@@ -238,7 +241,7 @@ def _shift(moments: Moments, weight: Tensor, intercept: bool) -> Tensor:
 
 def _target(
     layer: Layer,
-    step: Step,
+    step: RefitStep,
     wanted: Tensor,
     rest: list[Tensor],
     outs: Tensor | None,
@@ -288,7 +291,7 @@ def _some(value: Tensor | None) -> Tensor:
     return value
 
 
-def _intercept(step: Step, stream: Stream, shift: Tensor) -> dict[str, Tensor]:
+def _intercept(step: RefitStep, stream: ValueStream, shift: Tensor) -> dict[str, Tensor]:
     """The constant goes to the bias, or into the running mean of the norm that follows."""
     layer, tensors = step.layer, stream.tensors
     if layer.bias is not None:

@@ -38,7 +38,7 @@ Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Curves:
+class NodeCurves:
     """Sizes of nodes over training.
 
     Attributes:
@@ -56,7 +56,7 @@ class Curves:
     threshold: float
 
 
-def write_curves(shown: Curves, path: str | Path) -> Path:
+def write_curves(shown: NodeCurves, path: str | Path) -> Path:
     """Draw a line for each node over the steps, a panel for each layer, and write the picture.
 
     Args:

@@ -227,7 +227,9 @@ def _widths(plan: Plan) -> str:
         if before == after:
             errors[0] = "stays whole"
         shown = [error or "–" for error in errors]
-        rows.append([entry.group.name, entry.group.kind, _several(entry.group.readers), f"{before} → {after}", *shown])
+        rows.append(
+            [entry.group.name, entry.group.kind, _several(entry.group.consumer_names), f"{before} → {after}", *shown]
+        )
     header = ["group", "kind", "read by", "channels", "predicted error", *(["at the outputs"] if pro else [])]
     return section(
         "Channels",

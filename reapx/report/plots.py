@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..planning.plan import Plan
-    from ..reconstruction.sweep import Refit
+    from ..reconstruction.sweep import LayerRefit
 
 INK, LINE, BEFORE, AFTER, PAPER = "#010101", "#010102", "#010103", "#010104", "#010105"
 DEPTHS = tuple(f"#01011{step}" for step in range(8))
@@ -110,7 +110,7 @@ def widths_figure(plan: Plan) -> Figure:
     return figure
 
 
-def errors_figure(fits: Sequence[Refit]) -> Figure:
+def errors_figure(fits: Sequence[LayerRefit]) -> Figure:
     """Each refitted layer's error before and after, on a logarithmic axis."""
     figure = empty_figure(0.8 + 0.26 * len(fits))
     axes = _rows(figure, [fit.layer for fit in fits])

@@ -37,7 +37,7 @@ class Line:
 
     Attributes:
         name: The group.
-        stream: Whether it is a residual stream.
+        residual_stream: Whether it is a residual stream.
         colour: By its place between the network's front and end.
         removed: Units that leave, as a share of the group.
         saved: What that saves, as a share of the whole network's cost.
@@ -48,7 +48,7 @@ class Line:
     """
 
     name: str
-    stream: bool
+    residual_stream: bool
     colour: str
     removed: Values
     saved: Values
@@ -66,14 +66,14 @@ def lines(plan: Plan) -> list[Line]:
     """
     curves = plan.curves()
     assert plan._tradeoff is not None
-    choices = plan._tradeoff.choices
-    taking = [entry for entry in plan.groups if len(choices[entry.group.name]) > 1]
+    allowed = plan._tradeoff.allowed
+    taking = [entry for entry in plan.groups if len(allowed[entry.group.name]) > 1]
     last = max(len(taking) - 1, 1)
     colours = [plots.DEPTHS[round((len(plots.DEPTHS) - 1) * place / last)] for place in range(len(taking))]
     found = []
     for entry, colour in zip(taking, colours, strict=True):
         name = entry.group.name
-        found.append(_line(plan, entry, colour, choices[name], curves[name].errors, curves[name].measured))
+        found.append(_line(plan, entry, colour, allowed[name], curves[name].errors, curves[name].measured))
     return found
 
 
@@ -98,7 +98,7 @@ def _line(
     removals = group.size - entry.kept
     return Line(
         group.name,
-        group.stream,
+        group.residual_stream,
         colour,
         counts / group.size,
         saved[counts],
@@ -236,7 +236,7 @@ def _draw(axes: Axes, line: Line, x: Values, y: Values, **style: Any) -> None:
 
 
 def _dashes(line: Line) -> tuple[float, tuple[float, ...]] | Literal["-"]:
-    return DASHED if line.stream else "-"
+    return DASHED if line.residual_stream else "-"
 
 
 def _dots(axes: Axes, line: Line, points: Sequence[tuple[float, float]]) -> None:
@@ -266,7 +266,7 @@ def _legend(figure: Figure, shown: Sequence[Line]) -> None:
     ]
     if len(named) < len(shown):
         handles[1].set_label(f"{handles[1].get_label()} (halfway)")
-    if any(line.stream for line in shown):
+    if any(line.residual_stream for line in shown):
         handles.append(Line2D([], [], color=plots.INK, linestyle=DASHED, label="a residual stream"))
     dot: dict[str, Any] = {"marker": "o", "linestyle": "none", "markeredgecolor": plots.INK}
     handles.append(Line2D([], [], markersize=4, markerfacecolor=plots.PAPER, label="measured", **dot))

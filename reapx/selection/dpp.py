@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from .paths.channel_grams import behaviour_gram
-from .paths.consumers import Reader
+from .paths.consumers import MeasuredConsumer
 
 _SEED = 0
 _JITTER = 1e-10
 
 
-def dpp_order(readers: Sequence[Reader], steps: int) -> Tensor:
+def dpp_order(consumers: Sequence[MeasuredConsumer], steps: int) -> Tensor:
     """(steps,) int64 units that a k-DPP sample of all but ``steps`` units leaves out; the same on every run.
 
     The kernel is L_cd = exp(-‖v_c - v_d‖²) with v the units' behaviours, scaled so that their mean square is 1. Of
     the units that leave, those that are most alike to what stays come first: earlier cuts are greedy, not samples.
     """
-    kernel = _kernel(behaviour_gram(readers).cpu())
+    kernel = _kernel(behaviour_gram(consumers).cpu())
     stays = _sample(kernel, len(kernel) - steps, torch.Generator().manual_seed(_SEED))
     return _added(kernel, stays).flip(0)
 

@@ -18,10 +18,10 @@ from ..groups.channel_groups import Group
 from ..moments.measure import measure
 from ..moments.moments import Moments
 from .methods import BLIND, choose
-from .paths.consumers import readers_of
+from .paths.consumers import measured_consumers
 from .paths.path import Path
-from .paths.refitted_weights import Refits
-from .reap import Request, reap_paths, solve_paths
+from .paths.refitted_weights import RefittedWeights
+from .reap import PathRequest, reap_paths, solve_paths
 
 
 def find_paths(
@@ -64,24 +64,24 @@ def find_paths(
     for part in chunks(busy, images.memory):
         moments = measure_consumers(graph, images, part, positions=positions, progress=progress, checkpoint=checkpoint)
         _warn_few_rows(moments, images)
-        readers = [readers_of(graph, group, moments) for group in part]
-        choices = [
-            choose(selection, graph, group, own, steps[group.name]) for group, own in zip(part, readers, strict=True)
+        consumers = [measured_consumers(graph, group, moments) for group in part]
+        selected = [
+            choose(selection, graph, group, own, steps[group.name]) for group, own in zip(part, consumers, strict=True)
         ]
         requests = [
-            Request(group.name, own, steps[group.name], choice.order)
-            for group, own, choice in zip(part, readers, choices, strict=True)
+            PathRequest(group.name, own, steps[group.name], leaving.order)
+            for group, own, leaving in zip(part, consumers, selected, strict=True)
         ]
         if refits:
             paths = []
-            for group, own, solved in zip(part, readers, solve_paths(requests, damping), strict=True):
-                given = Refits(graph, group, own, solved.task, solved.ridges, store)
+            for group, own, solved in zip(part, consumers, solve_paths(requests, damping), strict=True):
+                given = RefittedWeights(graph, group, own, solved.task, solved.ridges, store)
                 paths.append(Path(solved.order, solved.errors, float(solved.errors.sum()), given))
         else:
             paths = reap_paths(requests, damping, swaps)
-        for group, path, choice in zip(part, paths, choices, strict=True):
-            found[group.name] = replace(path, own=choice.own)
-        del moments, readers, choices, requests  # before the next ones are measured
+        for group, path, leaving in zip(part, paths, selected, strict=True):
+            found[group.name] = replace(path, own_changes=leaving.own_changes)
+        del moments, consumers, selected, requests  # before the next ones are measured
     images.processes.check_rounding("channels", [path.order.tolist() for path in found.values()])
     nothing = Path(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64), 0.0)
     return [found.get(group.name, nothing) for group in groups]
@@ -89,7 +89,7 @@ def find_paths(
 
 def _unmeasured(graph: Graph, group: Group, steps: int, selection: str) -> Path:
     """A path by a method that looks at no data."""
-    order = choose(selection, graph, group, readers_of(graph, group, None), steps).order
+    order = choose(selection, graph, group, measured_consumers(graph, group, None), steps).order
     assert order is not None
     return Path.unmeasured(order)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .paths.channel_grams import shared_gram
-from .paths.consumers import Reader
+from .paths.consumers import MeasuredConsumer
 
 
 def require_lasso() -> None:
@@ -31,7 +31,7 @@ def require_lasso() -> None:
         raise InputError("selection='lasso' needs scikit-learn: pip install 'reapx[lasso]'") from error
 
 
-def lasso_order(readers: Sequence[Reader], steps: int) -> Tensor:
+def lasso_order(consumers: Sequence[MeasuredConsumer], steps: int) -> Tensor:
     """(steps,) int64 units that are not in the support of the LASSO, those that enter it last first.
 
     With Z_c what unit c adds to the outputs Y, the support is that of the smallest λ for which ::
@@ -41,7 +41,7 @@ def lasso_order(readers: Sequence[Reader], steps: int) -> Tensor:
     has at most all but ``steps`` units in it; where it has fewer, the next to enter stay too. Cuts before the last
     one follow the order of entry alone. Only inner products of the Z_c are needed.
     """
-    gram = shared_gram(readers).cpu().numpy()
+    gram = shared_gram(consumers).cpu().numpy()
     support, entry = _follow(gram)
     size = len(gram)
     stays = size - steps

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..capture.graph import Graph
 from ..groups.channel_groups import Group
-from .paths.consumers import Reader
+from .paths.consumers import MeasuredConsumer
 
 
 def magnitude_order(graph: Graph, group: Group, steps: int) -> Tensor:
@@ -25,7 +25,7 @@ def magnitude_order(graph: Graph, group: Group, steps: int) -> Tensor:
     return total.argsort(stable=True)[:steps]
 
 
-def output_norm_order(readers: Sequence[Reader], steps: int) -> Tensor:
+def output_norm_order(consumers: Sequence[MeasuredConsumer], steps: int) -> Tensor:
     """(steps,) int64 units, by ‖W_c‖² of the weights that read each, as a share of each consumer's weights.
 
     Norms behind the consumers are folded into the weights.
@@ -33,8 +33,8 @@ def output_norm_order(readers: Sequence[Reader], steps: int) -> Tensor:
     Source: T. He et al., "Reshaping Deep Neural Network for Fast Decoding by Node-Pruning", ICASSP 2014 (there the
     mean of absolute values).
     """
-    total = readers[0].weight.new_zeros(len(readers[0].columns))
-    for reader in readers:
-        square = reader.weight.square()
-        total += square[:, reader.columns].sum((0, 2)) / square.sum().clamp(min=1e-300)
+    total = consumers[0].weight.new_zeros(len(consumers[0].columns))
+    for consumer in consumers:
+        square = consumer.weight.square()
+        total += square[:, consumer.columns].sum((0, 2)) / square.sum().clamp(min=1e-300)
     return total.cpu().argsort(stable=True)[:steps]

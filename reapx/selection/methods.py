@@ -13,9 +13,9 @@ from .dpp import dpp_order
 from .lasso import lasso_order
 from .magnitude import magnitude_order, output_norm_order
 from .nu import Unification
-from .paths.consumers import Reader
-from .paths.weight_changes import Changes
-from .thinet import Scales, thinet_order
+from .paths.consumers import MeasuredConsumer
+from .paths.weight_changes import WeightChanges
+from .thinet import ChannelScales, thinet_order
 
 SELECTIONS = {
     "reap": "each the one that costs least after reconstruction; the one to take",
@@ -33,28 +33,30 @@ BLIND = ("output_norm", "magnitude")
 
 
 @dataclass(frozen=True)
-class Choice:
+class SelectedUnits:
     """What a method says: the order (steps,) int64 in which units leave (None for REAP, which finds it by solving),
     and what the method itself does with the weights that stay."""
 
     order: Tensor | None = None
-    own: Changes | None = None
+    own_changes: WeightChanges | None = None
 
 
-def choose(selection: str, graph: Graph, group: Group, readers: Sequence[Reader], steps: int) -> Choice:
+def choose(
+    selection: str, graph: Graph, group: Group, consumers: Sequence[MeasuredConsumer], steps: int
+) -> SelectedUnits:
     """One group's order by any of ``SELECTIONS``."""
     if selection == "nu":
-        unified = Unification(graph, group, readers, steps)
-        return Choice(unified.order, unified)
+        unified = Unification(graph, group, consumers, steps)
+        return SelectedUnits(unified.order, unified)
     if selection == "thinet":
-        order = thinet_order(readers, steps)
-        return Choice(order, Scales(graph, group, readers, order))
+        order = thinet_order(consumers, steps)
+        return SelectedUnits(order, ChannelScales(graph, group, consumers, order))
     if selection == "lasso":
-        return Choice(lasso_order(readers, steps))
+        return SelectedUnits(lasso_order(consumers, steps))
     if selection == "dpp":
-        return Choice(dpp_order(readers, steps))
+        return SelectedUnits(dpp_order(consumers, steps))
     if selection == "output_norm":
-        return Choice(output_norm_order(readers, steps))
+        return SelectedUnits(output_norm_order(consumers, steps))
     if selection == "magnitude":
-        return Choice(magnitude_order(graph, group, steps))
-    return Choice()
+        return SelectedUnits(magnitude_order(graph, group, steps))
+    return SelectedUnits()

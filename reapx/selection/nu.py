@@ -19,11 +19,11 @@ from torch import Tensor
 from .. import _native
 from ..capture.graph import Graph
 from ..groups.channel_groups import Group
-from .paths.consumers import Reader
-from .paths.weight_changes import Changes
+from .paths.consumers import MeasuredConsumer
+from .paths.weight_changes import WeightChanges
 
 
-class Unification(Changes):
+class Unification(WeightChanges):
     """Weights into which those of the units that have left were folded.
 
     A unit that takes over others and leaves later hands all of them on, with its own gain.
@@ -34,55 +34,55 @@ class Unification(Changes):
             consumers' outputs, averaged over consumers. One may lower it.
     """
 
-    def __init__(self, graph: Graph, group: Group, readers: Sequence[Reader], steps: int) -> None:
+    def __init__(self, graph: Graph, group: Group, consumers: Sequence[MeasuredConsumer], steps: int) -> None:
         merges = min(steps, max(group.size - 1, 0))
-        task = unify(readers, merges)
+        task = unify(consumers, merges)
         order, partners, errors = task.removed, task.partner, task.errors
         if steps > merges:
             gone = torch.zeros(group.size, dtype=torch.bool, device=order.device).index_fill_(0, order, True)
             last = (~gone).nonzero()[0]
             order, partners = torch.cat([order, last]), torch.cat([partners, last])
-            rest = sum(_energy(reader) for reader in readers) / max(len(readers), 1) - float(errors.sum())
+            rest = sum(_energy(consumer) for consumer in consumers) / max(len(consumers), 1) - float(errors.sum())
             errors = torch.cat([errors, torch.full((1,), rest, dtype=errors.dtype, device=errors.device)])
-        super().__init__(graph, group, readers, order)
+        super().__init__(graph, group, consumers, order)
         self.partners, self.errors = partners, errors
         self._gains = [consumer.gains for consumer in task.consumers]
 
     def weights(self, index: int, counts: Sequence[int]) -> Tensor:
         """The folded weights of one consumer."""
-        part, gains = self._parts[index], self._gains[index]
+        entry, gains = self._consumers[index], self._gains[index]
         order, partners = self.order.tolist(), self.partners.tolist()
-        weight, done, found = part.weight.clone(), 0, []
+        weight, done, found = entry.weight.clone(), 0, []
         for count in counts:
             for step in range(done, count):
-                own = part.columns[order[step]]
+                own = entry.columns[order[step]]
                 if step < len(gains):
-                    weight[:, part.columns[partners[step]]] += gains[step] * weight[:, own]
+                    weight[:, entry.columns[partners[step]]] += gains[step] * weight[:, own]
                 weight[:, own] = 0.0
             done = count
             found.append(weight.clone())
         return torch.stack(found) if found else weight.new_empty(0, *weight.shape)
 
 
-def unify(readers: Sequence[Reader], steps: int, *, table: Tensor | None = None) -> _native.PairTask:
+def unify(consumers: Sequence[MeasuredConsumer], steps: int, *, table: Tensor | None = None) -> _native.PairTask:
     """Unify the pair with which the error of all so far is least, ``steps`` times.
 
     Args:
-        readers: Consumers, with moments.
+        consumers: Consumers, with moments.
         steps: Fewer than there are units.
         table: (units, units) float64, overwritten by the errors of all pairs before the first step.
     """
-    device = readers[0].weight.device
+    device = consumers[0].weight.device
     task = _native.PairTask(
         consumers=[
             _native.PairConsumer(
-                reader.measured.gram.contiguous(),
-                reader.weight.clone(memory_format=torch.contiguous_format),
-                reader.columns.contiguous(),
-                reader.scale / len(readers),
-                reader.weight.new_empty(steps),
+                consumer.known_moments.gram.contiguous(),
+                consumer.weight.clone(memory_format=torch.contiguous_format),
+                consumer.columns.contiguous(),
+                consumer.scale / len(consumers),
+                consumer.weight.new_empty(steps),
             )
-            for reader in readers
+            for consumer in consumers
         ],
         table=table,
         removed=torch.empty(steps, dtype=torch.int64, device=device),
@@ -93,8 +93,8 @@ def unify(readers: Sequence[Reader], steps: int, *, table: Tensor | None = None)
     return task
 
 
-def _energy(reader: Reader) -> float:
+def _energy(consumer: MeasuredConsumer) -> float:
     """‖X W‖² of all units, as a share: the error where none is left."""
-    columns = reader.columns.flatten()
-    weight = reader.weight[:, columns]
-    return reader.scale * float(((weight @ reader.measured.gram[columns][:, columns]) * weight).sum())
+    columns = consumer.columns.flatten()
+    weight = consumer.weight[:, columns]
+    return consumer.scale * float(((weight @ consumer.known_moments.gram[columns][:, columns]) * weight).sum())

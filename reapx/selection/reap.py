@@ -20,34 +20,34 @@ from .. import _native
 from ..errors import NumericalError
 from ..moments.moments import damp
 from .paths.channel_grams import inner_products
-from .paths.consumers import Reader
+from .paths.consumers import MeasuredConsumer
 from .paths.path import Path
 from .swap import swap_units
 
 
 @dataclass(frozen=True)
-class Request:
+class PathRequest:
     """One group's path to find.
 
     Attributes:
         name: For errors.
-        readers: Its consumers.
+        consumers: Its consumers.
         steps: Number of removals.
         order: (steps,) int64, units in the order in which they have to leave; None to find it.
     """
 
     name: str
-    readers: Sequence[Reader]
+    consumers: Sequence[MeasuredConsumer]
     steps: int
     order: Tensor | None = None
 
 
-def reap_path(name: str, readers: Sequence[Reader], steps: int, damping: float) -> Path:
+def reap_path(name: str, consumers: Sequence[MeasuredConsumer], steps: int, damping: float) -> Path:
     """The REAP path of one group; see ``reap_paths``."""
-    return reap_paths([Request(name, readers, steps)], damping)[0]
+    return reap_paths([PathRequest(name, consumers, steps)], damping)[0]
 
 
-def reap_paths(requests: Sequence[Request], damping: float, swaps: int = 0) -> list[Path]:
+def reap_paths(requests: Sequence[PathRequest], damping: float, swaps: int = 0) -> list[Path]:
     """Paths of several groups in one native call, REAP's where no order is given; see ``solve_paths``.
 
     ``final`` is undamped.
@@ -67,7 +67,7 @@ def reap_paths(requests: Sequence[Request], damping: float, swaps: int = 0) -> l
 
 
 @dataclass(frozen=True)
-class Solved:
+class SolvedPath:
     """A path, and what its weights at any cut are made of.
 
     Attributes:
@@ -89,7 +89,7 @@ class Solved:
         return self.task.errors.cpu().clamp(min=0) / max(len(self.task.consumers), 1)
 
 
-def solve_paths(requests: Sequence[Request], damping: float) -> list[Solved]:
+def solve_paths(requests: Sequence[PathRequest], damping: float) -> list[SolvedPath]:
     """Paths of several groups in one native call.
 
     Errors are those of the damped problem, ‖X(W - W₀)‖² + λ‖W - W₀‖², which bound the undamped ones.
@@ -113,7 +113,7 @@ def solve_paths(requests: Sequence[Request], damping: float) -> list[Solved]:
     return found
 
 
-def _swapped(request: Request, task: _native.PathTask, path: Path, swaps: int) -> Path:
+def _swapped(request: PathRequest, task: _native.PathTask, path: Path, swaps: int) -> Path:
     """The path with its last set refined, where that lowers the undamped error too."""
     units, weights = swap_units(task.consumers, path.order, swaps)
     changes = [consumer.weight - weight for consumer, weight in zip(task.consumers, weights, strict=True)]
@@ -121,9 +121,9 @@ def _swapped(request: Request, task: _native.PathTask, path: Path, swaps: int) -
     return Path(units, torch.full_like(path.errors, torch.nan), final) if final < path.final else path
 
 
-def _tasks(requests: Sequence[Request], damping: float) -> list[Solved]:
+def _tasks(requests: Sequence[PathRequest], damping: float) -> list[SolvedPath]:
     """The requests with the biorthogonal bases of all their consumers, found together."""
-    moments = [reader.measured for request in requests for reader in request.readers]
+    moments = [measured.known_moments for request in requests for measured in request.consumers]
     bases = [torch.empty_like(own.gram) for own in moments]
     used = [0.0] * len(moments)
 
@@ -133,30 +133,30 @@ def _tasks(requests: Sequence[Request], damping: float) -> list[Solved]:
         return _native.basis_compute([moments[i].gram for i in indices], ridges, [bases[i] for i in indices])
 
     inverted = zip(bases, damp(moments, damping, invert), strict=True)
-    left = iter(used)
+    each_ridge = iter(used)
     return [
-        Solved(
-            _task(request, damping, list(islice(inverted, len(request.readers)))),
-            list(islice(left, len(request.readers))),
+        SolvedPath(
+            _task(request, damping, list(islice(inverted, len(request.consumers)))),
+            list(islice(each_ridge, len(request.consumers))),
         )
         for request in requests
     ]
 
 
-def _task(request: Request, damping: float, inverted: Sequence[tuple[Tensor, int]]) -> _native.PathTask:
+def _task(request: PathRequest, damping: float, inverted: Sequence[tuple[Tensor, int]]) -> _native.PathTask:
     """One request, given for each consumer the basis and the pivot that failed, or -1."""
     consumers = []
-    for reader, (basis, pivot) in zip(request.readers, inverted, strict=True):
+    for measured, (basis, pivot) in zip(request.consumers, inverted, strict=True):
         if pivot >= 0:
-            unit = (reader.columns == pivot).any(1).nonzero()
+            unit = (measured.columns == pivot).any(1).nonzero()
             which = f"channel {int(unit[0])}" if len(unit) else f"feature {pivot}"
             raise NumericalError(
                 f"{request.name}: the Gram matrix of its consumer's input is singular at {which} (dead, or a "
                 f"combination of others) at damping={damping}: raise it (default 1e-2), or give more images"
             )
-        consumers.append(_consumer(reader, basis, request.steps))
-    device = request.readers[0].weight.device
-    forced = redundant_units(request.readers)[: request.steps] if request.order is None else request.order
+        consumers.append(_consumer(measured, basis, request.steps))
+    device = request.consumers[0].weight.device
+    forced = redundant_units(request.consumers)[: request.steps] if request.order is None else request.order
     return _native.PathTask(
         consumers=consumers,
         forced=forced.to(device),
@@ -166,42 +166,42 @@ def _task(request: Request, damping: float, inverted: Sequence[tuple[Tensor, int
     )
 
 
-def _final_error(request: Request, task: _native.PathTask, changes: Sequence[Tensor]) -> float:
+def _final_error(request: PathRequest, task: _native.PathTask, changes: Sequence[Tensor]) -> float:
     """Σ_j α_j ‖X Δ_jᵀ‖² of changes Δ_j of the weights."""
     total = 0.0
-    for reader, consumer, change in zip(request.readers, task.consumers, changes, strict=True):
-        total += consumer.scale * float(((change @ reader.measured.gram) * change).sum())
+    for measured, consumer, change in zip(request.consumers, task.consumers, changes, strict=True):
+        total += consumer.scale * float(((change @ measured.known_moments.gram) * change).sum())
     return max(total, 0.0)
 
 
-def _consumer(reader: Reader, basis: Tensor, steps: int) -> _native.PathConsumer:
-    features, outputs = len(basis), len(reader.weight)
-    rows = steps * reader.columns.shape[1]
+def _consumer(measured: MeasuredConsumer, basis: Tensor, steps: int) -> _native.PathConsumer:
+    features, outputs = len(basis), len(measured.weight)
+    rows = steps * measured.columns.shape[1]
     return _native.PathConsumer(
         basis=basis,
-        weight=reader.weight.contiguous(),
-        columns=reader.columns.contiguous(),
-        scale=reader.scale,
+        weight=measured.weight.contiguous(),
+        columns=measured.columns.contiguous(),
+        scale=measured.scale,
         factor=basis.new_empty(rows, features),
         residual=basis.new_empty(rows, outputs),
     )
 
 
-def redundant_units(readers: Sequence[Reader], tolerance: float = 1e-8) -> Tensor:
+def redundant_units(consumers: Sequence[MeasuredConsumer], tolerance: float = 1e-8) -> Tensor:
     """Units that cost nothing: dead ones, then those that are multiples of an earlier living unit.
 
     A unit counts if this holds for every consumer. Returns (count,) int64.
     """
-    if not readers:
+    if not consumers:
         return torch.empty(0, dtype=torch.int64)
-    units, device = len(readers[0].columns), readers[0].columns.device
+    units, device = len(consumers[0].columns), consumers[0].columns.device
     dead = torch.ones(units, dtype=torch.bool, device=device)
     alike = torch.ones(units, units, dtype=torch.bool, device=device)
-    for reader in readers:
-        gram = reader.measured.gram
-        energy = gram.diagonal()[reader.columns].sum(1)
+    for measured in consumers:
+        gram = measured.known_moments.gram
+        energy = gram.diagonal()[measured.columns].sum(1)
         own_dead = energy <= tolerance * energy.mean()
-        inner = inner_products(gram, reader.columns)
+        inner = inner_products(gram, measured.columns)
         multiples = inner**2 >= (1 - tolerance) * torch.outer(energy, energy)
         dead &= own_dead
         alike &= multiples | own_dead | own_dead[:, None]

@@ -26,7 +26,7 @@ _REBUILD = 8
 """Exchanges after which the table is made anew, so that rounding does not add up."""
 
 
-class _State:
+class _PivotTransform:
     """The transform of one consumer's problem."""
 
     def __init__(self, consumer: PathConsumer, removed: Tensor):
@@ -83,19 +83,19 @@ def swap_units(consumers: Sequence[PathConsumer], removed: Tensor, swaps: int) -
 
     Source: exchange of variables as in stepwise regression (Efroymson, 1960), applied to REAP's reconstruction error.
     """
-    states = [_State(consumer, removed) for consumer in consumers]
+    states = [_PivotTransform(consumer, removed) for consumer in consumers]
     gone = removed.tolist()
     for made in range(1, swaps + 1):
         if not _swap(states, gone):
             break
         if made % _REBUILD == 0:
-            states = [_State(consumer, torch.tensor(gone)) for consumer in consumers]
+            states = [_PivotTransform(consumer, torch.tensor(gone)) for consumer in consumers]
     chosen = torch.tensor(gone, dtype=torch.int64)
     if not _error(consumers, chosen) < _error(consumers, removed):
         chosen = removed
     weights = []
     for consumer in consumers:
-        state = _State(consumer, chosen)
+        state = _PivotTransform(consumer, chosen)
         weight = state.weight()
         weight[:, state.columns[chosen].flatten()] = 0.0
         weights.append(weight)
@@ -112,25 +112,25 @@ def _error(consumers: Sequence[PathConsumer], removed: Tensor) -> float:
     return total
 
 
-def _swap(states: list[_State], gone: list[int]) -> bool:
+def _swap(states: list[_PivotTransform], gone: list[int]) -> bool:
     """Make one exchange, in ``gone`` too; False when none of the most promising lowers the error."""
     gains = _scores(states)[gone]
-    for place in gains.argsort(descending=True, stable=True)[:_TRIES].tolist():
-        unit = gone[place]
+    for index in gains.argsort(descending=True, stable=True)[:_TRIES].tolist():
+        unit = gone[index]
         costs = _scores(states, unit)
         costs[gone] = torch.inf
         costs[~torch.isfinite(costs)] = torch.inf
         cheapest = int(costs.argmin())
         # The margin keeps rounding from exchanging twins for ever.
-        if float(costs[cheapest]) < (1 - 1e-9) * float(gains[place]):
+        if float(costs[cheapest]) < (1 - 1e-9) * float(gains[index]):
             for state in states:
                 state.exchange(torch.tensor([unit]))
                 state.exchange(torch.tensor([cheapest]))
-            del gone[place]
+            del gone[index]
             gone.append(cheapest)
             return True
     return False
 
 
-def _scores(states: list[_State], taken: int | None = None) -> Tensor:
+def _scores(states: list[_PivotTransform], taken: int | None = None) -> Tensor:
     return torch.stack([state.scores(taken) for state in states]).sum(0).cpu()

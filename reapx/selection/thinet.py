@@ -14,41 +14,41 @@ from torch import Tensor
 from ..capture.graph import Graph
 from ..groups.channel_groups import Group
 from .paths.channel_grams import shared_gram
-from .paths.consumers import Reader
-from .paths.weight_changes import Changes
+from .paths.consumers import MeasuredConsumer
+from .paths.weight_changes import WeightChanges
 
 _DAMPING = 1e-6
 """Pull of the scales towards 1, a fraction of the mean squared contribution: only against singular systems."""
 
 
-def thinet_order(readers: Sequence[Reader], steps: int) -> Tensor:
+def thinet_order(consumers: Sequence[MeasuredConsumer], steps: int) -> Tensor:
     """(steps,) int64 units, each the one that keeps ‖Σ_{c removed} X_c W_c‖² least, found greedily."""
-    gram = shared_gram(readers).cpu()
-    cost, left = gram.diagonal().clone(), torch.zeros(len(gram), dtype=torch.bool)
+    gram = shared_gram(consumers).cpu()
+    cost, removed = gram.diagonal().clone(), torch.zeros(len(gram), dtype=torch.bool)
     order = []
     for _ in range(steps):
-        unit = int(torch.where(left, torch.inf, cost).argmin())
+        unit = int(torch.where(removed, torch.inf, cost).argmin())
         order.append(unit)
-        left[unit] = True
+        removed[unit] = True
         cost += 2 * gram[unit]
     return torch.tensor(order, dtype=torch.int64)
 
 
-class Scales(Changes):
+class ChannelScales(WeightChanges):
     """One scale for each unit that stays and each consumer: what fits ‖Y - Σ_c s_c X_c W_c‖² best."""
 
-    def __init__(self, graph: Graph, group: Group, readers: Sequence[Reader], order: Tensor) -> None:
-        super().__init__(graph, group, readers, order)
-        self._grams = [reader.contributions for reader in readers]
+    def __init__(self, graph: Graph, group: Group, consumers: Sequence[MeasuredConsumer], order: Tensor) -> None:
+        super().__init__(graph, group, consumers, order)
+        self._grams = [consumer.contributions for consumer in consumers]
 
     def weights(self, index: int, counts: Sequence[int]) -> Tensor:
         """The scaled weights of one consumer."""
-        part, gram = self._parts[index], self._grams[index]
-        found = part.weight.repeat(len(counts), 1, 1)
+        entry, gram = self._consumers[index], self._grams[index]
+        found = entry.weight.repeat(len(counts), 1, 1)
         for weight, count in zip(found, counts, strict=True):
             stays = torch.ones(len(gram), dtype=torch.bool, device=gram.device)
             stays[self.order[:count]] = False
-            weight[:, part.columns] *= _scales(gram, stays)[:, None]
+            weight[:, entry.columns] *= _scales(gram, stays)[:, None]
         return found
 
 

@@ -22,11 +22,11 @@ from .residual_branches import (
     read_convolutions,
     read_shortcuts,
 )
-from .value_flow import Flow, block_name, is_idle, refusal
+from .value_flow import ValueFlow, block_name, is_idle, refusal
 
 
 @dataclass(frozen=True)
-class Residual:
+class ResidualBlock:
     """A block y = relu(f(x) + shortcut(x)).
 
     Attributes:
@@ -39,7 +39,7 @@ class Residual:
     shortcut: Shortcut
 
 
-Link = Node | Conv | Residual
+Link = Node | Conv | ResidualBlock
 """One part of the chain: an operator, a convolution with its norm, or a block without the ReLU behind it."""
 
 
@@ -55,21 +55,21 @@ def find_chain(graph: Graph, *, signed: bool) -> list[Link]:
     Raises:
         InputError: the network is no such chain, a block cannot be rewritten, or there is none.
     """
-    flow = Flow.of(graph)
+    flow = ValueFlow.of(graph)
     chain: list[Link] = []
     node = flow.start
     while node is not flow.end:
-        readers = flow.readers.get(node, [])
-        if not readers:
+        users = flow.users.get(node, [])
+        if not users:
             raise InputError("the model's output does not depend on the images")
-        if len(readers) > 1:
+        if len(users) > 1:
             meeting = flow.meeting(node)
             chain.append(_block(flow, node, meeting, signed))
             node = meeting
         else:
-            node = readers[0]
+            node = users[0]
             _append(flow, chain, node)
-    if not any(isinstance(link, Residual) for link in chain):
+    if not any(isinstance(link, ResidualBlock) for link in chain):
         raise InputError(
             "nothing to serialise: the model has no residual block (no value is read by two operators), so it is a "
             "serial network already; prune it as it is"
@@ -77,7 +77,7 @@ def find_chain(graph: Graph, *, signed: bool) -> list[Link]:
     return chain
 
 
-def _append(flow: Flow, chain: list[Link], node: Node) -> None:
+def _append(flow: ValueFlow, chain: list[Link], node: Node) -> None:
     """Put the next operator to the chain; a norm goes into the convolution before it."""
     last, layer = chain[-1] if chain else None, describe(flow.graph, node)
     if isinstance(layer, str):
@@ -95,7 +95,7 @@ def _append(flow: Flow, chain: list[Link], node: Node) -> None:
         chain.append(node)
 
 
-def _block(flow: Flow, fork: Node, meeting: Node, signed: bool) -> Residual:
+def _block(flow: ValueFlow, fork: Node, meeting: Node, signed: bool) -> ResidualBlock:
     """The block from the value that both branches read to their sum."""
     graph = flow.graph
     name = block_name(graph, flow.between(fork, meeting))
@@ -108,7 +108,7 @@ def _block(flow: Flow, fork: Node, meeting: Node, signed: bool) -> Residual:
     convs = read_convolutions(graph, name, branches.pop())
     layer = convs[0].layer
     shortcut = read_shortcuts(graph, name, branches, graph.tensors[layer.weight], layer.spatial)
-    block = Residual(name, convs, shortcut)
+    block = ResidualBlock(name, convs, shortcut)
     _check_relu(flow, name, meeting)
     _check_positions(graph, block)
     carried = len(convs) > 1 and not (signed and shortcut.kind == "projection")
@@ -133,11 +133,11 @@ def _summands(graph: Graph, name: str, total: Node) -> list[Node]:
     return [*parts[0], *parts[1]]
 
 
-def _check_relu(flow: Flow, name: str, total: Node) -> None:
+def _check_relu(flow: ValueFlow, name: str, total: Node) -> None:
     """Refuse a sum that is not followed by ReLU alone."""
     node = total
-    while len(flow.readers.get(node, [])) == 1:
-        node = flow.readers[node][0]
+    while len(flow.users.get(node, [])) == 1:
+        node = flow.users[node][0]
         if not is_idle(node):
             break
     operator = operator_name(node)
@@ -150,7 +150,7 @@ def _check_relu(flow: Flow, name: str, total: Node) -> None:
     raise refusal(name, "its sum is not followed by ReLU alone, as in pre-activation networks", cure)
 
 
-def _check_positions(graph: Graph, block: Residual) -> None:
+def _check_positions(graph: Graph, block: ResidualBlock) -> None:
     """Refuse convolutions that take carried values elsewhere than the shortcut does."""
     name, convs = block.name, block.convs
     stride = tuple(math.prod(steps) for steps in zip(*(conv.stride for conv in convs), strict=True))

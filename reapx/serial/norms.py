@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..calibration.images import Images
-from .operators import Names
+from .operators import ChildNames
 
 _NORMS: dict[type[nn.Module], type[nn.BatchNorm1d] | type[nn.BatchNorm2d]] = {
     nn.Conv1d: nn.BatchNorm1d,
@@ -18,7 +18,7 @@ _NORMS: dict[type[nn.Module], type[nn.BatchNorm1d] | type[nn.BatchNorm2d]] = {
 
 
 @dataclass
-class _Moments:
+class _OutputStatistics:
     """Count, mean (C,) and sum of squared deviations (C,), float64, of all positions seen."""
 
     count: int
@@ -48,7 +48,7 @@ def with_norms(model: nn.Sequential, images: Images) -> nn.Sequential:
         images: One pass over all of them.
     """
     moments = _measure(model, images)
-    names, children = Names(), OrderedDict[str, nn.Module]()
+    names, children = ChildNames(), OrderedDict[str, nn.Module]()
     for name in dict(model.named_children()):
         names.unique(name)
     for name, module in model.named_children():
@@ -58,9 +58,9 @@ def with_norms(model: nn.Sequential, images: Images) -> nn.Sequential:
     return nn.Sequential(children).eval()
 
 
-def _measure(model: nn.Sequential, images: Images) -> dict[str, _Moments]:
+def _measure(model: nn.Sequential, images: Images) -> dict[str, _OutputStatistics]:
     """Moments of the convolutions' outputs by name, biases taken in."""
-    moments: dict[str, _Moments] = {}
+    moments: dict[str, _OutputStatistics] = {}
     with torch.no_grad():
         for batch in images:
             (value,) = batch
@@ -68,11 +68,11 @@ def _measure(model: nn.Sequential, images: Images) -> dict[str, _Moments]:
                 value = module(value)
                 if type(module) in _NORMS:
                     zero = torch.zeros(value.shape[1], dtype=torch.float64, device=value.device)
-                    moments.setdefault(name, _Moments(0, zero, zero.clone())).add(value)
+                    moments.setdefault(name, _OutputStatistics(0, zero, zero.clone())).add(value)
     return moments
 
 
-def _norm(convolution: nn.Module, moments: _Moments) -> nn.Module:
+def _norm(convolution: nn.Module, moments: _OutputStatistics) -> nn.Module:
     """The norm of a convolution, which loses its bias."""
     weight, bias = convolution.weight, convolution.bias
     assert isinstance(weight, Tensor) and isinstance(bias, Tensor)

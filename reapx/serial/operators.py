@@ -183,7 +183,7 @@ def node_name(graph: Graph, node: Node) -> str:
     return f"{path}.{operator_name(node)}" if path else operator_name(node)
 
 
-class Names:
+class ChildNames:
     """Names of children: module paths with dots as underscores, each once."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from ..capture.graph import Graph, arguments, operator_name
 from ..capture.layers import NORMS, Layer, describe, norm_affine
-from .value_flow import Flow, axes, is_idle, refusal
+from .value_flow import ValueFlow, axes, is_idle, refusal
 
 ShortcutKind = Literal["identity", "option A", "projection"]
 
@@ -87,7 +87,7 @@ def foldable(graph: Graph, node: Node) -> bool:
     )
 
 
-def branch(flow: Flow, name: str, fork: Node, end: Node) -> list[Node]:
+def branch(flow: ValueFlow, name: str, fork: Node, end: Node) -> list[Node]:
     """The operators of one branch from the fork to its end, without those that do nothing.
 
     Raises:

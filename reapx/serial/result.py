@@ -15,9 +15,9 @@ from ..groups.channel_groups import find_groups
 from ..inspection.validation import check_forward, check_model, model_device
 from ..surgery.proof import difference
 from ..text import saving, table
-from .blocks import Link, Residual, find_chain
+from .blocks import Link, ResidualBlock, find_chain
 from .norms import with_norms
-from .operators import Names, modules_of, node_name
+from .operators import ChildNames, modules_of, node_name
 from .residual_branches import Conv, ShortcutKind
 from .rewrite import Projection, carried_channels, convolution, serial_convolutions
 
@@ -26,7 +26,7 @@ LIMIT = 1e-5
 
 
 @dataclass(frozen=True)
-class Block:
+class SerializedBlock:
     """A block of the original network, and what became of it.
 
     Attributes:
@@ -54,7 +54,7 @@ class Serialized:
     """
 
     model: nn.Sequential = field(repr=False)
-    blocks: list[Block]
+    blocks: list[SerializedBlock]
     macs: tuple[int, int]
     params: tuple[int, int]
     gap: float
@@ -123,7 +123,7 @@ def serialize(
     if norms:
         serial = with_norms(serial, calibration)
     gap = _prove(serial, graph, calibration)
-    blocks = [_summary(link, projection) for link in chain if isinstance(link, Residual)]
+    blocks = [_summary(link, projection) for link in chain if isinstance(link, ResidualBlock)]
     macs, params = zip(_costs(graph), _costs(capture(serial, calibration.as_inputs(2))), strict=True)
     return Serialized(serial, blocks, macs, params, gap)
 
@@ -139,7 +139,7 @@ def _check_output(output: object) -> None:
 
 def _assemble(graph: Graph, chain: list[Link], projection: Projection) -> nn.Sequential:
     """The serial network of a chain, in eval mode."""
-    names, children = Names(), OrderedDict[str, nn.Module]()
+    names, children = ChildNames(), OrderedDict[str, nn.Module]()
     last = ""  # the convolution that was just put in
 
     def put(path: str, module: nn.Module) -> str:
@@ -150,7 +150,7 @@ def _assemble(graph: Graph, chain: list[Link], projection: Projection) -> nn.Seq
     for link in chain:
         if isinstance(link, Conv):
             last = put(link.layer.name, convolution(graph, link.layer, *link.folded(graph)))
-        elif isinstance(link, Residual):
+        elif isinstance(link, ResidualBlock):
             made = serial_convolutions(graph, link, projection)
             for index, (conv, module) in enumerate(zip(link.convs, made, strict=True)):
                 if index:
@@ -175,8 +175,8 @@ def _prove(serial: nn.Module, graph: Graph, images: Images) -> float:
     return gap
 
 
-def _summary(block: Residual, projection: Projection) -> Block:
-    return Block(block.name, block.shortcut.kind, carried_channels(block, projection), len(block.convs))
+def _summary(block: ResidualBlock, projection: Projection) -> SerializedBlock:
+    return SerializedBlock(block.name, block.shortcut.kind, carried_channels(block, projection), len(block.convs))
 
 
 def _costs(graph: Graph) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..capture.graph import Graph, arguments
 from ..capture.layers import Layer
-from .blocks import Residual
+from .blocks import ResidualBlock
 from .residual_branches import Conv
 from .value_flow import axes
 
@@ -35,7 +35,7 @@ class Carry:
     shift: Tensor
 
 
-def carry_of(block: Residual, projection: Projection) -> Carry:
+def carry_of(block: ResidualBlock, projection: Projection) -> Carry:
     """The channels that carry a block's shortcut; x is at least 0, unless its projection is split by sign."""
     matrix, shift = block.shortcut.matrix, block.shortcut.shift
     outputs, inputs = matrix.shape
@@ -51,12 +51,12 @@ def carry_of(block: Residual, projection: Projection) -> Carry:
     return Carry(torch.cat([matrix, -matrix]), torch.cat([shift, -shift]), both, torch.zeros_like(shift))
 
 
-def carried_channels(block: Residual, projection: Projection) -> int:
+def carried_channels(block: ResidualBlock, projection: Projection) -> int:
     """How many channels carry a block's shortcut; none where the one convolution takes it in."""
     return 0 if len(block.convs) == 1 else len(carry_of(block, projection).offset)
 
 
-def serial_convolutions(graph: Graph, block: Residual, projection: Projection) -> list[nn.Module]:
+def serial_convolutions(graph: Graph, block: ResidualBlock, projection: Projection) -> list[nn.Module]:
     """The convolutions that stand for a block, in order; a ReLU belongs between each two."""
     if len(block.convs) == 1:
         weight, bias = block.convs[0].folded(graph)

@@ -33,23 +33,23 @@ def carries(node: Node) -> bool:
 
 
 @dataclass(frozen=True)
-class Flow:
+class ValueFlow:
     """A captured graph with one input and one output, as tensors flow through it.
 
     Attributes:
         graph: The graph.
         start: The image input.
         end: The node whose value the model returns.
-        readers: Node -> operators on the way to the output that read it as a tensor, in execution order.
+        users: Node -> operators on the way to the output that read it as a tensor, in execution order.
     """
 
     graph: Graph
     start: Node
     end: Node
-    readers: dict[Node, list[Node]]
+    users: dict[Node, list[Node]]
 
     @classmethod
-    def of(cls, graph: Graph) -> Flow:
+    def of(cls, graph: Graph) -> ValueFlow:
         """The flow of a captured graph.
 
         Raises:
@@ -68,12 +68,12 @@ class Flow:
             if node not in wanted:
                 wanted.add(node)
                 stack.extend(argument for argument in node.all_input_nodes if carries(argument))
-        readers: dict[Node, list[Node]] = {}
+        users: dict[Node, list[Node]] = {}
         for node in graph.nodes:
             if node in wanted:
                 for argument in dict.fromkeys(node.all_input_nodes):
-                    readers.setdefault(argument, []).append(node)
-        return cls(graph, graph.inputs[0], graph.outputs[0], readers)
+                    users.setdefault(argument, []).append(node)
+        return cls(graph, graph.inputs[0], graph.outputs[0], users)
 
     def sources(self, node: Node) -> list[Node]:
         """The tensors that a node reads, but for stored parameters and buffers."""
@@ -81,13 +81,13 @@ class Flow:
 
     def meeting(self, fork: Node) -> Node:
         """The first node that all ways from a fork to the output pass through."""
-        ways = set(self.readers[fork])
+        ways = set(self.users[fork])
         while True:
             first = min(ways, key=lambda node: int(node.meta["order"]))
             ways.remove(first)
             if not ways:
                 return first
-            ways.update(self.readers.get(first, ()))
+            ways.update(self.users.get(first, ()))
 
     def between(self, fork: Node, meeting: Node) -> list[Node]:
         """The operators on the ways from a fork to where they meet, the meeting among them."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..groups.channel_groups import Group, Place
+from ..groups.channel_groups import Group, ParameterAxis
 
 Kept = dict[str, dict[int, Tensor]]
 """Qualified name -> axis -> sorted positions that stay; on the CPU, wherever the tensors are."""
@@ -15,14 +15,14 @@ Kept = dict[str, dict[int, Tensor]]
 
 def kept_positions(groups: list[Group], removed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Kept:
     """What stays of every parameter when each group loses ``removed[group]`` units."""
-    stays: dict[Place, Tensor] = {}
+    stays: dict[ParameterAxis, Tensor] = {}
     for group in groups:
         units = removed.get(group.name)
         if units is None or len(units) == 0:
             continue
-        for place, where in group.cuts.items():
-            name, axis = place
-            mask = stays.setdefault(place, torch.ones(tensors[name].shape[axis], dtype=torch.bool))
+        for key, where in group.cuts.items():
+            name, axis = key
+            mask = stays.setdefault(key, torch.ones(tensors[name].shape[axis], dtype=torch.bool))
             mask[torch.from_numpy(where)[units].reshape(-1)] = False
     kept: Kept = {}
     for (name, axis), mask in stays.items():

@@ -208,9 +208,9 @@ def after_replacing(
     Returns:
         Names that leave, shapes of the constants' biases by name, and what in ``endings`` the model has no place for.
     """
-    places = replaced(model, kept)
-    constants = {path for path, kind in places.items() if kind is Constant}
-    leaving, strange, added = set(places), sorted(set(endings) ^ constants), {}
+    replacements = replaced(model, kept)
+    constants = {path for path, kind in replacements.items() if kind is Constant}
+    leaving, strange, added = set(replacements), sorted(set(endings) ^ constants), {}
     for path in constants:
         weight, norm = f"{path}.weight", endings.get(path, Ending()).norm
         outputs = shapes[weight][_out_axis(model.get_submodule(path))]

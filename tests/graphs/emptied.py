@@ -164,7 +164,7 @@ def emptied(plan: reapx.Plan, names: set[str], others: int = 1, streams: int = 0
     groups = []
     for entry in plan.groups:
         group = entry.group
-        count = group.size if group.name in names else streams if group.stream else others
+        count = group.size if group.name in names else streams if group.residual_stream else others
         groups.append(replace(entry, kept=group.size - count, removed=torch.arange(count)))
     costs = plan._found.costs
     widths = {entry.group.name: entry.kept for entry in groups}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .consumers import Reader
+from .consumers import MeasuredConsumer
 
 
 def inner_products(gram: Tensor, columns: Tensor) -> Tensor:
@@ -18,11 +18,11 @@ def inner_products(gram: Tensor, columns: Tensor) -> Tensor:
     return total
 
 
-def behaviour_gram(readers: Sequence[Reader]) -> Tensor:
+def behaviour_gram(consumers: Sequence[MeasuredConsumer]) -> Tensor:
     """(units, units) float64: inner products of the units' values, over all places where the consumers read them."""
-    return torch.stack([inner_products(reader.measured.gram, reader.columns) for reader in readers]).sum(0)
+    return torch.stack([inner_products(consumer.known_moments.gram, consumer.columns) for consumer in consumers]).sum(0)
 
 
-def shared_gram(readers: Sequence[Reader]) -> Tensor:
+def shared_gram(consumers: Sequence[MeasuredConsumer]) -> Tensor:
     """(units, units) float64: contributions to all consumers, each as a share of its outputs' variance, averaged."""
-    return torch.stack([reader.scale * reader.contributions for reader in readers]).mean(0)
+    return torch.stack([consumer.scale * consumer.contributions for consumer in consumers]).mean(0)

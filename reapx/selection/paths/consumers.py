@@ -15,7 +15,7 @@ from ...moments.moments import Moments
 
 
 @dataclass(frozen=True)
-class Reader:
+class MeasuredConsumer:
     """One consumer of a group, as selection sees it.
 
     Attributes:
@@ -30,7 +30,7 @@ class Reader:
     moments: Moments | None = None
 
     @property
-    def measured(self) -> Moments:
+    def known_moments(self) -> Moments:
         """Its moments.
 
         Raises:
@@ -43,7 +43,7 @@ class Reader:
     @cached_property
     def scale(self) -> float:
         """What makes squared errors shares of the variance of the consumer's outputs; 1 where they never change."""
-        signal = float(((self.weight @ self.measured.gram) * self.weight).sum())
+        signal = float(((self.weight @ self.known_moments.gram) * self.weight).sum())
         return 1 / signal if signal > 0 else 1.0
 
     @cached_property
@@ -56,13 +56,15 @@ class Reader:
         """
         units, taps = self.columns.shape
         flat = self.columns.flatten()
-        products = self.measured.gram * (self.weight.T @ self.weight)
+        products = self.known_moments.gram * (self.weight.T @ self.weight)
         return products[flat][:, flat].reshape(units, taps, units, taps).sum((1, 3))
 
 
-def readers_of(graph: Graph, group: Group, moments: Mapping[str, list[Moments]] | None) -> list[Reader]:
+def measured_consumers(
+    graph: Graph, group: Group, moments: Mapping[str, list[Moments]] | None
+) -> list[MeasuredConsumer]:
     """A group's consumers, with the moments of their layers by weight name, or without any."""
-    readers = []
+    consumers = []
     for consumer in group.consumers:
         layer = consumer.layer
         weight = layer.matrix(graph.tensors[layer.weight])
@@ -71,6 +73,6 @@ def readers_of(graph: Graph, group: Group, moments: Mapping[str, list[Moments]] 
             scale, _ = norm_affine(graph, norm, graph.tensors)
             weight = weight * scale.reshape(weight.shape[0], weight.shape[1], 1)
         intercept = layer.bias is not None or norm is not None
-        own = None if moments is None else moments[layer.weight][consumer.part].centred(intercept)
-        readers.append(Reader(weight[consumer.part], consumer.columns().to(weight.device), own))
-    return readers
+        own = None if moments is None else moments[layer.weight][consumer.conv_group].centred(intercept)
+        consumers.append(MeasuredConsumer(weight[consumer.conv_group], consumer.columns().to(weight.device), own))
+    return consumers

@@ -11,11 +11,11 @@ from ... import _native
 from ...calibration.store import TensorStore
 from ...capture.graph import Graph
 from ...groups.channel_groups import Group
-from .consumers import Reader
-from .weight_changes import Changes
+from .consumers import MeasuredConsumer
+from .weight_changes import WeightChanges
 
 
-class Refits(Changes):
+class RefittedWeights(WeightChanges):
     """Refitted weights; what they are made of is as large as the Gram matrices.
 
     It lies in ``store``, which sends it to disk past its limit.
@@ -25,37 +25,39 @@ class Refits(Changes):
         self,
         graph: Graph,
         group: Group,
-        readers: Sequence[Reader],
+        consumers: Sequence[MeasuredConsumer],
         task: _native.PathTask,
         ridges: Sequence[float],
         store: TensorStore,
     ) -> None:
-        super().__init__(graph, group, readers, task.order)
+        super().__init__(graph, group, consumers, task.order)
         self._store = store
-        self._penalties = [ridge * given.scale for ridge, given in zip(ridges, task.consumers, strict=True)]
-        for index, given in enumerate(task.consumers):
-            store.put((group.name, index, "factor"), given.factor)
-            store.put((group.name, index, "residual"), given.residual)
+        self._penalties = [
+            ridge * task_consumer.scale for ridge, task_consumer in zip(ridges, task.consumers, strict=True)
+        ]
+        for index, task_consumer in enumerate(task.consumers):
+            store.put((group.name, index, "factor"), task_consumer.factor)
+            store.put((group.name, index, "residual"), task_consumer.residual)
 
     def penalty(self, count: int) -> float:
         """What damping adds to the path's error after ``count`` removals: λ ‖W - W₀‖², averaged over consumers."""
         total = 0.0
-        for index, (part, penalty) in enumerate(zip(self._parts, self._penalties, strict=True)):
-            change = self.weights(index, [count])[0] - part.weight
+        for index, (entry, penalty) in enumerate(zip(self._consumers, self._penalties, strict=True)):
+            change = self.weights(index, [count])[0] - entry.weight
             total += penalty * float(change.square().sum())
-        return total / max(len(self._parts), 1)
+        return total / max(len(self._consumers), 1)
 
     def weights(self, index: int, counts: Sequence[int]) -> Tensor:
         """The refitted weights of one consumer."""
-        part = self._parts[index]
-        solved = part.weight.new_empty(len(counts), *part.weight.shape)
+        entry = self._consumers[index]
+        solved = entry.weight.new_empty(len(counts), *entry.weight.shape)
         task = _native.CutsTask(
-            part.weight,
-            part.columns,
+            entry.weight,
+            entry.columns,
             self.order,
             self._store.get((self._group.name, index, "factor")),
             self._store.get((self._group.name, index, "residual")),
-            torch.tensor(counts, dtype=torch.int64).to(part.weight.device),
+            torch.tensor(counts, dtype=torch.int64).to(entry.weight.device),
             solved,
         )
         _native.path_weights([task])

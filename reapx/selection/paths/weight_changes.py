@@ -12,11 +12,11 @@ from torch import Tensor
 from ...capture.graph import Graph
 from ...capture.layers import norm_affine, tail_of
 from ...groups.channel_groups import Consumer, Group
-from .consumers import Reader
+from .consumers import MeasuredConsumer
 
 
 @dataclass(frozen=True)
-class Part:
+class ConsumerWeights:
     """One consumer: its full weights (outputs, features) and columns as selection has them, its input's mean."""
 
     consumer: Consumer
@@ -25,7 +25,7 @@ class Part:
     mean: Tensor
 
 
-class Changes(ABC):
+class WeightChanges(ABC):
     """Tensors of the original network, with zero columns where units have left and other weights where they stay.
 
     Everything else in the network is as it was, so the inputs of the consumers are those of the original.
@@ -34,12 +34,14 @@ class Changes(ABC):
         order: (steps,) int64, units in the order in which they leave.
     """
 
-    def __init__(self, graph: Graph, group: Group, readers: Sequence[Reader], order: Tensor) -> None:
+    def __init__(self, graph: Graph, group: Group, measured: Sequence[MeasuredConsumer], order: Tensor) -> None:
         self._graph, self._group, self.order = graph, group, order
-        self._parts: list[Part] = []
-        for consumer, reader in zip(group.consumers, readers, strict=True):
-            own = reader.measured
-            self._parts.append(Part(consumer, reader.weight, reader.columns, own.total / max(own.rows, 1)))
+        self._consumers: list[ConsumerWeights] = []
+        for consumer, own in zip(group.consumers, measured, strict=True):
+            moments = own.known_moments
+            self._consumers.append(
+                ConsumerWeights(consumer, own.weight, own.columns, moments.total / max(moments.rows, 1))
+            )
 
     @abstractmethod
     def weights(self, index: int, counts: Sequence[int]) -> Tensor:
@@ -55,19 +57,19 @@ class Changes(ABC):
             For each count: qualified name -> float64 difference, of weights and of biases or running means.
         """
         found: list[dict[str, Tensor]] = [{} for _ in counts]
-        for index, part in enumerate(self._parts):
+        for index, entry in enumerate(self._consumers):
             for changed, count, now in zip(found, counts, self.weights(index, counts), strict=True):
-                gone = part.columns[self.order[:count]].flatten()
-                self._add(changed, part.consumer, now - part.weight, gone, part.mean)
+                gone = entry.columns[self.order[:count]].flatten()
+                self._add(changed, entry.consumer, now - entry.weight, gone, entry.mean)
         return found
 
     def clear(self, tensors: dict[str, Tensor], count: int) -> None:
         """Put zeros into the first ``count`` units' columns of those consumers' weights that are there."""
-        for part in self._parts:
-            layer = part.consumer.layer
+        for entry in self._consumers:
+            layer = entry.consumer.layer
             if count and layer.weight in tensors:
                 matrix = layer.matrix(tensors[layer.weight]).clone()
-                matrix[part.consumer.part][:, part.columns[self.order[:count]].flatten()] = 0.0
+                matrix[entry.consumer.conv_group][:, entry.columns[self.order[:count]].flatten()] = 0.0
                 tensors[layer.weight] = layer.weight_from(matrix, tensors[layer.weight])
 
     def _add(self, changed: dict[str, Tensor], consumer: Consumer, change: Tensor, gone: Tensor, mean: Tensor) -> None:
@@ -76,14 +78,14 @@ class Changes(ABC):
         norm = tail_of(self._graph, layer).norm
         matrix = layer.matrix(tensors[layer.weight])
         _, outputs, _ = matrix.shape
-        rows = slice(consumer.part * outputs, (consumer.part + 1) * outputs)
+        rows = slice(consumer.conv_group * outputs, (consumer.conv_group + 1) * outputs)
         if norm is not None:
             scale = norm_affine(self._graph, norm, tensors)[0][rows]
             usable = scale.abs() > 1e-8 * scale.abs().max()
             change = torch.where(usable, 1 / torch.where(usable, scale, 1.0), 0.0)[:, None] * change
-            change[:, gone] = -matrix[consumer.part][:, gone]
+            change[:, gone] = -matrix[consumer.conv_group][:, gone]
         full = torch.zeros_like(matrix)
-        full[consumer.part] = change
+        full[consumer.conv_group] = change
         known = changed.get(layer.weight)
         full = layer.weight_from(full, tensors[layer.weight].double())
         changed[layer.weight] = full if known is None else known + full
@@ -107,7 +109,9 @@ def combined(tensors: Mapping[str, Tensor], changes: Sequence[Mapping[str, Tenso
 
 
 def cut_tensors(
-    tensors: Mapping[str, Tensor], differences: Sequence[Mapping[str, Tensor]], made: Sequence[tuple[Changes, int]]
+    tensors: Mapping[str, Tensor],
+    differences: Sequence[Mapping[str, Tensor]],
+    made: Sequence[tuple[WeightChanges, int]],
 ) -> dict[str, Tensor]:
     """The tensors that differences make together; none reads units that have left, by each change's count of them."""
     found = combined(tensors, differences)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ...capture.graph import Graph
-from ...groups.channel_groups import Channels, Group
+from ...groups.channel_groups import ChannelAnalysis, Group
 from .folding import Tensors, Verdict, fold, judge, read
 from .known_values import known_values
-from .node_sizes import Limits, Sizes, limits_of, sizes_of, without_zeros
+from .node_sizes import NodeSizes, ZeroLimits, limits_of, sizes_of, without_zeros
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Elimination:
     constant: dict[str, int]
     staying: dict[str, dict[int, str]]
     changed: Tensors
-    sizes: list[Sizes]
-    limits: list[Limits]
+    sizes: list[NodeSizes]
+    limits: list[ZeroLimits]
 
 
 def eliminate(
-    graph: Graph, channels: Channels, droppable: Collection[str], relative: float, absolute: float
+    graph: Graph, channels: ChannelAnalysis, droppable: Collection[str], relative: float, absolute: float
 ) -> Elimination:
     """Find all units that can leave without a change of what the network computes.
 
@@ -67,7 +67,7 @@ def eliminate(
         if not leaving:
             return found
         for group, units in leaving:
-            for layer in channels.makers(group):
+            for layer in channels.all_producers(group):
                 rows = torch.from_numpy(group.cuts[layer.weight, layer.out_axis])[units].flatten()
                 weight = tensors[layer.weight]
                 tensors[layer.weight] = weight.index_fill(layer.out_axis, rows.to(weight.device), 0)

@@ -21,7 +21,7 @@ Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadUnits:
     """What one consumer gets from each unit of a group; on the CPU, where it is judged.
 
     Attributes:
@@ -64,25 +64,25 @@ class Verdict:
     staying: dict[int, str]
 
 
-def read(group: Group, tensors: Tensors, values: dict[torch.fx.Node, Tensor]) -> list[Reading]:
+def read(group: Group, tensors: Tensors, values: dict[torch.fx.Node, Tensor]) -> list[ReadUnits]:
     """What each consumer of a group gets, from values that are known to be the same for all images."""
     return [_reading(consumer, tensors, values[consumer.layer.input]) for consumer in group.consumers]
 
 
-def _reading(consumer: Consumer, tensors: Tensors, value: Tensor) -> Reading:
+def _reading(consumer: Consumer, tensors: Tensors, value: Tensor) -> ReadUnits:
     layer, columns = consumer.layer, consumer.columns()
     flat = value.movedim(1 if layer.spatial else -1, 0).flatten(1).double()
     low, high = flat.amin(1), flat.amax(1)
     same = high - low <= 1e-6 * torch.maximum(low.abs(), high.abs())
     constant = torch.where(same, (low + high) / 2, torch.nan).cpu()
     width = len(constant) // layer.window.groups
-    own = constant[consumer.part * width : (consumer.part + 1) * width][torch.from_numpy(consumer.channels)]
-    matrix = layer.matrix(tensors[layer.weight])[consumer.part]
+    own = constant[consumer.conv_group * width : (consumer.conv_group + 1) * width][torch.from_numpy(consumer.channels)]
+    matrix = layer.matrix(tensors[layer.weight])[consumer.conv_group]
     unread = (matrix == 0).all(0).cpu()[columns].all(1)
-    return Reading(consumer, columns, own, unread)
+    return ReadUnits(consumer, columns, own, unread)
 
 
-def judge(graph: Graph, group: Group, readings: Sequence[Reading], gone: Tensor, droppable: bool) -> Verdict:
+def judge(graph: Graph, group: Group, readings: Sequence[ReadUnits], gone: Tensor, droppable: bool) -> Verdict:
     """Which of a group's units can leave, and why others stay though they are dead.
 
     Args:
@@ -94,7 +94,7 @@ def judge(graph: Graph, group: Group, readings: Sequence[Reading], gone: Tensor,
     stuck = torch.zeros_like(dead)
     reasons = []
     for reading in readings:
-        reason = _no_place(graph, reading.consumer.layer)
+        reason = _why_not_foldable(graph, reading.consumer.layer)
         if reason is not None:
             stuck |= dead & ~reading.silent
             reasons.append((reading, reason))
@@ -116,16 +116,16 @@ def judge(graph: Graph, group: Group, readings: Sequence[Reading], gone: Tensor,
     return Verdict(removable.nonzero().flatten(), constant, carrier if len(held) > len(staying) else None, staying)
 
 
-def _no_place(graph: Graph, layer: Layer) -> str | None:
+def _why_not_foldable(graph: Graph, layer: Layer) -> str | None:
     """Why a constant that a layer reads cannot go into a bias, or None."""
     if differs_at_border(layer.node, layer.taps):
         return f"its constant is none at the border of {layer.name}, which pads with zeros"
-    if _place(graph, layer) is None:
+    if _constant_target(graph, layer) is None:
         return f"{layer.name} reads its constant and has neither a bias nor a batch norm behind it that can take it"
     return None
 
 
-def _carrier(held: list[int], readings: Sequence[Reading]) -> int:
+def _carrier(held: list[int], readings: Sequence[ReadUnits]) -> int:
     """The unit whose constants are largest where others need them."""
     scores = torch.full((len(held),), torch.inf, dtype=torch.float64)
     for reading in readings:
@@ -136,7 +136,7 @@ def _carrier(held: list[int], readings: Sequence[Reading]) -> int:
     return held[int(scores.argmax())]
 
 
-def _stands_for(carrier: int, unit: int, readings: Sequence[Reading]) -> bool:
+def _stands_for(carrier: int, unit: int, readings: Sequence[ReadUnits]) -> bool:
     return all(
         bool(reading.silent[unit])
         or bool(((reading.constant[unit] == 0) | (reading.constant[carrier].abs() > 0)).all())  # NaN is not
@@ -144,7 +144,7 @@ def _stands_for(carrier: int, unit: int, readings: Sequence[Reading]) -> bool:
     )
 
 
-def fold(graph: Graph, group: Group, readings: Sequence[Reading], verdict: Verdict, tensors: Tensors) -> Tensors:
+def fold(graph: Graph, group: Group, readings: Sequence[ReadUnits], verdict: Verdict, tensors: Tensors) -> Tensors:
     """The tensors that change when the removable units leave; none of them is touched.
 
     Args:
@@ -156,20 +156,20 @@ def fold(graph: Graph, group: Group, readings: Sequence[Reading], verdict: Verdi
     changed: Tensors = {}
     gone = verdict.removable
     for reading in readings:
-        layer, part = reading.consumer.layer, reading.consumer.part
+        layer, conv_group = reading.consumer.layer, reading.consumer.conv_group
         weight = changed.get(layer.weight, tensors[layer.weight])
         matrix = layer.matrix(weight).clone()
-        own, columns = matrix[part], reading.columns[gone]
+        own, columns = matrix[conv_group], reading.columns[gone]
         constant = torch.where(reading.silent[gone, None], 0.0, reading.constant[gone])
         spread = constant.repeat_interleave(layer.taps, 1)  # of every column
         if bool(constant.any()):
-            if _no_place(graph, layer) is None:
+            if _why_not_foldable(graph, layer) is None:
                 shift = own[:, columns.flatten()] @ spread.flatten().to(own.device)
-                place = _place(graph, layer)
-                assert place is not None
-                name, sign = place
+                target = _constant_target(graph, layer)
+                assert target is not None
+                name, sign = target
                 changed[name] = changed.get(name, tensors[name]).double().clone()
-                changed[name][part * len(shift) : (part + 1) * len(shift)] += sign * shift
+                changed[name][conv_group * len(shift) : (conv_group + 1) * len(shift)] += sign * shift
             else:
                 assert verdict.carrier is not None
                 base = reading.constant[verdict.carrier].repeat_interleave(layer.taps)
@@ -181,7 +181,7 @@ def fold(graph: Graph, group: Group, readings: Sequence[Reading], verdict: Verdi
     return changed
 
 
-def _place(graph: Graph, layer: Layer) -> tuple[str, int] | None:
+def _constant_target(graph: Graph, layer: Layer) -> tuple[str, int] | None:
     """The bias that takes a layer's constant, and its sign there; or the running mean of the norm behind; or None.
 
     What forward() also returns as it is must not change.

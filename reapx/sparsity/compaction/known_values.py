@@ -13,7 +13,7 @@ from torch.fx import Node
 from ...capture.execution import evaluate, in_widest_dtype, last_reads
 from ...capture.graph import Graph, arguments, operator_name
 from ...capture.layers import LAYERS, NORMS, differs_at_border
-from ...groups.operator_rules import ELEMENTWISE, PER_CHANNEL, REDUCTIONS, RULES, SKIPPED
+from ...groups.operator_rules import ELEMENTWISE, OPERATOR_RULES, PER_CHANNEL, REDUCTIONS, SKIPPED
 from ...groups.shape_rules import axes_of
 
 Value = Callable[[Node], Any]
@@ -85,7 +85,7 @@ def _value(graph: Graph, node: Node, value_of: Value, unsure: set[Node]) -> Any:
         return _norm(node, value_of)
     value = evaluate(node, value_of)
     computed = [argument for argument in node.all_input_nodes if argument not in graph.parameters]
-    strange = name not in (*RULES, *SKIPPED) and computed
+    strange = name not in (*OPERATOR_RULES, *SKIPPED) and computed
     if strange or name in _COUNTING or any(argument in unsure for argument in node.all_input_nodes):
         return _without(value)
     if name in ELEMENTWISE and isinstance(value, Tensor) and value.is_floating_point():

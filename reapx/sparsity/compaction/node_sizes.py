@@ -14,7 +14,7 @@ from ...capture.layers import Layer, norm_affine, tail_of
 
 
 @dataclass(frozen=True)
-class Sizes:
+class NodeSizes:
     """Largest magnitudes of one layer's weights, on the CPU.
 
     Attributes:
@@ -27,14 +27,14 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Limits:
+class ZeroLimits:
     """Largest magnitudes that count as zero, of one layer."""
 
     incoming: float
     outgoing: float
 
 
-def sizes_of(graph: Graph, layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> list[Sizes]:
+def sizes_of(graph: Graph, layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> list[NodeSizes]:
     """Every layer's sizes, from one pass over all weights."""
     weights = [tensors[layer.weight].movedim(layer.out_axis, 0) for layer in layers]
     found = _native.zero_scan([weight.float().contiguous() for weight in weights])
@@ -42,23 +42,23 @@ def sizes_of(graph: Graph, layers: Sequence[Layer], tensors: Mapping[str, Tensor
     return [_sizes(graph, layer, tensors, *pair) for layer, pair in zip(layers, pairs, strict=True)]
 
 
-def _sizes(graph: Graph, layer: Layer, tensors: Mapping[str, Tensor], rows: Tensor, columns: Tensor) -> Sizes:
+def _sizes(graph: Graph, layer: Layer, tensors: Mapping[str, Tensor], rows: Tensor, columns: Tensor) -> NodeSizes:
     norm = tail_of(graph, layer).norm
     if norm is not None:
         scale = norm_affine(graph, norm, tensors)[0].abs().float().cpu()
         if len(scale) == len(rows):  # not of grouped transposed convolutions, whose channels all stay
             rows = rows * scale
-    return Sizes(rows, columns)
+    return NodeSizes(rows, columns)
 
 
-def limits_of(sizes: Sizes, relative: float, absolute: float) -> Limits:
+def limits_of(sizes: NodeSizes, relative: float, absolute: float) -> ZeroLimits:
     """What counts as zero: at most ``absolute``, or ``relative`` of the layer's largest finite one."""
     finite = [values[values.isfinite()] for values in (sizes.incoming, sizes.outgoing)]
     largest = [float(values.max()) if len(values) else 0.0 for values in finite]
-    return Limits(*(max(absolute, relative * value) for value in largest))
+    return ZeroLimits(*(max(absolute, relative * value) for value in largest))
 
 
-def without_zeros(layer: Layer, weight: Tensor, sizes: Sizes, limits: Limits) -> Tensor:
+def without_zeros(layer: Layer, weight: Tensor, sizes: NodeSizes, limits: ZeroLimits) -> Tensor:
     """A layer's weight with exact zeros where rows or columns count as zero."""
     weight = weight.clone()
     weight.movedim(layer.out_axis, 0)[dead_rows(sizes, limits)] = 0
@@ -66,6 +66,6 @@ def without_zeros(layer: Layer, weight: Tensor, sizes: Sizes, limits: Limits) ->
     return weight
 
 
-def dead_rows(sizes: Sizes, limits: Limits) -> Tensor:
+def dead_rows(sizes: NodeSizes, limits: ZeroLimits) -> Tensor:
     """(outputs,) truth values: which nodes' incoming weights count as zero."""
     return torch.as_tensor(sizes.incoming <= limits.incoming)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...errors import InputError
-from ...report.node_figures import Curves, write_curves
+from ...report.node_figures import NodeCurves, write_curves
 from ...text import listed, table
 from .modules import matrices_of
 
@@ -177,7 +177,7 @@ class NodeMonitor:
         norms = {name: self.squared_norms(name) for name in (several if layer is None else [layer])}
         alive = {name: _alive(values[-1:], threshold)[0] for name, values in norms.items()}
         unit = "optimiser steps" if self._counted else "records"
-        return write_curves(Curves(self.steps, unit, norms, alive, threshold), path)
+        return write_curves(NodeCurves(self.steps, unit, norms, alive, threshold), path)
 
     def _moved(self, layer: str) -> Tensor:
         """All records of a layer; new ones are joined before they move, so that a device is waited for once."""
