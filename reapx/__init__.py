@@ -1,5 +1,6 @@
 """Channel pruning with least-squares reconstruction for trained PyTorch networks."""
 
+from . import kernels
 from .allocation.curves import ErrorCurve
 from .allocation.descent import TradeoffPoint
 from .behavior.behaviors import Behaviors, behaviors
@@ -61,6 +62,7 @@ __all__ = [
     "group_lasso",
     "group_sparse",
     "inspect",
+    "kernels",
     "load",
     "plan",
     "prune",
