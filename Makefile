@@ -144,7 +144,7 @@ gpu-build:
 GPU_TESTS  = REAPX_TEST_DEVICES=cpu,cuda $(GPU_PYTHON) -m pytest -q -k cuda
 GPU_SMALL ?= zeros solve basis pairs
 gpu-test: $(GPU_READY)
-	$(GPU_TESTS) $(addprefix tests/,$(KERNEL_TESTS) test_device.py)
+	$(GPU_TESTS) $(addprefix tests/,$(KERNEL_TESTS) test_public_gram.py test_public_kernels.py test_device.py)
 	for tool in memcheck racecheck; do compute-sanitizer --tool $$tool --error-exitcode 9 --target-processes all \
 		env $(GPU_TESTS) $(foreach stem,$(GPU_SMALL),tests/test_$(stem).py) || exit 1; done
 
