@@ -194,7 +194,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
 
     _record.copies.clear()
     with monkeypatch.context() as patch, _Factories():
-        patch.setattr(_native, "backend", backend)
+        patch.setattr(_native.kernels, "backend", backend)
         patch.setattr(torch.export, "export", _export(torch.export.export))
         # Else Module.double() would change a parameter's metadata, and not what it wraps.
         patch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)

@@ -20,6 +20,7 @@ from reapx import _native
 from reapx._native import boundary
 from reapx.calibration.store import TensorStore
 from reapx.capture import layers
+from reapx.kernels import gram_matrix, least_squares, pair_errors, reap_path, zero_rows
 
 PLACES = [*(["pretended"] if kernels.EMULATED else []), *(["cuda"] if "cuda" in kernels.DEVICES else [])]
 if not PLACES:
@@ -279,3 +280,25 @@ def test_what_goes_to_disk_comes_back_to_the_device(place: Place) -> None:
     assert found.device == place.device
     assert torch.equal(place.returned(found), value)
     store.close()
+
+
+def test_the_kernels_by_themselves_are_those_of_the_cpu(place: Place) -> None:
+    x, y, weight = torch.randn(6, 5, 7, 7), torch.randn(6, 4, 7, 7), torch.randn(4, 45)
+    dead = torch.zeros(3, 2, 3)
+    dead[1] = 1
+
+    def everything(moved: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        found = gram_matrix(moved(x[:2]), 3, padding=1, target=moved(y[:2]))
+        found = (found + gram_matrix(moved(x[2:]), 3, padding=1, target=moved(y[2:]))).centred()
+        path = reap_path(
+            found.gram, moved(weight), 9, 4, 0.1, cross=found.cross, target_square=found.target_square, first=[2]
+        )
+        refitted = least_squares(found.gram, found.cross, path.columns(3), 0.1, reference=moved(weight))
+        torch.testing.assert_close(path.weights(3)[:, path.columns(3)], refitted)
+        pairs = pair_errors(found.gram, moved(weight), 9)
+        results = [path.order, path.errors, path.damped_errors, path.kept(3), refitted, pairs, zero_rows(moved(dead))]
+        return [found.gram, found.cross, *results]
+
+    for ours, theirs in zip(everything(place.moved), everything(torch.clone), strict=True):
+        assert ours.device == place.device
+        torch.testing.assert_close(place.returned(ours), theirs, rtol=OTHER, atol=OTHER)
