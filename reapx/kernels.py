@@ -197,7 +197,7 @@ def reap_path(
         )
     grown = torch.cat([gram.new_zeros(1), task.errors.clamp(min=0).cumsum(0)])
     errors = error + grown - (ridge * distance_grown(factor, residual, pull, taps) if ridge else 0.0)
-    if wanted is None or square is not None:  # else it may fall: damping keeps the first weights from the least error
+    if wanted is None or square is not None:  # growth alone may be negative: damped weights are not at the least error
         errors = errors.clamp(min=0)
     return ReapPath(order, errors, grown, ridge, taps, (start, factor, residual))
 

@@ -136,7 +136,10 @@ def matrix(name: str, value: Tensor, gram: Tensor, rows: int | None = None) -> T
     bad = (~torch.isfinite(found)).nonzero()
     if len(bad):
         row, column = bad[0].tolist()
-        raise NumericalError(f"{name}[{row}, {column}] is {float(found[row, column])}: nothing can be computed from it")
+        raise NumericalError(
+            f"{name}[{row}, {column}] is {float(found[row, column])}: look for such values in what it comes from, "
+            "with torch.isfinite"
+        )
     return found
 
 

@@ -40,7 +40,7 @@ class ReapPath:
         ``weights(count)[:, columns(count)]`` are those of the smaller layer.
         """
         weight, factor, residual = self._parts
-        cuts = torch.tensor([self._checked(count)], device=weight.device)
+        cuts = torch.tensor([self._checked(count)]).to(weight.device)
         found = torch.empty(1, *weight.shape, dtype=torch.float64, device=weight.device)
         units = unit_columns(weight, self.taps)
         path_weights([CutsTask(weight, units, self.order, factor, residual, cuts, found)])
