@@ -19,8 +19,10 @@ from .errors import (
     ReapxError,
 )
 from .inspection.inspection import Inspection, inspect
-from .planning.pipeline import plan, prune
-from .planning.plan import Plan, Result
+from .planning.calls import plan, prune
+from .planning.plan import Plan
+from .planning.result import Result
+from .planning.settings import PlanSettings
 from .report.page import write_report
 from .serial.result import Serialized, serialize
 from .sparsity.compaction.compact import compact, zero_nodes
@@ -50,6 +52,7 @@ __all__ = [
     "NumericalError",
     "Params",
     "Plan",
+    "PlanSettings",
     "ProofError",
     "ReapxError",
     "Result",

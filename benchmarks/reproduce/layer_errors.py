@@ -13,7 +13,7 @@ import reapx
 from reapx.capture.graph import Graph
 from reapx.groups.channel_groups import Group
 from reapx.moments.moments import Moments
-from reapx.planning.pipeline import DAMPING
+from reapx.planning.settings import DAMPING
 from reapx.selection.find_paths import chunks, measure_consumers
 from reapx.selection.methods import SELECTIONS, choose
 from reapx.selection.nu import Unification

@@ -64,7 +64,7 @@ def prune(options: argparse.Namespace, folder: Path, target: Target) -> Progress
     macs = result.plan.macs
     print(f"pruned: {seconds:.1f} s, MACs x{macs[1] / macs[0]:.3f}", flush=True)
     result.save(folder / "pruned")
-    settings = settings_of(options) | {"allocation": result.plan.allocation}
+    settings = settings_of(options) | {"allocation": result.plan.settings.allocation}
     progress = Progress(settings, (macs[0], macs[1]), round(seconds, 2))
     progress.save(folder)
     return progress

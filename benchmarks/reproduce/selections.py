@@ -144,7 +144,7 @@ def measure(case: Case, selection: str, loaded: Loaded, target: Target) -> Any:
         "job": case.job,
         "network": case.network,
         "budget": case.label,
-        "allocation": plan.allocation,
+        "allocation": plan.settings.allocation,
         "selection": selection,
         "images": len(images),
         "test_images": len(test[0]),

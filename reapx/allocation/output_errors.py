@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +24,10 @@ from ..capture.graph import Graph, ancestors, is_dynamic, operator_name
 from ..capture.precision import exact
 from ..errors import InputError
 
-OUTPUT_ERRORS = ("squared", "kl")
+OutputError = Literal["squared", "kl"]
+"""What an error at the outputs is."""
+
+OUTPUT_ERRORS: tuple[OutputError, ...] = get_args(OutputError)
 _SOFTMAX = ("softmax", "_softmax", "log_softmax", "_log_softmax")
 
 

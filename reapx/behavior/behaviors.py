@@ -22,8 +22,8 @@ from ..capture.graph import Graph
 from ..capture.layers import Layer
 from ..errors import InputError
 from ..groups.channel_groups import Group
+from ..inspection.argument_checks import check_arguments
 from ..inspection.inspection import Inspection, inspect
-from ..inspection.validation import check_positions
 from ..selection.find_paths import measure_consumers
 from ..selection.paths.consumers import measured_consumers
 from ..text import listed, show_bars, table
@@ -201,7 +201,7 @@ def behaviors(
     """
     if not isinstance(layer, str):
         raise InputError(f"layer is a {type(layer).__name__}: give a layer's name, as in model.named_modules()")
-    check_positions(positions)
+    check_arguments(positions=positions, progress=progress)
     found = inspect(model, images, memory=memory)
     group, own, others = _find(found, layer)
     graph = found._graph

@@ -19,16 +19,18 @@ from torch import Tensor, nn
 
 from ..costs.budget import MACs
 from ..errors import CheckpointError, InputError, ReapxError
-from ..planning.pipeline import plan
-from ..planning.plan import Result
+from ..inspection.argument_checks import Allocation
+from ..planning.calls import plan
+from ..planning.result import Result
 from ..report import page as html
 from ..report import plots
+from ..selection.methods import Selection
 from ..surgery.storage import load
 from ..text import share, short
 from ..text import table as text_table
 
 REAP = "REAP, PRO, reconstructed"
-VARIANTS = (
+VARIANTS: tuple[tuple[str, Selection, Allocation, bool], ...] = (
     (REAP, "reap", "pro", True),
     ("REAP, uniform, reconstructed", "reap", "uniform", True),
     ("magnitude, uniform, reconstructed", "magnitude", "uniform", True),

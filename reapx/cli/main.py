@@ -15,10 +15,12 @@ from ..allocation.output_errors import OUTPUT_ERRORS
 from ..allocation.pro import POINTS
 from ..calibration.processes import Processes, launched, process_group
 from ..errors import InputError, ReapxError
+from ..inspection.argument_checks import ALLOCATIONS, REFIT_LAYERS
 from ..inspection.inspection import inspect
-from ..inspection.validation import ALLOCATIONS
-from ..planning.pipeline import DAMPING, plan
-from ..planning.plan import Plan, Result
+from ..planning.calls import plan
+from ..planning.plan import Plan
+from ..planning.result import Result
+from ..planning.settings import DAMPING
 from ..report import plots
 from ..report.node_figures import checked_target
 from ..report.page import write_report
@@ -88,7 +90,7 @@ def _add_prune(commands: Commands) -> None:
     prune.add_argument("--damping", type=float, default=DAMPING, help="default %(default)s")
     prune.add_argument("--swaps", type=int, default=0, help="exchange up to this many channels of a group afterwards")
     prune.add_argument("--positions", type=_count, help="random positions of each feature map that selection looks at")
-    prune.add_argument("--refit", default="all", choices=("all", "consumers"))
+    prune.add_argument("--refit", default="all", choices=REFIT_LAYERS)
     prune.add_argument("--no-reconstruct", action="store_true", help="do not refit")
     prune.add_argument("--resume", type=Path, metavar="FOLDER", help="keep what is measured there; go on after a kill")
     prune.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with plots")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -16,8 +15,9 @@ from ..errors import InputError
 from ..groups.channel_groups import ChannelAnalysis, Frozen, Group, find_groups
 from ..moments.finite_check import check_outputs
 from ..text import frozen_text, short, table
+from .argument_checks import Layers, check_arguments
 from .dry_run import find_droppable, freeze_failing
-from .validation import check_forward, check_model, model_device, without_excluded
+from .validation import check_forward, check_model, layer_names, model_device, without_excluded
 
 
 @dataclass
@@ -53,7 +53,7 @@ def inspect(
     model: nn.Module,
     images: object,
     *,
-    exclude: Sequence[str] = (),
+    exclude: Layers = (),
     memory: int | None = None,
     distributed: bool = False,
 ) -> Inspection:
@@ -62,7 +62,7 @@ def inspect(
     Args:
         model: Module in eval mode.
         images: As for ``reapx.plan``; only a few are run.
-        exclude: Layer names or patterns (``"layer3.*"``) whose output channels stay.
+        exclude: Layer names, patterns (``"layer3.*"``) or modules whose output channels stay.
         memory: Bytes of the device's memory for images before they go to disk; as for ``reapx.plan``.
         distributed: As for ``reapx.plan``.
 
@@ -82,7 +82,7 @@ def examine(
     model: nn.Module,
     images: object,
     *,
-    exclude: Sequence[str] = (),
+    exclude: Layers = (),
     memory: int | None = None,
     measured: bool = True,
     distributed: bool = False,
@@ -93,9 +93,12 @@ def examine(
         measured: Whether layers are to be measured: what those read that are too wide for it stays.
         distributed: As for ``reapx.plan``.
     """
+    check_arguments(distributed=distributed)
     processes = processes_of(distributed, model)
     with processes.together():
+        check_arguments(memory=memory)
         check_model(model)
+        excluded = layer_names(model, exclude)
         calibration = Images(images, model_device(model), memory)
         check_forward(model, calibration)
     calibration.meet(processes)
@@ -104,7 +107,7 @@ def examine(
     channels = find_groups(graph, measured=measured)
     check_outputs(graph, channels.layers, calibration)
     channels = freeze_failing(model, graph, channels, calibration)
-    channels = without_excluded(channels, exclude)
+    channels = without_excluded(channels, excluded)
     droppable = find_droppable(model, graph, channels, calibration)
     _check_equal(processes, "channel groups", [(x.name, x.size, x.name in droppable) for x in channels.groups])
     costs = Costs(graph, channels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import glob
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,18 +13,12 @@ import torch
 from torch import nn
 
 from .. import _native
-from ..allocation.output_errors import OUTPUT_ERRORS
-from ..allocation.pro import POINTS
 from ..calibration.images import Images
 from ..calibration.processes import Processes
-from ..costs.budget import Budget
 from ..errors import InputError
 from ..groups.channel_groups import ChannelAnalysis, Frozen, Group
-from ..selection.lasso import require_lasso
-from ..selection.methods import BLIND, SELECTIONS
 from ..surgery.proof import tensors_in
-
-ALLOCATIONS = ("pro", "uniform")
+from .argument_checks import Bounds, Layers, check_arguments, is_whole
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -39,7 +34,9 @@ def model_device(model: nn.Module) -> torch.device:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model in train mode."""
+    """Refuse what is no model, and a model in train mode."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}: give a torch.nn.Module")
     if hasattr(model, "_orig_mod"):
         raise InputError("this is a model compiled by torch.compile: pass the original, model._orig_mod")
     for name, module in model.named_modules():
@@ -50,78 +47,11 @@ def check_model(model: nn.Module) -> None:
             )
 
 
-def check_arguments(budget: object, allocation: str, selection: str, round_to: int, damping: float) -> None:
-    """Refuse arguments outside their choices."""
-    if not isinstance(budget, Budget):
-        raise InputError(f"budget={budget!r}: give reapx.MACs(0.5), reapx.Params(0.5) or reapx.Latency(0.5)")
-    if allocation not in ALLOCATIONS:
-        raise InputError(f"allocation={allocation!r}: choose one of {', '.join(ALLOCATIONS)}")
-    if selection not in SELECTIONS:
-        raise InputError(f"selection={selection!r}: choose one of {', '.join(SELECTIONS)}")
-    if selection == "lasso":
-        require_lasso()
-    if not _is_whole(round_to) or round_to < 1:
-        raise InputError(f"round_to={round_to!r}: give a whole number from 1")
-    check_damping(damping)
-
-
-def check_refinements(selection: str, allocation: str, swaps: int, positions: int | None) -> None:
-    """Refuse swaps and positions that selection cannot use."""
-    if not _is_whole(swaps) or swaps < 0:
-        raise InputError(f"swaps={swaps!r}: give a whole number from 0")
-    check_positions(positions)
-    if selection != "reap" and swaps:
-        raise InputError(f"selection={selection!r} is not refined: swaps need selection='reap'")
-    if selection in BLIND and allocation != "pro" and positions:
-        others = " or ".join(repr(name) for name in SELECTIONS if name not in BLIND)
-        raise InputError(
-            f"selection={selection!r} measures nothing: positions need selection={others}, or allocation='pro'"
-        )
-
-
-def check_positions(positions: int | None) -> None:
-    """Refuse a number of positions that cannot be drawn."""
-    if positions is not None and (not _is_whole(positions) or positions < 1):
-        raise InputError(f"positions={positions!r}: give a whole number from 1, or None for all")
-
-
-def check_measuring(allocation: str, points: int, rounds: int, output_error: str) -> None:
-    """Refuse settings of the measurement at the outputs that allocation cannot use."""
-    for name, value in (("points", points), ("rounds", rounds)):
-        if not _is_whole(value) or value < 1:
-            raise InputError(f"{name}={value!r}: give a whole number from 1")
-    if output_error not in OUTPUT_ERRORS:
-        raise InputError(f"output_error={output_error!r}: choose one of {', '.join(OUTPUT_ERRORS)}")
-    if allocation != "pro" and (points, rounds, output_error) != (POINTS, 1, OUTPUT_ERRORS[0]):
-        raise InputError(
-            f"allocation={allocation!r} measures nothing at the outputs: points, rounds and output_error need "
-            "allocation='pro'"
-        )
-
-
-def check_settings(processes: Processes, *settings: object) -> None:
-    """Refuse processes that were called with other arguments than the first."""
+def check_settings(processes: Processes, settings: object) -> None:
+    """Refuse processes that were called with other settings than the first; they are compared by their repr."""
     rank = processes.odd(repr(settings))
     if rank is not None:
         raise InputError(f"rank {rank} was called with other arguments than rank 0: give all processes the same")
-
-
-def check_refits(refit: str, rectify: int) -> None:
-    """Refuse refits and rectification outside their choices."""
-    if refit not in ("all", "consumers"):
-        raise InputError(f"refit={refit!r}: choose 'all' or 'consumers'")
-    if not _is_whole(rectify) or rectify < 0:
-        raise InputError(f"rectify={rectify!r}: give a whole number from 0")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def check_damping(damping: float) -> None:
-    """Refuse a damping that is negative or not finite."""
-    if not 0 <= damping < float("inf"):
-        raise InputError(f"damping={damping!r}: give a number from 0, such as 1e-3")
 
 
 def check_forward(model: nn.Module, images: Images) -> object:
@@ -142,6 +72,36 @@ def check_forward(model: nn.Module, images: Images) -> object:
     return value
 
 
+def layer_names(model: nn.Module, layers: Layers) -> tuple[str, ...]:
+    """``exclude`` as names and patterns.
+
+    Raises:
+        InputError: it holds something else, or a module that is not in the model.
+    """
+    check_arguments(exclude=layers)
+    given = [layers] if isinstance(layers, str | nn.Module) else layers
+    return tuple(name for layer in given for name in _names(model, layer, "exclude"))
+
+
+def bounds_by_name(model: nn.Module, bounds: Bounds) -> dict[str, tuple[float, float]]:
+    """``bounds`` by names and patterns; raises what :func:`layer_names` raises."""
+    check_arguments(bounds=bounds)
+    return {name: ends for layer, ends in bounds.items() for name in _names(model, layer, "bounds")}
+
+
+def _names(model: nn.Module, layer: str | nn.Module, argument: str) -> list[str]:
+    """A name or pattern itself, or a module's names in the model as patterns that match nothing else."""
+    if isinstance(layer, str):
+        return [layer]
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if module is layer]
+    if not names:
+        raise InputError(
+            f"{argument}: the {type(layer).__name__} that was given is no module of this model: give one of "
+            "model.modules(), which the modules of a copy are not, or a layer's name"
+        )
+    return [glob.escape(name) or "*" for name in names]
+
+
 def _matches(name: str, pattern: str) -> bool:
     """A pattern names a layer, or a module with all layers in it."""
     return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, pattern + ".*")
@@ -149,13 +109,10 @@ def _matches(name: str, pattern: str) -> bool:
 
 def without_excluded(channels: ChannelAnalysis, patterns: Sequence[str]) -> ChannelAnalysis:
     """The channels without the groups that a layer named by the caller produces."""
-    patterns = [patterns] if isinstance(patterns, str) else patterns
     taking, frozen = [], list(channels.frozen)
     used: set[str] = set()
     for group in channels.groups:
-        hits = {
-            pattern for pattern in patterns if any(_matches(x.name, pattern) for x in channels.all_producers(group))
-        }
+        hits = {pattern for pattern in patterns if any(_matches(x.name, pattern) for x in channels.all_producers(group))}
         used |= hits
         if hits:
             frozen += [
@@ -177,8 +134,6 @@ def bounds_of(channels: ChannelAnalysis, bounds: Mapping[str, tuple[float, float
     Where several patterns meet a group, all of them hold.
     """
     found: dict[str, tuple[int, int]] = {}
-    if not isinstance(bounds, Mapping):
-        raise InputError(f"bounds={bounds!r}: give a dict, such as {{'layer3.*': (0.25, 1.0)}}")
     names = [layer.name for layer in channels.layers]
     for pattern, given in bounds.items():
         if not any(_matches(name, pattern) for name in names):
@@ -203,7 +158,7 @@ def _units(pattern: str, given: tuple[float, float], group: Group) -> tuple[int,
     full = group.size * group.per_unit
 
     def channels(value: float) -> float:
-        return value if _is_whole(value) else value * full
+        return value if is_whole(value) else value * full
 
     ends = tuple(given) if isinstance(given, list | tuple) else ()
     valid = [isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in ends]

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from ..calibration.images import Images
+from ..calibration.processes import Processes
 from ..capture.graph import Graph, capture
 from ..groups.channel_groups import Group
 from ..reconstruction.sweep import LayerRefit, reconstruct
+from ..selection.paths.path import Path
+from ..selection.paths.weight_changes import cut_tensors
 from ..surgery.cut import Kept, cut, kept_positions, narrow, within
 from ..surgery.emptied_layers import Endings, find_endings, shrink, shrunk_exactly
 from ..surgery.proof import masked_tensors, prove
+from .group_plan import GroupPlan
 
 
 @dataclass(frozen=True)
@@ -116,3 +120,13 @@ def _but_one(groups: list[Group], removed: Mapping[str, Tensor]) -> dict[str, Te
     """
     sizes = {group.name: group.size for group in groups}
     return {name: units[:-1] if len(units) == sizes[name] else units for name, units in removed.items()}
+
+
+def own_tensors(
+    graph: Graph, paths: Sequence[Path], entries: Sequence[GroupPlan], processes: Processes
+) -> dict[str, Tensor]:
+    """What selection itself makes of the network's tensors, at the entries' widths, without least squares."""
+    pairs = zip(paths, entries, strict=True)
+    own = [(path.own_changes, len(entry.removed)) for path, entry in pairs if path.own_changes is not None]
+    made = cut_tensors(graph.tensors, [changes.changes([count])[0] for changes, count in own], own)
+    return {name: processes.share(value) for name, value in made.items()}

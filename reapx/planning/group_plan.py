@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..allocation.pro import Tradeoff
+from ..errors import InputError
 from ..groups.channel_groups import Group
 from ..selection.paths.path import Path
-from ..text import output_text, share, table
+from ..text import listed, output_text, share, table
+
+Units = Sequence[int] | Tensor
+"""Units of a group: whole numbers from 0 below its size."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class GroupPlan:
     """What happens to one group.
 
@@ -32,6 +37,10 @@ class GroupPlan:
     removed: Tensor
     output_error: float = float("nan")
 
+    def __repr__(self) -> str:
+        before, after = self.channels
+        return f"GroupPlan({self.group.name}: {before} -> {after} channels, predicted error {share(self.error) or '?'})"
+
     @property
     def channels(self) -> tuple[int, int]:
         """Channels of the first producer, before and after; a unit may own several."""
@@ -40,7 +49,7 @@ class GroupPlan:
 
 def plan_groups(
     groups: Sequence[Group], paths: Sequence[Path], widths: Mapping[str, int], tradeoff: Tradeoff | None
-) -> list[GroupPlan]:
+) -> tuple[GroupPlan, ...]:
     """What happens to each group at given widths, by its path."""
     entries = []
     for group, path in zip(groups, paths, strict=True):
@@ -49,7 +58,40 @@ def plan_groups(
         curve = None if tradeoff is None else tradeoff.curves[group.name]
         output_error = float("nan") if curve is None else float(curve.errors[count])
         entries.append(GroupPlan(group, width, path.error(count), path.removed(count), output_error))
-    return entries
+    return tuple(entries)
+
+
+def chosen_units(entries: Mapping[str, GroupPlan], name: str, units: Units, droppable: frozenset[str]) -> Tensor:
+    """(count,) int64 units of a group that the caller wants to leave, sorted.
+
+    Args:
+        entries: The plan's groups by name.
+        name: One of them.
+        units: What the caller gave.
+        droppable: Names of groups that may go as a whole.
+
+    Raises:
+        InputError: see ``Plan.with_removed``.
+    """
+    if name not in entries:
+        raise InputError(f"removed={{{name!r}: ...}}: no group has this name; there are {listed(list(entries))}")
+    given, size = torch.as_tensor(units).detach().cpu(), entries[name].group.size
+    if given.dim() != 1 or (len(given) and (given.is_floating_point() or given.dtype == torch.bool)):
+        raise InputError(
+            f"removed={{{name!r}: ...}} has shape {tuple(given.shape)} and dtype {given.dtype}: give the numbers of "
+            f"units, such as [0, 3], from 0 to {size - 1}; mask.nonzero().flatten() has those of a mask"
+        )
+    found = given.to(torch.int64).sort().values
+    wrong = found[(found < 0) | (found >= size)]
+    twice = found[1:][found[1:] == found[:-1]]
+    if len(wrong) or len(twice):
+        what = f"{int(wrong[0])} is none of its units" if len(wrong) else f"unit {int(twice[0])} occurs twice"
+        raise InputError(f"removed={{{name!r}: ...}}: {what}: give each number from 0 to {size - 1} once at most")
+    if len(found) == size and name not in droppable:
+        raise InputError(
+            f"removed={{{name!r}: ...}}: all {size} units would leave, but this group cannot go as a whole: keep one"
+        )
+    return found
 
 
 def table_of(groups: Sequence[GroupPlan], measure: str | None) -> str:

@@ -1,88 +1,88 @@
-"""What is to be removed, and doing it: surgery, reconstruction, proof."""
+"""What is to be removed, and doing it."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path as FilePath
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..allocation.curves import ErrorCurve
 from ..allocation.descent import TradeoffPoint
 from ..allocation.pro import Tradeoff
 from ..calibration.images import Images
-from ..calibration.processes import Processes
 from ..capture.graph import Graph
 from ..costs.budget import Budget
 from ..costs.latency import Latency, measure_milliseconds
 from ..errors import InputError
 from ..groups.channel_groups import Frozen
+from ..inspection.argument_checks import RefitLayers, check_arguments
 from ..inspection.inspection import Inspection
-from ..inspection.validation import check_damping, check_model, check_refits, check_settings
-from ..reconstruction.sweep import LayerRefit
+from ..inspection.validation import check_model, check_settings
 from ..selection.paths.path import Path
-from ..selection.paths.weight_changes import cut_tensors
-from ..surgery import storage
 from ..surgery.cut import Kept, kept_positions
 from ..surgery.proof import output_change
-from ..text import frozen_text, latency_text, saving, share, show_bars, table
-from .apply import remove
-from .group_plan import GroupPlan, plan_groups, table_of
+from ..text import frozen_text, latency_text, listed, saving, show_bars
+from .apply import own_tensors, remove
+from .group_plan import GroupPlan, Units, chosen_units, plan_groups, table_of
+from .result import Result
+from .settings import RECTIFY, PlanSettings
 
-RECTIFY = 2
-"""Default passes after each fit that leave out what a ReLU drops."""
 
-
-@dataclass
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan:
     """What would be removed; nothing has been touched. ``print(plan)`` shows it, ``apply`` does it.
 
     Attributes:
+        settings: What ``reapx.plan`` was called with.
         groups: One entry per prunable group.
         frozen: Channels that stay, and why.
         macs, params: (before, after).
         seconds: Time that planning took.
+        chosen: Names of the groups whose units the caller chose; see ``with_removed``.
     """
 
-    groups: list[GroupPlan]
-    frozen: list[Frozen]
+    settings: PlanSettings
+    groups: tuple[GroupPlan, ...]
+    frozen: tuple[Frozen, ...]
     macs: tuple[int, int]
     params: tuple[int, int]
-    selection: str
-    swaps: int
-    positions: int | None
-    allocation: str
-    budget: Budget
-    streams: bool
-    damping: float
     seconds: float
-    _model: nn.Module = field(repr=False)
-    _found: Inspection = field(repr=False)
-    _paths: Sequence[Path] = field(repr=False)
-    _tradeoff: Tradeoff | None = field(default=None, repr=False)
-    _point: TradeoffPoint | None = field(default=None, repr=False)
+    _model: nn.Module
+    _found: Inspection
+    _paths: Sequence[Path]
+    _tradeoff: Tradeoff | None = None
+    _point: TradeoffPoint | None = None
+    chosen: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        cut = sum(len(entry.removed) > 0 for entry in self.groups)
+        return f"Plan({self.savings}; {cut} of {len(self.groups)} groups lose channels; {self.settings.method})"
 
     def __str__(self) -> str:
-        budget = f"{type(self.budget).__name__}({self.budget.amount})"
         lines = [
             f"Plan: {self.savings}",
-            f"{self.method}, {self.allocation} allocation, budget {budget}, {self.seconds:.1f} s",
+            f"{self.method}, {self.seconds:.1f} s",
             *latency_text(self.budget, self.latency),
             "",
             table_of(self.groups, None if self._tradeoff is None else self._tradeoff.measure),
         ]
-        if any(entry.group.residual_stream for entry in self.groups) and not self.streams:
+        if any(entry.group.residual_stream for entry in self.groups) and not self.settings.prunes_streams:
             lines.append("Residual streams stay whole unless streams=True.")
         return "\n".join([*lines, *frozen_text(self.frozen)])
 
     @property
+    def budget(self) -> Budget:
+        """What the network may cost."""
+        return self.settings.budget
+
+    @property
     def method(self) -> str:
-        """How channels were chosen, in words."""
-        text = f"{self.selection} selection"
-        text += "" if self.swaps == 0 else f", at most {self.swaps} swaps a group"
-        return text + ("" if self.positions is None else f", {self.positions} positions an image")
+        """How channels were chosen, and within what budget, in words."""
+        chosen = f", units of {listed(sorted(self.chosen), 3)} chosen by the caller" if self.chosen else ""
+        return self.settings.method + chosen
 
     @property
     def savings(self) -> str:
@@ -151,7 +151,11 @@ class Plan:
             BudgetError: the budget cannot be reached; says the smallest that can.
         """
         measured = self._measured()
-        if self.swaps:
+        if self.chosen:
+            raise InputError(
+                f"units of {listed(sorted(self.chosen), 3)} are the caller's choice: call reapx.plan again"
+            )
+        if self.settings.swaps:
             raise InputError("swaps refine the channels of one budget: call reapx.plan again, with resume=folder")
         if not self._found.costs.knows(budget):
             raise InputError(f"{budget!r} was not measured: call reapx.plan with it")
@@ -160,24 +164,60 @@ class Plan:
         widths = point.widths
         return replace(
             self,
+            settings=replace(self.settings, budget=budget),
             groups=plan_groups(self._found.groups, self._paths, widths, measured),
             macs=(costs.macs(), costs.macs(widths)),
             params=(costs.params(), costs.params(widths)),
-            budget=budget,
             seconds=time.perf_counter() - start,
             _point=point,
         )
 
+    def with_removed(self, removed: Mapping[str, Units]) -> Plan:
+        """This plan with units of the caller's own choice, which ``apply`` refits and proves like any others.
+
+        The budget is not asked: ``macs`` and ``params`` say what the choice costs. What it does to the outputs is not
+        predicted (NaN).
+
+        Args:
+            removed: Group name -> the units that leave, numbers from 0 below ``group.size`` in any order; none stays
+                out of an empty list. Groups that are not named lose what they lost before.
+
+        Raises:
+            InputError: no group has that name, units are no whole numbers, occur twice or are not there, or all leave
+                a group that cannot go as a whole; names the group.
+        """
+        entries, droppable = {entry.group.name: entry for entry in self.groups}, self._found.droppable
+        found = {name: chosen_units(entries, name, units, droppable) for name, units in removed.items()}
+        paths = zip(entries, self._paths, strict=True)
+        groups = tuple(
+            GroupPlan(entry.group, entry.group.size - len(found[name]), math.nan, found[name])
+            if name in found
+            else entry
+            for name, entry in entries.items()
+        )
+        widths, costs = {entry.group.name: entry.kept for entry in groups}, self._found.costs
+        return replace(
+            self,
+            groups=groups,
+            macs=(costs.macs(), costs.macs(widths)),
+            params=(costs.params(), costs.params(widths)),
+            chosen=self.chosen | set(found),
+            _paths=[Path.unmeasured(found[name]) if name in found else path for name, path in paths],
+            _point=None,
+        )
+
     def _measured(self) -> Tradeoff:
         if self._tradeoff is None:
-            raise InputError(f"allocation={self.allocation!r} measures no errors at the outputs: plan with 'pro'")
+            raise InputError(
+                f"allocation={self.settings.allocation!r} measures no errors at the outputs: plan with 'pro'"
+            )
         return self._tradeoff
 
     def apply(
         self,
         *,
         reconstruct: bool = True,
-        refit: str = "all",
+        refit: RefitLayers = "all",
         rectify: int = RECTIFY,
         damping: float | None = None,
         inplace: bool = False,
@@ -209,17 +249,17 @@ class Plan:
             NumericalError, CaptureError, ProofError: the model is as it was.
             InputError: it has changed since, or other processes call this with other arguments.
         """
-        damping = self.damping if damping is None else damping
+        damping = self.settings.damping if damping is None else damping
         processes = self._images.processes
         with processes.together():
-            check_refits(refit, rectify)
-            check_damping(damping)
+            check_arguments(reconstruct=reconstruct, refit=refit, rectify=rectify, damping=damping)
+            check_arguments(inplace=inplace, progress=progress)
             check_model(self._model)
             changed = self._graph.changed(self._model)
             if changed is not None:
                 raise InputError(f"{changed} has changed since the plan was made: plan again")
         kept = [(entry.group.name, entry.removed.tolist()) for entry in self.groups]
-        check_settings(processes, kept, reconstruct, refit, rectify, damping)
+        check_settings(processes, (kept, reconstruct, refit, rectify, damping))
         start = time.perf_counter()
         found = remove(
             self._model,
@@ -231,70 +271,21 @@ class Plan:
             damping=damping,
             rectify=rectify,
             progress=show_bars(progress) and processes.rank == 0,
-            changed={} if reconstruct else self._own_tensors(processes),
+            changed={} if reconstruct else own_tensors(self._graph, self._paths, self.groups, processes),
         )
-        latency = self._latencies(found.model)
+        latency = self._measured_latency(found.model)
         change = output_change(found.model, self._graph, self._images)
         pruned = found.model
         if inplace:
             found.repeat(self._model)
             pruned = self._model
-        return Result(pruned, self, found.fits, found.gap, change, time.perf_counter() - start, found.kept, latency)
+        seconds = time.perf_counter() - start
+        return Result(pruned, self, tuple(found.fits), found.gap, change, seconds, found.kept, latency)
 
-    def _own_tensors(self, processes: Processes) -> dict[str, Tensor]:
-        """What selection itself makes of the network's tensors."""
-        pairs = zip(self._paths, self.groups, strict=True)
-        own = [(path.own_changes, len(entry.removed)) for path, entry in pairs if path.own_changes is not None]
-        made = cut_tensors(self._graph.tensors, [changes.changes([count])[0] for changes, count in own], own)
-        return {name: processes.share(value) for name, value in made.items()}
-
-    def _latencies(self, pruned: nn.Module) -> tuple[float, float, float] | None:
+    def _measured_latency(self, pruned: nn.Module) -> tuple[float, float, float] | None:
         """Measured in turn, since a machine's speed drifts: before, predicted at that speed, after."""
         if self.latency is None or not isinstance(self.budget, Latency):
             return None
         models, batch = [self._model, pruned], self.budget.batch
         before, after = self._images.processes.first(lambda: measure_milliseconds(models, self._images, batch))
         return before, self.latency[1] * before / self.latency[0], after
-
-
-@dataclass
-class Result:
-    """A pruned network.
-
-    Attributes:
-        model: The smaller module.
-        plan: What was planned.
-        fits: Each refitted layer's error before and after, as shares of its target's variance.
-        gap: Largest difference between the module and the masked original with the same refitted weights, a share
-            of the largest output: the proof that surgery was exact.
-        change: How far the outputs are from the original network's on the first images: mean squared difference over
-            the variance of the original's outputs.
-        seconds: Time that apply took.
-        kept: Qualified parameter name -> axis -> positions that stayed.
-        latency: Milliseconds of a batch: (before, predicted, measured after); None unless the budget is a latency.
-    """
-
-    model: nn.Module
-    plan: Plan
-    fits: list[LayerRefit]
-    gap: float
-    change: float
-    seconds: float
-    kept: Kept
-    latency: tuple[float, float, float] | None = None
-
-    def __str__(self) -> str:
-        lines = [
-            f"Pruned: {self.plan.savings}",
-            f"outputs differ from the original's by {share(self.change)} of their variance; "
-            f"pruned equals masked to {self.gap:.0e}; {self.seconds:.1f} s",
-            *latency_text(self.plan.budget, self.latency),
-        ]
-        if self.fits:
-            rows = [[fit.layer, share(fit.before), share(fit.error)] for fit in self.fits]
-            lines += ["", table(rows, ["refitted layer", "error before its refit", "after"])]
-        return "\n".join(lines)
-
-    def save(self, folder: str | FilePath) -> None:
-        """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``."""
-        storage.save(folder, self.model, self.kept, str(self.plan))

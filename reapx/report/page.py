@@ -8,7 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..planning.plan import Plan, Result
+from ..planning.plan import Plan
+from ..planning.result import Result
 from ..text import output_text, share, short
 from . import plots, pro_figures
 
@@ -151,10 +152,7 @@ def _summary(plan: Plan, result: Result | None) -> str:
     milliseconds = plan.latency if result is None else result.latency
     if milliseconds is not None:
         shown.append(_milliseconds_tile(plan, milliseconds))
-    text = (
-        f"{plan.method[:1].upper()}{plan.method[1:]}, {plan.allocation} allocation, budget "
-        f"{type(plan.budget).__name__}({plan.budget.amount})."
-    )
+    text = f"{plan.method[:1].upper()}{plan.method[1:]}."
     if result is None:
         if not math.isnan(plan.output_error):
             error = output_text(plan.output_error, plan.output_measure)
@@ -219,7 +217,7 @@ def _allocation(plan: Plan, rounds: int) -> str:
 
 
 def _widths(plan: Plan) -> str:
-    pro = plan.allocation == "pro"
+    pro = plan.settings.allocation == "pro"
     rows = []
     for entry in plan.groups:
         before, after = entry.channels

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -17,7 +18,10 @@ from .paths.consumers import MeasuredConsumer
 from .paths.weight_changes import WeightChanges
 from .thinet import ChannelScales, thinet_order
 
-SELECTIONS = {
+Selection = Literal["reap", "nu", "lasso", "thinet", "dpp", "output_norm", "magnitude"]
+"""Which channels leave."""
+
+SELECTIONS: Mapping[str, str] = {
     "reap": "each the one that costs least after reconstruction; the one to take",
     "nu": "what another channel emulates best is folded into it, also without reconstruction",
     "lasso": "CP: what a LASSO regression of the next layer drops; needs scikit-learn",

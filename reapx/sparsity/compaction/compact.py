@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import CompactionWarning, InputError
 from ...groups.channel_groups import Group
+from ...inspection.argument_checks import Layers
 from ...inspection.inspection import examine
 from ...inspection.validation import check_model
 from .elimination import eliminate
@@ -32,7 +32,7 @@ def zero_nodes(
     *,
     relative: float = RELATIVE,
     absolute: float = 0.0,
-    exclude: Sequence[str] = (),
+    exclude: Layers = (),
     memory: int | None = None,
 ) -> ZeroNodes:
     """Find the nodes of a network that compute nothing any more, however they died; nothing is touched.
@@ -51,7 +51,7 @@ def zero_nodes(
             weights that read a node. A node's size is its largest weight's magnitude, times the scale of the batch
             norm behind it.
         absolute: Size up to which they count as zero in any layer.
-        exclude: Layer names or patterns (``"layer3.*"``) whose output channels stay.
+        exclude: Layer names, patterns (``"layer3.*"``) or modules whose output channels stay.
         memory: Bytes of the device's memory for images before they go to disk; as for ``reapx.plan``.
 
     Raises:
@@ -102,7 +102,7 @@ def compact(
     *,
     relative: float = RELATIVE,
     absolute: float = 0.0,
-    exclude: Sequence[str] = (),
+    exclude: Layers = (),
     tolerance: float = TOLERANCE,
     inplace: bool = False,
 ) -> nn.Module:

@@ -1,0 +1,128 @@
+"""What every argument of the public functions may be: one table, with the cure for each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from torch import nn
+
+from ..allocation.output_errors import OUTPUT_ERRORS
+from ..costs.budget import Budget
+from ..errors import InputError
+from ..selection.methods import SELECTIONS
+
+Allocation = Literal["pro", "uniform"]
+"""How many channels each group keeps."""
+
+RefitLayers = Literal["all", "consumers"]
+"""Which layers are refitted."""
+
+Layers = str | nn.Module | Sequence[str | nn.Module]
+"""Layers by name, by pattern (``"layer3.*"``), or as modules of the model."""
+
+Ends = tuple[float, float]
+Bounds = Mapping[str, Ends] | Mapping[nn.Module, Ends] | Mapping[str | nn.Module, Ends]
+"""Layers -> (fewest, most) of their output channels that stay."""
+
+ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)
+REFIT_LAYERS: tuple[RefitLayers, ...] = get_args(RefitLayers)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What one argument may be.
+
+    Attributes:
+        accepts: Whether a value may be used.
+        cure: What to give instead, for the message of the refusal.
+    """
+
+    accepts: Callable[[object], bool]
+    cure: str
+
+    def or_none(self, meaning: str) -> Check:
+        """The same check, which also accepts None."""
+        return Check(lambda value: value is None or self.accepts(value), f"{self.cure}, or None for {meaning}")
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is an integer; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_layer(value: object) -> bool:
+    return isinstance(value, str | nn.Module)
+
+
+def _whole(least: int) -> Check:
+    return Check(lambda value: is_whole(value) and value >= least, f"give a whole number from {least}")  # type: ignore[operator]
+
+
+def _one_of(words: Iterable[str]) -> Check:
+    known = tuple(words)
+    return Check(lambda value: isinstance(value, str) and value in known, f"choose one of {', '.join(known)}")
+
+
+def _are_layers(value: object) -> bool:
+    return _is_layer(value) or (isinstance(value, Sequence) and all(map(_is_layer, value)))
+
+
+def _is_folder(value: object) -> bool:
+    return isinstance(value, str | Path) and str(value) != ""
+
+
+SWITCH = Check(lambda value: isinstance(value, bool), "give True or False")
+
+CHECKS: Mapping[str, Check] = {
+    "budget": Check(
+        lambda value: isinstance(value, Budget), "give reapx.MACs(0.5), reapx.Params(0.5) or reapx.Latency(0.5)"
+    ),
+    "allocation": _one_of(ALLOCATIONS),
+    "selection": _one_of(SELECTIONS),
+    "streams": SWITCH.or_none("the allocation's default"),
+    "round_to": _whole(1),
+    "exclude": Check(_are_layers, "give layer names, patterns such as 'layer3.*', or modules of the model"),
+    "bounds": Check(
+        lambda value: isinstance(value, Mapping) and all(map(_is_layer, value)),
+        "give a dict from layer names, patterns or modules, such as {'layer3.*': (0.25, 1.0)}",
+    ),
+    "points": _whole(1),
+    "rounds": _whole(1),
+    "output_error": _one_of(OUTPUT_ERRORS),
+    "damping": Check(lambda value: _is_number(value) and value >= 0, "give a number from 0, such as 1e-3"),  # type: ignore[operator]
+    "swaps": _whole(0),
+    "positions": _whole(1).or_none("all"),
+    "resume": Check(_is_folder, "give the path of a folder").or_none("no folder"),
+    "memory": _whole(0).or_none("a default that fits the device"),
+    "progress": SWITCH.or_none("bars where the terminal shows them"),
+    "distributed": SWITCH,
+    "reconstruct": SWITCH,
+    "refit": _one_of(REFIT_LAYERS),
+    "rectify": _whole(0),
+    "inplace": SWITCH,
+}
+"""Argument -> what it may be, wherever it occurs."""
+
+
+def check_arguments(**given: object) -> None:
+    """Refuse arguments outside their choices.
+
+    Raises:
+        InputError: names the argument, its value and the cure.
+    """
+    for name, value in given.items():
+        if not CHECKS[name].accepts(value):
+            raise InputError(f"{name}={_shown(value)}: {CHECKS[name].cure}")
+
+
+def _shown(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
