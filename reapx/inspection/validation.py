@@ -112,7 +112,9 @@ def without_excluded(channels: ChannelAnalysis, patterns: Sequence[str]) -> Chan
     taking, frozen = [], list(channels.frozen)
     used: set[str] = set()
     for group in channels.groups:
-        hits = {pattern for pattern in patterns if any(_matches(x.name, pattern) for x in channels.all_producers(group))}
+        hits = {
+            pattern for pattern in patterns if any(_matches(x.name, pattern) for x in channels.all_producers(group))
+        }
         used |= hits
         if hits:
             frozen += [
