@@ -55,17 +55,19 @@ types: $(VENV)/dev
 # The CUDA module by itself, to see that it compiles: it needs nvcc, but no GPU.
 cuda: $(VENV)/torch
 	$(BIN)/cmake -S . -B build/cuda -G Ninja -D CMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -D REAPX_CUDA=ON \
-		-D Python_EXECUTABLE=$(CURDIR)/$(BIN)/python -D pybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+		-D REAPX_WERROR=ON -D Python_EXECUTABLE=$(CURDIR)/$(BIN)/python \
+		-D pybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	$(BIN)/cmake --build build/cuda --target _cuda
 
-# Another build than the installed one, under build/, and tests on it. -S and PYTHONPATH put it before the editable
-# install; so does leaving the folder that holds reapx/. $(1): its name; $(2): CMake definitions; $(3), $(4): the
+# Another build than the installed one, under build/, and tests on it: the package, and beside it the tests' module
+# reapx_emulated. Warnings of the compiler are errors there. -S and PYTHONPATH put it before the editable install; so
+# does leaving the folder that holds reapx/. $(1): its name; $(2): CMake definitions; $(3), $(4): the
 # environment of the emulator's own check and of the tests; $(5): which tests.
 SITE         = $(shell $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 KERNEL_TESTS = $(addprefix test_,$(addsuffix .py,gram gram_half basis path path_weights solve pairs zeros))
 define test_build
 	$(BIN)/pip install -q --no-build-isolation --no-deps --upgrade --target $(CURDIR)/build/$(1) \
-		-C build-dir=build/$(1)-objects $(addprefix -C cmake.define.,REAPX_CUDA=OFF REAPX_EMULATED=ON $(2)) .
+		-C build-dir=build/$(1)-objects $(addprefix -C cmake.define.,REAPX_CUDA=OFF REAPX_EMULATED=ON REAPX_WERROR=ON $(2)) .
 	$(3) build/$(1)-objects/tests/emulated/emulated_check
 	cd tests && PYTHONPATH=$(CURDIR)/build/$(1):$(SITE) $(4) $(CURDIR)/$(BIN)/python -S -m pytest \
 		-c ../pyproject.toml $(5)

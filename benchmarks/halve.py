@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import reapx
 from reapx.moments.measure import measure as measure_moments
 from reapx.selection.paths.consumers import measured_consumers
-from reapx.selection.reap import reap_path
+from reapx.selection.reap import PathRequest, reap_paths
 from reapx.text import table
 
 torch.manual_seed(0)
@@ -157,7 +157,7 @@ def naive_check(name: str, images: int, device: str = "cpu") -> dict[str, object
     assert measured.moments is not None
     gram, damping, steps = measured.moments.gram, 1e-8, group.size - 1
     start = target.now()
-    path = reap_path(name, [measured], steps, damping)
+    path = reap_paths([PathRequest(name, [measured], steps)], damping)[0]
     seconds = target.now() - start
     gram, weight, columns = gram.cpu(), measured.weight.cpu(), measured.columns.cpu()
     damped = gram + measured.moments.ridge(damping) * torch.eye(len(gram), dtype=gram.dtype)

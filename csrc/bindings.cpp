@@ -13,7 +13,7 @@
 #include "runtime/array.h"
 #include "zeros/zeros.h"
 
-// One of these for each back end; REAPX_CONTEXT names it. All else is the same for all of them.
+// The header of a back end's context. Everything else is the same for all back ends.
 #include REAPX_CONTEXT
 
 namespace py = pybind11;
@@ -31,10 +31,10 @@ void run_kernel(const Where& where, Run run) {
   run(context);
 }
 
-// "[i]", as in a task's name.
+// "[i]", for the name of a task.
 std::string index_of(size_t i) { return std::string("[").append(std::to_string(i)).append("]"); }
 
-// One task for each tuple that Python gives.
+// Makes one task of each tuple that Python gives.
 template <class Task>
 std::vector<Task> tasks_of(const std::vector<py::tuple>& given,
                            Task (*read)(const py::tuple&, const std::string&)) {
@@ -48,7 +48,7 @@ int64_t* each_failure(py::handle given, size_t count) {
   return Array(given, "failed").shaped({static_cast<int64_t>(count)}).data<int64_t>();
 }
 
-// Throws unless the entries can be trusted, where it can be seen what they are.
+// Throws unless all indices are distinct and in range, where this process can read them.
 void check_indices(const Array& array, const int64_t* indices, int64_t count, int64_t size) {
   if constexpr (kReadsArrays) check_distinct(array, indices, count, size);
 }
@@ -148,8 +148,8 @@ void bind_basis(const std::vector<py::tuple>& grams, const std::vector<double>& 
   int64_t* failures = each_failure(failed, grams.size());
   std::vector<BasisTask> tasks;
   for (size_t i = 0; i < grams.size(); ++i) {
-    const std::string place = index_of(i);
-    const Array gram(grams[i], "grams" + place), basis(bases[i], "bases" + place);
+    const std::string label = index_of(i);
+    const Array gram(grams[i], "grams" + label), basis(bases[i], "bases" + label);
     const int64_t n = gram.axes(2).size(0);
     tasks.push_back({gram.shaped({n, n}).data<double>(), ridges[i], basis.shaped({n, n}).data<double>(),
                      n, failures + i});
@@ -157,13 +157,13 @@ void bind_basis(const std::vector<py::tuple>& grams, const std::vector<double>& 
   run_kernel(where, [&](const Context& context) { basis_compute(tasks, context); });
 }
 
-// What a consumer of a path and one of a scan of pairs have in common: (square, weight, columns,
+// What consumers of paths and of scans of pairs have in common: (square, weight, columns,
 // scale), where `square` is the (features, features) matrix that is called `name`.
 template <class Consumer>
-Consumer consumer_of(const py::tuple& given, const std::string& place, int64_t units, const char* name,
+Consumer consumer_of(const py::tuple& given, const std::string& label, int64_t units, const char* name,
                      const double* Consumer::* square) {
-  const Array matrix(given[0], place + "." + name), weight(given[1], place + ".weight");
-  const Array columns(given[2], place + ".columns");
+  const Array matrix(given[0], label + "." + name), weight(given[1], label + ".weight");
+  const Array columns(given[2], label + ".columns");
   Consumer c{};
   c.features = matrix.axes(2).size(0);
   c.outputs = weight.axes(2).size(0);
@@ -177,53 +177,53 @@ Consumer consumer_of(const py::tuple& given, const std::string& place, int64_t u
 }
 
 // (basis, weight, columns, scale, factor, residual)
-PathConsumer path_consumer_of(const py::tuple& given, const std::string& place, int64_t units,
+PathConsumer path_consumer_of(const py::tuple& given, const std::string& label, int64_t units,
                               int64_t steps) {
-  if (given.size() != 6) throw std::invalid_argument(place + " must have six fields");
-  auto c = consumer_of(given, place, units, "basis", &PathConsumer::basis);
-  c.factor = Array(given[4], place + ".factor").shaped({steps * c.taps, c.features}).data<double>();
-  c.residual = Array(given[5], place + ".residual").shaped({steps * c.taps, c.outputs}).data<double>();
+  if (given.size() != 6) throw std::invalid_argument(label + " must have six fields");
+  auto c = consumer_of(given, label, units, "basis", &PathConsumer::basis);
+  c.factor = Array(given[4], label + ".factor").shaped({steps * c.taps, c.features}).data<double>();
+  c.residual = Array(given[5], label + ".residual").shaped({steps * c.taps, c.outputs}).data<double>();
   return c;
 }
 
-// At least one.
-std::vector<py::tuple> consumers_in(const py::handle& given, const std::string& place) {
+// The consumers of a task, of which there must be one at least.
+std::vector<py::tuple> consumers_in(const py::handle& given, const std::string& label) {
   auto consumers = given.cast<std::vector<py::tuple>>();
-  if (consumers.empty()) throw std::invalid_argument(place + " must have a consumer");
+  if (consumers.empty()) throw std::invalid_argument(label + " must have a consumer");
   return consumers;
 }
 
-// Of the first consumer; the others must have as many.
-int64_t units_of(const std::vector<py::tuple>& consumers, const std::string& place) {
-  return Array(consumers[0][2], place + ".consumers[0].columns").axes(2).size(0);
+// The number of units of the first consumer; the others must have as many.
+int64_t units_of(const std::vector<py::tuple>& consumers, const std::string& label) {
+  return Array(consumers[0][2], label + ".consumers[0].columns").axes(2).size(0);
 }
 
 template <class Task, class Consumer>
-void add_consumers(Task& task, const std::vector<py::tuple>& consumers, const std::string& place,
+void add_consumers(Task& task, const std::vector<py::tuple>& consumers, const std::string& label,
                    Consumer (*read)(const py::tuple&, const std::string&, int64_t, int64_t)) {
   for (size_t j = 0; j < consumers.size(); ++j)
     task.consumers.push_back(
-        read(consumers[j], place + ".consumers" + index_of(j), task.units, task.steps));
+        read(consumers[j], label + ".consumers" + index_of(j), task.units, task.steps));
 }
 
 // (consumers, forced, order, errors, status)
-PathTask path_of(const py::tuple& given, const std::string& place) {
-  if (given.size() != 5) throw std::invalid_argument(place + " must have five fields");
-  const auto consumers = consumers_in(given[0], place);
-  const Array forced(given[1], place + ".forced"), order(given[2], place + ".order");
+PathTask path_of(const py::tuple& given, const std::string& label) {
+  if (given.size() != 5) throw std::invalid_argument(label + " must have five fields");
+  const auto consumers = consumers_in(given[0], label);
+  const Array forced(given[1], label + ".forced"), order(given[2], label + ".order");
   PathTask task{};
   task.steps = order.axes(1).size(0);
-  task.units = units_of(consumers, place);
+  task.units = units_of(consumers, label);
   if (task.steps > task.units)
     order.fail("has " + std::to_string(task.steps) + " steps for " + std::to_string(task.units) +
                " units");
-  add_consumers(task, consumers, place, path_consumer_of);
+  add_consumers(task, consumers, label, path_consumer_of);
   task.forced = forced.axes(1).data<int64_t>();
   task.forced_count = forced.size(0);
   check_indices(forced, task.forced, task.forced_count, task.units);
   task.order = order.data<int64_t>();
-  task.errors = Array(given[3], place + ".errors").shaped({task.steps}).data<double>();
-  task.status = Array(given[4], place + ".status").shaped({1}).data<int64_t>();
+  task.errors = Array(given[3], label + ".errors").shaped({task.steps}).data<double>();
+  task.status = Array(given[4], label + ".status").shaped({1}).data<int64_t>();
   return task;
 }
 
@@ -233,10 +233,10 @@ void bind_path(const std::vector<py::tuple>& given, const Where& where) {
 }
 
 // (weight, columns, order, factor, residual, cuts, weights)
-CutsTask cuts_of(const py::tuple& given, const std::string& place) {
-  if (given.size() != 7) throw std::invalid_argument(place + " must have seven fields");
-  const Array weight(given[0], place + ".weight"), columns(given[1], place + ".columns");
-  const Array order(given[2], place + ".order"), cuts(given[5], place + ".cuts");
+CutsTask cuts_of(const py::tuple& given, const std::string& label) {
+  if (given.size() != 7) throw std::invalid_argument(label + " must have seven fields");
+  const Array weight(given[0], label + ".weight"), columns(given[1], label + ".columns");
+  const Array order(given[2], label + ".order"), cuts(given[5], label + ".cuts");
   CutsTask task{};
   task.outputs = weight.axes(2).size(0);
   task.features = weight.size(1);
@@ -250,13 +250,13 @@ CutsTask cuts_of(const py::tuple& given, const std::string& place) {
   task.order = order.data<int64_t>();
   check_indices(order, task.order, task.steps, task.units);
   const int64_t rows = task.steps * task.taps;
-  task.factor = Array(given[3], place + ".factor").shaped({rows, task.features}).data<double>();
-  task.residual = Array(given[4], place + ".residual").shaped({rows, task.outputs}).data<double>();
+  task.factor = Array(given[3], label + ".factor").shaped({rows, task.features}).data<double>();
+  task.residual = Array(given[4], label + ".residual").shaped({rows, task.outputs}).data<double>();
   task.cuts = cuts.data<int64_t>();
   for (int64_t i = 0, least = 0; kReadsArrays && i < task.count; least = task.cuts[i++])
     if (task.cuts[i] < least || task.cuts[i] > task.steps)
       cuts.fail("must ascend within 0.." + std::to_string(task.steps));
-  task.weights = Array(given[6], place + ".weights")
+  task.weights = Array(given[6], label + ".weights")
                      .shaped({task.count, task.outputs, task.features})
                      .data<double>();
   return task;
@@ -268,10 +268,10 @@ void bind_weights(const std::vector<py::tuple>& given, const Where& where) {
 }
 
 // (gram, cross, kept, ridge, reference or None, weight)
-SolveTask solve_of(const py::tuple& given, const std::string& place) {
-  if (given.size() != 6) throw std::invalid_argument(place + " must have six fields");
-  const Array gram(given[0], place + ".gram"), cross(given[1], place + ".cross");
-  const Array kept(given[2], place + ".kept");
+SolveTask solve_of(const py::tuple& given, const std::string& label) {
+  if (given.size() != 6) throw std::invalid_argument(label + " must have six fields");
+  const Array gram(given[0], label + ".gram"), cross(given[1], label + ".cross");
+  const Array kept(given[2], label + ".kept");
   SolveTask task{};
   task.features = gram.axes(2).size(0);
   task.outputs = cross.axes(2).size(0);
@@ -283,9 +283,9 @@ SolveTask solve_of(const py::tuple& given, const std::string& place) {
   task.ridge = given[3].cast<double>();
   if (!given[4].is_none())
     task.reference =
-        Array(given[4], place + ".reference").shaped({task.outputs, task.features}).data<double>();
+        Array(given[4], label + ".reference").shaped({task.outputs, task.features}).data<double>();
   task.weight =
-      Array(given[5], place + ".weight").shaped({task.outputs, task.kept_count}).data<double>();
+      Array(given[5], label + ".weight").shaped({task.outputs, task.kept_count}).data<double>();
   return task;
 }
 
@@ -297,32 +297,32 @@ void bind_solve(const std::vector<py::tuple>& given, py::handle failed, const Wh
 }
 
 // (gram, weight, columns, scale, gains)
-PairConsumer pair_consumer_of(const py::tuple& given, const std::string& place, int64_t units,
+PairConsumer pair_consumer_of(const py::tuple& given, const std::string& label, int64_t units,
                               int64_t steps) {
-  if (given.size() != 5) throw std::invalid_argument(place + " must have five fields");
-  auto c = consumer_of(given, place, units, "gram", &PairConsumer::gram);
-  if (!(c.scale >= 0)) throw std::invalid_argument(place + ".scale must not be negative");
-  c.gains = Array(given[4], place + ".gains").shaped({steps}).data<double>();
+  if (given.size() != 5) throw std::invalid_argument(label + " must have five fields");
+  auto c = consumer_of(given, label, units, "gram", &PairConsumer::gram);
+  if (!(c.scale >= 0)) throw std::invalid_argument(label + ".scale must not be negative");
+  c.gains = Array(given[4], label + ".gains").shaped({steps}).data<double>();
   return c;
 }
 
 // (consumers, table or None, removed, partner, errors)
-PairTask pairs_of(const py::tuple& given, const std::string& place) {
-  if (given.size() != 5) throw std::invalid_argument(place + " must have five fields");
-  const auto consumers = consumers_in(given[0], place);
-  const Array removed(given[2], place + ".removed");
+PairTask pairs_of(const py::tuple& given, const std::string& label) {
+  if (given.size() != 5) throw std::invalid_argument(label + " must have five fields");
+  const auto consumers = consumers_in(given[0], label);
+  const Array removed(given[2], label + ".removed");
   PairTask task{};
   task.steps = removed.axes(1).size(0);
-  task.units = units_of(consumers, place);
+  task.units = units_of(consumers, label);
   if (task.steps > std::max<int64_t>(task.units - 1, 0))
     removed.fail("has " + std::to_string(task.steps) + " steps for " + std::to_string(task.units) +
                  " units, one of which must stay");
-  add_consumers(task, consumers, place, pair_consumer_of);
+  add_consumers(task, consumers, label, pair_consumer_of);
   if (!given[1].is_none())
-    task.table = Array(given[1], place + ".table").shaped({task.units, task.units}).data<double>();
+    task.table = Array(given[1], label + ".table").shaped({task.units, task.units}).data<double>();
   task.removed = removed.data<int64_t>();
-  task.partner = Array(given[3], place + ".partner").shaped({task.steps}).data<int64_t>();
-  task.errors = Array(given[4], place + ".errors").shaped({task.steps}).data<double>();
+  task.partner = Array(given[3], label + ".partner").shaped({task.steps}).data<int64_t>();
+  task.errors = Array(given[4], label + ".errors").shaped({task.steps}).data<double>();
   return task;
 }
 
@@ -338,12 +338,12 @@ void bind_zeros(const std::vector<py::tuple>& weights, const std::vector<py::tup
     throw std::invalid_argument("weights, rows and columns must be of one length");
   std::vector<ZeroTask> tasks;
   for (size_t i = 0; i < weights.size(); ++i) {
-    const std::string place = index_of(i);
-    const Array weight(weights[i], "weights" + place);
+    const std::string label = index_of(i);
+    const Array weight(weights[i], "weights" + label);
     const int64_t outputs = weight.axes(3).size(0), inputs = weight.size(1);
     tasks.push_back({weight.data<float>(),
-                     Array(rows[i], "rows" + place).shaped({outputs}).data<float>(),
-                     Array(columns[i], "columns" + place).shaped({inputs}).data<float>(), outputs,
+                     Array(rows[i], "rows" + label).shaped({outputs}).data<float>(),
+                     Array(columns[i], "columns" + label).shaped({inputs}).data<float>(), outputs,
                      inputs, weight.size(2)});
   }
   run_kernel(where, [&](const Context& context) { zero_scan(tasks, context); });

@@ -1,8 +1,8 @@
 """The kernels as tests call them, on every back end there is.
 
 ``CORES`` has the CPU's instruction sets; "emulated" and "emulated-backward", the CUDA kernels on an emulated device
-with both orders of threads, where that module is built; "cuda", where REAPX_TEST_DEVICES names it. For the last one
-a call copies its tensors to the GPU, and what it did to them back.
+with both orders of threads, where the module ``reapx_emulated`` is built (``tests/emulated/``); "cuda", where
+REAPX_TEST_DEVICES names it. For the last one a call copies its tensors to the GPU, and its results back.
 """
 
 from __future__ import annotations
@@ -18,10 +18,25 @@ import torch
 from torch import Tensor
 
 from reapx import _native
+from reapx._native.boundary import BACK_ENDS, BackEnd
 
 DEVICES = [n.strip() for n in os.environ.get("REAPX_TEST_DEVICES", "cpu").split(",") if n.strip()]
-EMULATED = ["emulated", "emulated-backward"] if importlib.util.find_spec("reapx._native._emulated") else []
+EMULATED = ["emulated", "emulated-backward"] if importlib.util.find_spec("reapx_emulated") else []
 CORES = [*_native.cores(), *EMULATED, *(["cuda"] if "cuda" in DEVICES else [])]
+
+
+def emulated(stream: int) -> BackEnd:
+    """The CUDA kernels compiled for the CPU; the stream says in which order the emulated threads run."""
+    return BackEnd(
+        name="emulated CUDA",
+        module="reapx_emulated",
+        where=lambda device, core: (0, stream),
+        cure="'make emulated' builds it",
+    )
+
+
+BACK_ENDS["cpu", "emulated"] = emulated(0)  # the first thread begins
+BACK_ENDS["cpu", "emulated-backward"] = emulated(1)  # the last thread begins
 
 
 def _moved(value: Any, device: str, moved: dict[int, tuple[Tensor, Tensor]]) -> Any:

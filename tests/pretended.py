@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import kernels
 import pytest
 import torch
 import torch.utils.backend_registration
@@ -20,8 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_iter, tree_map
 
-from reapx import _native
-from reapx._native import boundary
+from reapx._native.boundary import BACK_ENDS
 
 torch.utils.backend_registration._setup_privateuseone_for_python_backend("pretended")
 DEVICE = torch.device("pretended", 0)
@@ -188,13 +188,9 @@ def _export(export: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Record]:
     """Within it, there is such a device."""
-
-    def backend(of: torch.device, core: str = "") -> Any:
-        return boundary.backend(*((torch.device("cpu"), "emulated") if of.type == DEVICE.type else (of, core)))
-
     _record.copies.clear()
     with monkeypatch.context() as patch, _Factories():
-        patch.setattr(_native.kernels, "backend", backend)
+        patch.setitem(BACK_ENDS, (DEVICE.type, ""), kernels.emulated(0))
         patch.setattr(torch.export, "export", _export(torch.export.export))
         # Else Module.double() would change a parameter's metadata, and not what it wraps.
         patch.setattr(torch.__future__, "_overwrite_module_params_on_conversion", True)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <utility>
 
 #include "gram/gram_forms.h"
 #include "runtime/cpu/context_cpu.h"
@@ -15,7 +16,7 @@ void add_block(const Tile& tile, int64_t rows, int64_t runs, int64_t terms, Runs
     runs = 1;
   }
   if (runs == 0 || terms == 0) return;
-  // Equal shares of at most kFloatTerms: several short runs, or a part of a long one.
+  // Equal shares of at most kFloatTerms each: several short runs, or a part of a long one.
   const int64_t parts = (terms + kFloatTerms - 1) / kFloatTerms;
   const int64_t length = (terms + parts - 1) / parts;
   const int64_t most = std::max<int64_t>(1, kFloatTerms / terms);
@@ -31,10 +32,11 @@ void add_block(const Tile& tile, int64_t rows, int64_t runs, int64_t terms, Runs
 
 namespace {
 
-constexpr double kMostImageBytes = 512 << 20;  // of one image's panels: larger ones are not packed
+constexpr double kMostImageBytes = 512 << 20;  // an image with larger panels is not packed
 constexpr double kWorthThreads = 4e6;          // multiply-adds that take longer than a thread to start
 
-// Running sums of kLanes values at a time: enough independent chains to hide the latency of an add.
+// Running sums of kLanes values at a time, which are enough independent chains to hide the latency of
+// an addition.
 struct LaneSums {
   double total[kLanes] = {}, square[kLanes] = {};
 
@@ -106,13 +108,14 @@ void add_target_sums(const GramTask& task, Team& team) {
   });
 }
 
-// How to compute by "shift", where that can be done and is wanted: "" wants it where it is faster.
+// The plan of form "shift", or none where that form is not possible or not wanted; "" wants the faster
+// form.
 std::optional<ShiftPlan> choose_shift(const GramTask& task, const std::string& form) {
   const double image = static_cast<double>(panels_of(task.group_channels()) * kFloatWidth) *
                        sizeof(float) * static_cast<double>(task.rows.input * task.columns.input);
   if (form == "rows" || task.positions || task.taps() == 1 || image > kMostImageBytes) return {};
   if (form == "" && least_shift_cost(task) >= rows_cost(task)) return {};
-  std::optional<ShiftPlan> plan(task);
+  std::optional<ShiftPlan> plan(std::in_place, task, panel_copies(task));
   if (!plan->possible || (form == "" && shift_cost(task, *plan) >= rows_cost(task))) return {};
   return plan;
 }

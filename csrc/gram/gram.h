@@ -8,8 +8,8 @@
 
 namespace reapx {
 
-// What a tensor holds. Every value of half precision is one of float32, too: who reads it computes with
-// that, and gets what a float32 copy would give, to the bit.
+// The type of a tensor's elements. Every value of half precision is one of float32 too: a kernel that
+// reads half precision computes with that, and gets what a float32 copy would give, to the bit.
 enum class Element { kFloat32, kFloat16, kBfloat16 };
 
 // A tensor (images, channels, rows, columns) with strides in elements: any layout whose channels or

@@ -11,9 +11,10 @@ constexpr int64_t kSlice = kSliceRows * kFloatWidth;
 // Slices are this far apart, so that neighbouring taps do not fall into one cache set.
 constexpr int64_t kSliceStep = kSlice + kLanes;
 
-// Correlation of channel first + c of panel p at tap a with channel e of panel r at tap b, at row c,
-// column e (rows kFloatWidth apart) of what comes back: put together from its pieces in `out`, or the
-// only piece where it lies. Only one of (a, b) and (b, a) has products of its own.
+// The correlation of channel first + c of panel p at tap a with channel e of panel r at tap b. Returns
+// where row c, column e of these lie (rows are kFloatWidth apart): in `out`, to which the products of
+// the pair of taps are added up, or, where there is only one, in that product itself. Of the pairs
+// (a, b) and (b, a), the plan has one; the other is its transpose.
 const double* combine(ShiftWork& w, const PairBlocks& blocks, int64_t a, int64_t b, int64_t first,
                       double* out) {
   const int64_t taps = w.task.taps(), channels = w.task.group_channels();
@@ -71,7 +72,7 @@ void merge_cross(ShiftWork& w, const double* blocks, int64_t p, int64_t m) {
   double* cross = w.task.cross + (w.group * targets + m * kFloatWidth) * d + p * kFloatWidth * taps;
   std::vector<const double*> from;
   for (int64_t a = 0; a < taps; ++a) {
-    const auto [index, copy] = w.plan.cross_place(a / kernel, a % kernel);
+    const auto [index, copy] = w.plan.find_cross(a / kernel, a % kernel);
     from.push_back(blocks + index * kBlockSize + copy * channels);
   }
   for (int64_t i = 0; i < width_of(targets, m); ++i) {

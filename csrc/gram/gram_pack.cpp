@@ -11,7 +11,7 @@ namespace {
 constexpr int64_t kTogether = 4;
 constexpr int64_t kPrefetch = 16;  // floats of a cache line
 
-// Up to kFloatWidth channels of one row of a few images, a panel row for each column.
+// One row of a few images, up to kFloatWidth channels of it, with a panel row for each column.
 struct PackedRows {
   const float* data[kTogether];
   int64_t images, step;
@@ -31,7 +31,7 @@ PackedRows pack_rows(const Tile& tile, const Images& in, int64_t image, int64_t 
       packed.data[i] = from;
       packed.step = in.column_step;
     } else if (in.column_step == 1) {
-      // More streams than the hardware foresees: ask for the next row of each channel.
+      // There are more streams than the hardware prefetches: ask for the next row of each channel.
       if (row + 1 < in.rows)
         for (int64_t j = 0; j < channels; ++j)
           for (int64_t t = 0; t < in.columns; t += kPrefetch)
@@ -93,7 +93,7 @@ void pack_target(ShiftWork& w, int64_t p, int64_t first, int64_t image) {
                 w.y_panel(p) + (w.target.at(v, 0) + image) * kFloatWidth);
 }
 
-// What packing leaves out: margins, and the columns of a panel that belong to no channel.
+// Writes zeros where packing writes nothing: margins, and panel columns that belong to no channel.
 void clear_gaps(ShiftWork& w, Team& team) {
   const bool all = w.plan.margin() > 0;
   team.run(w.x_panels + w.y_panels, [&](int64_t item) {

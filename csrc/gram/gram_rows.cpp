@@ -9,8 +9,8 @@ namespace reapx {
 
 namespace {
 
-// Bytes of patch rows that are packed at a time. More leave the caches, fewer make for more passes over
-// the Gram matrix; measured, a byte of the one costs four entries of the other.
+// Bytes of patch rows that are packed at a time. More of them leave the caches, and fewer take more
+// passes over the Gram matrix. Measured: a byte of the rows costs as much as four entries of a pass.
 double buffer_bytes(const GramTask& task) {
   constexpr double least = 4 << 20, most = 16 << 20;
   const double features = static_cast<double>(task.features());
@@ -27,7 +27,7 @@ struct Patches {
   int64_t per_image;
 };
 
-// A strip of one output row: values of one tap column for outputs from .. from+length-1.
+// Writes what one tap reads for the outputs from .. from+length-1 of one output row.
 void copy_strip(const Patches& x, int64_t channel, int64_t row, int64_t tap_column, int64_t image,
                 int64_t from, int64_t length, float* to) {
   const Axis& axis = x.columns;
@@ -49,8 +49,8 @@ void copy_strip(const Patches& x, int64_t channel, int64_t row, int64_t tap_colu
   for (int64_t t = begin; t < end; ++t, source += step) to[t] = *source;
 }
 
-// Rows first .. first+count-1 (count <= kFloatTerms) of one panel of the patch matrix. Columns are
-// gathered one by one into a scratch block, which is then transposed.
+// Writes rows first .. first+count-1 (count <= kFloatTerms) of one panel of the patch matrix. Columns
+// are gathered one by one into a scratch block, which is then transposed.
 void pack_patches(const Tile& tile, const Patches& x, int64_t panel, int64_t first, int64_t count,
                   float* to) {
   const int64_t width = width_of(x.count, panel);
@@ -73,7 +73,7 @@ void pack_patches(const Tile& tile, const Patches& x, int64_t panel, int64_t fir
   tile.transpose(count, width, scratch, kFloatTerms, to, kFloatWidth);
 }
 
-// The same where each row has an image and a position of its own.
+// The same for chosen positions, where each row names an image and a position.
 void pack_sampled(const Patches& x, int64_t panel, int64_t first, int64_t count, float* to) {
   const int64_t width = width_of(x.count, panel), taps = x.rows.kernel * x.columns.kernel;
   const Images& in = x.images;
@@ -94,7 +94,7 @@ void pack_sampled(const Patches& x, int64_t panel, int64_t first, int64_t count,
   }
 }
 
-// A linear layer's rows lie as they are needed.
+// The rows of a linear layer are copied: they already lie as the panel needs them.
 void pack_vectors(const Patches& x, int64_t panel, int64_t first, int64_t count, float* to) {
   const int64_t width = width_of(x.count, panel);
   const float* from = x.images.floats() + x.first_channel + panel * kFloatWidth;
@@ -176,8 +176,8 @@ void multiply(const GramTask& task, int64_t group, Team& team, const Tile& tile,
   const int64_t features = task.features(), p = o.x_panels;
   double* gram = task.gram + group * features * features;
   double* cross = task.cross + group * o.y.count * features;
-  // Item (a, b) with b >= a is a block of the Gram matrix; b < a is skipped. Rows past the Gram
-  // matrix's own are those of the cross product.
+  // Item (a, b) with b >= a is a block of the Gram matrix, and items with b < a are skipped. The items
+  // whose a is beyond the panels of X are blocks of the cross moments.
   team.run((p + o.y_panels) * p, [&](int64_t item) {
     const int64_t a = item / p, b = item % p, columns = width_of(features, b);
     if (a >= p) {

@@ -8,6 +8,7 @@ namespace reapx {
 
 namespace {
 
+constexpr double kUseCost = 20;  // multiply-adds for each entry of a product that is added to a result
 constexpr double kLeastBytes = 2 << 20, kMostBytes = 64 << 20;  // of all panels
 
 // Lays out the phases of `images` images.
@@ -25,8 +26,9 @@ void lay_out(ShiftWork& w, int64_t images) {
   w.y.resize(static_cast<size_t>(w.y_panels * w.target.positions() * kFloatWidth));
 }
 
-// Images of one batch, of equal batches. A larger batch leaves the caches, a smaller one adds to the
-// results more often; measured, a byte of the one costs a quarter of an entry of the other.
+// Images of one batch, when all are split into batches of about equal size. A larger batch leaves the
+// caches, a smaller one adds to the results more often. Measured: a byte of a batch costs a quarter of
+// what adding to an entry of the results costs.
 int64_t batch_images(const ShiftWork& w) {
   const GramTask& task = w.task;
   const double input = static_cast<double>(w.x_panels * task.rows.input * task.columns.input);
@@ -65,7 +67,7 @@ void multiply_pair(ShiftWork& w, const PairBlocks& blocks, int64_t index, bool t
 
 void multiply_cross(ShiftWork& w, int64_t p, int64_t m, int64_t index, double* block) {
   const AxisPlan& plan = w.plan.columns;
-  const TapPlace& row_tap = w.plan.rows.tap(index / w.plan.column_groups());
+  const PhaseTap& row_tap = w.plan.rows.tap(index / w.plan.column_groups());
   const int64_t column_group = index % w.plan.column_groups();
   const int64_t phase = column_group / w.plan.groups_of_phase();
   const int64_t column_offset =
@@ -116,33 +118,65 @@ void add_total(ShiftWork& w, int64_t p) {
   merge_total(w, sums.data(), p);
 }
 
-// Pairs of panels, and panels with target panels, are units of work. Many units run side by side, each
-// with its blocks in the cache of one core; few run one after another, split over the team.
+// The work items are pairs of panels, and pairs of a panel and a target panel. Many items run side by
+// side, each with its blocks in the cache of one core. A few run one after another, each split over the
+// team.
 void add_products(ShiftWork& w, Team& team) {
   const size_t blocks =
       std::max(2 * w.plan.products.size(), static_cast<size_t>(w.plan.cross_products()));
   Pool<double> pool((blocks + 1) * kBlockSize);  // a copy may be read up to one block beyond the last
-  std::vector<std::pair<int64_t, int64_t>> units;
+  std::vector<std::pair<int64_t, int64_t>> items;
   for (int64_t p = 0; p < w.x_panels; ++p)
-    for (int64_t r = p + 1; r < w.x_panels; ++r) units.emplace_back(p, r);
-  for (int64_t p = 0; p < w.x_panels; ++p) units.emplace_back(p, p);  // half the work: last
+    for (int64_t r = p + 1; r < w.x_panels; ++r) items.emplace_back(p, r);
+  for (int64_t p = 0; p < w.x_panels; ++p) items.emplace_back(p, p);  // half the work: last
   for (int64_t p = 0; p < w.x_panels; ++p)
-    for (int64_t m = 0; m < w.y_panels; ++m) units.emplace_back(p, w.x_panels + m);
+    for (int64_t m = 0; m < w.y_panels; ++m) items.emplace_back(p, w.x_panels + m);
   const auto run = [&](int64_t item, Team& helpers) {
-    const auto [p, r] = units[static_cast<size_t>(item)];
+    const auto [p, r] = items[static_cast<size_t>(item)];
     if (r < w.x_panels) {
       add_pair(w, helpers, pool, p, r);
     } else {
       add_cross(w, helpers, pool, p, r - w.x_panels);
     }
   };
-  const int64_t count = static_cast<int64_t>(units.size());
+  const int64_t count = static_cast<int64_t>(items.size());
   const bool many = count >= kManyItems * team.threads();
   run_tasks(team, count, [&](int64_t) { return !many; }, run);
   team.run(w.x_panels, [&](int64_t p) { add_total(w, p); });
 }
 
 }  // namespace
+
+double least_shift_cost(const GramTask& task) {
+  const double taps = static_cast<double>(task.taps());
+  return kUseCost * static_cast<double>(kBlockSize) * taps * (taps + 1) / 2;
+}
+
+double shift_cost(const GramTask& task, const ShiftPlan& plan) {
+  const auto count = [](const AxisPlan& axis, const AxisTerm& term, int64_t margin) {
+    const Span span = span_of(axis, term, margin);
+    return static_cast<double>(span.end - span.begin);
+  };
+  const double panels = static_cast<double>(panels_of(task.group_channels()));
+  const double width = panels * kFloatWidth;
+  // Measured: a tile of few rows waits for its loads and costs as much as two full ones.
+  const int64_t tiles = (task.group_channels() + kTileRows - 1) / kTileRows;
+  const int64_t waiting = task.group_channels() < kTileRows ? 2 : 1;
+  const double channels = static_cast<double>(tiles * waiting * kTileRows);
+  double cost = static_cast<double>(task.rows.input * task.columns.input) * width * kFloatWidth;
+  for (const ShiftProduct& p : plan.products)
+    cost += count(plan.rows, p.row, 0) * count(plan.columns, p.column, plan.margin()) * channels *
+            width * (plan.symmetric(p) ? 0.5 * (1 + 1 / panels) : 1.0);
+  cost += static_cast<double>(task.rows.output * task.columns.output) *
+          static_cast<double>(task.rows.kernel * plan.column_groups()) * width *
+          static_cast<double>((task.group_targets() + 7) / 8 * 8);
+  double uses = static_cast<double>(plan.products.size());
+  for (const auto& pair : plan.pair_uses) uses += 2 * static_cast<double>(pair.size());
+  // Measured: putting the products together costs as much as 300 products for each entry of the result.
+  const double entries = static_cast<double>(task.features()) * static_cast<double>(task.features());
+  return cost * static_cast<double>(task.input.images) +
+         kUseCost * uses * static_cast<double>(kBlockSize) + 300.0 * entries;
+}
 
 void gram_shift(const GramTask& task, const ShiftPlan& plan, int64_t group, Team& team,
                 const Tile& tile) {

@@ -7,9 +7,9 @@
 namespace reapx {
 
 // One phase of the input in a panel: positions [row][margin columns, columns][image]. The images of one
-// position lie next to each other, so that a shift is a pointer offset and what it moves beyond the map
-// is left out instead of being multiplied by zeros. In the margin are the columns that neighbouring
-// copies reach before the first.
+// position lie next to each other. A shift is then a pointer offset, and positions that it moves out of
+// the map are left out instead of being multiplied by zeros. The margin holds the columns before the
+// first one that the shifted copies of the channels reach.
 struct Grid {
   int64_t start, margin, rows, columns, images;
 
@@ -37,8 +37,8 @@ struct ShiftWork {
   float* y_panel(int64_t p) { return y.data() + p * target.positions() * kFloatWidth; }
 };
 
-// The products of panels p and r >= p: blocks (kFloatWidth, kFloatWidth), [product][turned]. Turned: of
-// r and p in this order.
+// The products of panels p and r >= p, blocks (kFloatWidth, kFloatWidth), as [product][turned]: those
+// of (p, r), and, turned, those of (r, p).
 struct PairBlocks {
   int64_t p, r;
   double* data;
@@ -49,8 +49,8 @@ struct PairBlocks {
 // Packs the next images into the panels.
 void pack_images(ShiftWork& work, Team& team, int64_t first);
 
-// Add what the products of two panels, of a panel and a target panel ([cross product] blocks), and the
-// sums of a panel ([product][kFloatWidth], of those on the diagonal) say to the results.
+// Add to the results: the products of two panels; those of a panel and a target panel, one block for
+// each cross product; and the sums of a panel, [product][kFloatWidth], of products on the diagonal.
 void merge_pair(ShiftWork& work, Team& team, const PairBlocks& blocks);
 void merge_cross(ShiftWork& work, const double* blocks, int64_t p, int64_t m);
 void merge_total(ShiftWork& work, const double* sums, int64_t p);

@@ -10,10 +10,10 @@ namespace reapx {
 
 namespace {
 
-constexpr int64_t kLarge = 384;  // from here on a matrix is worth all threads
+constexpr int64_t kLarge = 384;  // size from which on a matrix uses all threads
 constexpr int64_t kBlock = 256;  // rows of P that are computed at a time
 
-// The rows of one diagonal block of the matrix, from the diagonal on, and the identity for Y.
+// Loads the rows of one diagonal block of the matrix, from the diagonal on, and the identity for Y.
 void load_rows(const BasisTask& task, int64_t block, PanelPair& x) {
   const int64_t n = task.size, begin = block * kDoubleWidth, end = std::min(begin + kDoubleWidth, n);
   for (int64_t p = block; p < x.count(); ++p) {
@@ -35,8 +35,8 @@ void load_rows(const BasisTask& task, int64_t block, PanelPair& x) {
 
 typedef double Two __attribute__((vector_size(2 * sizeof(double))));
 
-// The negative of a square block of kDoubleWidth, to both triangles, by squares of two: scalars that
-// are put together in memory would stall the loads that read them as vectors.
+// Writes the negative of a square block of kDoubleWidth to both triangles, in squares of two, since
+// single elements that are stored would stall the loads that read them as vectors.
 void write_block(const double* minus, int64_t n, double* upper, double* lower) {
   for (int64_t i = 0; i < kDoubleWidth; i += 2)
     for (int64_t j = 0; j < kDoubleWidth; j += 2) {
@@ -52,7 +52,7 @@ void write_block(const double* minus, int64_t n, double* upper, double* lower) {
     }
 }
 
-// Rows top .. bottom-1 of one panel of -P, from the diagonal up, to both triangles of P.
+// Writes rows top .. bottom-1 of one panel of -P, from the diagonal up, to both triangles of P.
 void write_panel(const Panels& minus, int64_t p, int64_t top, int64_t bottom, double* basis) {
   const int64_t n = minus.columns(), begin = p * kDoubleWidth;
   const int64_t width = std::min(kDoubleWidth, n - begin);
@@ -65,7 +65,7 @@ void write_panel(const Panels& minus, int64_t p, int64_t top, int64_t bottom, do
       basis[i * n + begin + j] = basis[(begin + j) * n + i] = -*minus.at(i, begin + j);
 }
 
-// P = Y^T Y. R is no longer needed: its place takes -P.
+// P = Y^T Y. R is no longer needed, and -P takes its memory.
 void multiply(const Tile& tile, Team& team, PanelPair& x, double* basis) {
   const int64_t n = x.size();
   for (int64_t top = 0; top < n; top += kBlock) {

@@ -8,12 +8,12 @@ namespace reapx {
 
 namespace {
 
-constexpr int64_t kChunk = 256;  // rows of B that stay in L1 while a block passes over them
+constexpr int64_t kChunk = 256;  // rows of B that stay in L1 while a block uses them
 constexpr int64_t kOuter = 256;  // rows whose A operand, kChunk x kOuter, stays in L2 for all panels
 constexpr int64_t kBlock = 64;   // rows of one elimination step within those
 
 // Factors the leading size x size triangle of t (row stride kTileRows) in place. Returns -1 or the
-// pivot that failed. Written so that a NaN fails.
+// pivot that failed. The test is written so that a NaN fails.
 int64_t factor_small(double* t, int64_t size, double least) {
   for (int64_t i = 0; i < size; ++i) {
     for (int64_t k = 0; k < i; ++k)
@@ -76,7 +76,7 @@ int64_t factor_diagonal(const Tile& tile, Panels& a, int64_t begin, int64_t size
     if (failed >= 0) return row + failed;
     for (int64_t p = row / kDoubleWidth; p < last_panel; ++p)
       tile.solve_rows(rows, small, kTileRows, 1, a.panel(p) + row * kDoubleWidth, kDoubleWidth);
-    // The panel that holds the triangle was solved as a whole: put the triangle itself back.
+    // The panel with the triangle was solved as a whole, so the triangle itself is put back.
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0; j < rows; ++j) *a.at(row + i, row + j) = small[i * kTileRows + j];
   }

@@ -29,7 +29,7 @@ struct PanelView {
 
 class Panels {
  public:
-  struct Raw {};  // asks for elements without a value
+  struct Raw {};  // for elements without an initial value
 
   Panels(int64_t rows, int64_t columns, Raw)
       : rows_(rows),
@@ -65,7 +65,7 @@ class Panels {
 
 // An upper and a lower triangular matrix (n, n) in the memory of one: the panel of columns p holds the
 // rows of the upper one down to its diagonal block, then those of the lower one from the diagonal
-// block on, kDoubleWidth rows below their place. Elements have no value until they are given one.
+// block on, kDoubleWidth rows further down. Elements have no initial value.
 class PanelPair {
  public:
   explicit PanelPair(int64_t n) : upper_(n + kDoubleWidth, n, Panels::Raw()) {}
@@ -81,7 +81,7 @@ class PanelPair {
   Panels upper_;
 };
 
-// Up to kDoubleWidth elements, in vector registers where it is that many.
+// Copies up to kDoubleWidth elements; that many go through vector registers.
 inline void copy_row(const double* from, int64_t width, double* to) {
   if (width == kDoubleWidth) {
     std::memcpy(to, from, kDoubleWidth * sizeof(double));
@@ -96,7 +96,7 @@ struct Strip {
                     // as zero, whatever the memory holds
   double* c;        // the panel that is written, often b itself
   int64_t first;
-  int64_t last;  // rows of c from here on are not wanted
+  int64_t last;  // rows of c from here on are not computed
 };
 
 // The panels of a matrix as strips that are read and written over their whole length.

@@ -9,9 +9,10 @@ namespace reapx {
 
 namespace {
 
-constexpr int64_t kLarge = 384;  // kept inputs from which a task is worth all threads
+constexpr int64_t kLarge = 384;  // kept inputs from which on a task uses all threads
 
-// The upper triangle; what lies below it in the panels has no value, but zero in the diagonal blocks.
+// Gathers the upper triangle. Below it the panels have no value, except for zeros in the diagonal
+// blocks.
 void gather_gram(const SolveTask& task, int64_t block, Panels& a) {
   const int64_t n = task.kept_count, begin = block * kDoubleWidth;
   for (int64_t i = begin; i < std::min(begin + kDoubleWidth, n); ++i) {
@@ -27,7 +28,7 @@ void gather_gram(const SolveTask& task, int64_t block, Panels& a) {
   }
 }
 
-// Rows of one block of R become a panel of R^T.
+// Copies the rows of one block of R to a panel of R^T.
 void transpose_block(int64_t p, PanelPair& x) {
   const int64_t n = x.size(), begin = p * kDoubleWidth;
   double* to = x.lower(p);
@@ -39,7 +40,8 @@ void transpose_block(int64_t p, PanelPair& x) {
   }
 }
 
-// Rows of W are columns of the panels: B_R + ridge * reference_R, for kDoubleWidth outputs.
+// Gathers cross_R + ridge * reference_R for kDoubleWidth outputs, whose rows become columns of the
+// panels.
 void gather_cross(const SolveTask& task, int64_t p, Panels& x) {
   const int64_t n = task.kept_count, begin = p * kDoubleWidth;
   const int64_t count = std::min(kDoubleWidth, task.outputs - begin);

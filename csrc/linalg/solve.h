@@ -16,8 +16,7 @@ struct SolveTask {
   double* weight;           // (outputs, kept_count) float64, row-major, overwritten
   double ridge;
   int64_t features, outputs, kept_count;  // 0 is legal for each
-  int64_t*
-      failed;  // out (1,) int64: -1, or the first pivot (position in kept) below the rounding floor
+  int64_t* failed;  // out (1,) int64: -1, or the first pivot, as a position in kept, that fails
 };
 
 // W (G_RR + ridge I) = cross_R + ridge * reference_R for each task, R = kept: the least-squares

@@ -5,7 +5,7 @@
 #include <limits>
 #include <utility>
 
-#include "pairs/pair_reader.h"
+#include "pairs/pair_state.h"
 #include "runtime/cpu/context_cpu.h"
 #include "runtime/cpu/parallel.h"
 
@@ -13,8 +13,8 @@ namespace reapx {
 
 namespace {
 
-constexpr int64_t kLarge = 1024;     // features from which a task is worth all threads
-constexpr int64_t kRowsAtOnce = 16;  // rows of pairs that one thread looks at first in a go
+constexpr int64_t kLarge = 1024;     // features from which on a task uses all threads
+constexpr int64_t kRowsAtOnce = 16;  // rows of pairs of a work item, before the steps
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 class Unification {
@@ -35,12 +35,12 @@ class Unification {
         slack_(alive_.size()) {
     for (int64_t u = 0; u < task.units; ++u) alive_[static_cast<size_t>(u)] = u;
     for (const PairConsumer& c : task.consumers) {
-      readers_.emplace_back(c, task.units, task.steps);
-      PairReader& reader = readers_.back();
-      waits_ &= reader.waits();
-      team.run(reader.panels(), [&](int64_t panel) {
+      states_.emplace_back(c, task.units, task.steps);
+      PairState& state = states_.back();
+      waits_ &= state.waits();
+      team.run(state.panels(), [&](int64_t panel) {
         PairScratch scratch;
-        reader.read_units(tile, panel, scratch);
+        state.read_units(tile, panel, scratch);
       });
     }
     team.run((task.units + kRowsAtOnce - 1) / kRowsAtOnce, [&](int64_t item) {
@@ -50,7 +50,7 @@ class Unification {
     });
   }
 
-  // The steps.
+  // Takes the steps.
   void run() {
     PairScratch scratch;
     for (int64_t step = 0; step < task_.steps; ++step) {
@@ -60,20 +60,21 @@ class Unification {
       task_.errors[step] = least_[static_cast<size_t>(q)];
       alive_.erase(std::lower_bound(alive_.begin(), alive_.end(), q));
       gone_[static_cast<size_t>(q)] = least_[static_cast<size_t>(q)] = kInfinity;
-      for (PairReader& reader : readers_) reader.unify(tile_, step, q, p, scratch);
+      for (PairState& state : states_) state.unify(tile_, step, q, p, scratch);
       if (step + 1 < task_.steps) follow(p, scratch);
     }
   }
 
  private:
-  // What the step changes in all errors. Where rows may wait, only their bounds change, but for row p.
+  // Brings all errors up to date with the last step. Where rows may wait, only their bounds are
+  // updated, except for row p.
   void follow(int64_t p, PairScratch& scratch) {
-    for (PairReader& reader : readers_)
-      team_.run(reader.panels(), [&](int64_t panel) { reader.read_step(tile_, panel); });
+    for (PairState& state : states_)
+      team_.run(state.panels(), [&](int64_t panel) { state.read_step(tile_, panel); });
     if (!waits_) return look_at_all();
     drifts_.assign(gone_.size(), 0.0);
-    for (const PairReader& reader : readers_)
-      reader.add_drifts(gone_.data(), shifts_.data(), drifts_.data());
+    for (const PairState& state : states_)
+      state.add_drifts(gone_.data(), shifts_.data(), drifts_.data());
     for (const int64_t u : alive_) {
       const size_t i = static_cast<size_t>(u);
       slack_[i] += std::sqrt(drifts_[i]);
@@ -88,25 +89,25 @@ class Unification {
     team_.run((left + kTileRows - 1) / kTileRows, [&](int64_t item) {
       PairScratch scratch;
       const int64_t first = item * kTileRows, last = std::min(first + kTileRows, left);
-      for (PairReader& reader : readers_)
-        reader.add_overlaps(tile_, alive_.data() + first, last - first, scratch);
+      for (PairState& state : states_)
+        state.add_overlaps(tile_, alive_.data() + first, last - first, scratch);
       for (int64_t i = first; i < last; ++i) look_at(alive_[static_cast<size_t>(i)], scratch, nullptr);
     });
   }
 
   void catch_up(int64_t q, PairScratch& scratch) {
-    for (PairReader& reader : readers_) reader.add_overlaps(tile_, &q, 1, scratch);
+    for (PairState& state : states_) state.add_overlaps(tile_, &q, 1, scratch);
     look_at(q, scratch, nullptr);
   }
 
-  // Errors of row q, in the table if there is one, and the least of them.
+  // Computes the errors of row q, into the table if there is one, and finds the least of them.
   void look_at(int64_t q, PairScratch& scratch, double* table) {
     const size_t i = static_cast<size_t>(q);
     scratch.total.resize(static_cast<size_t>(task_.units));
     double* total = table ? table + q * task_.units : scratch.total.data();
     std::copy(gone_.begin(), gone_.end(), total);
     double base = 0.0;
-    for (PairReader& reader : readers_) base += reader.add_errors(tile_, q, scratch, total);
+    for (PairState& state : states_) base += state.add_errors(tile_, q, scratch, total);
     total[q] = kInfinity;
     partner_[i] = tile_.find_least(task_.units, total);
     least_[i] = looked_[i] = partner_[i] < 0 ? kInfinity : total[partner_[i]];
@@ -115,7 +116,7 @@ class Unification {
     fresh_[i] = true;
   }
 
-  // The pair of least error: rows that wait are looked at while their bounds come first.
+  // Returns the pair of least error. A row that waits is looked at when its bound is the least.
   std::pair<int64_t, int64_t> choose(PairScratch& scratch) {
     for (;;) {
       const int64_t q = tile_.find_least(task_.units, least_.data());
@@ -123,7 +124,7 @@ class Unification {
       if (fresh_[static_cast<size_t>(q)]) return {q, partner_[static_cast<size_t>(q)]};
       catch_up(q, scratch);
     }
-    least_[static_cast<size_t>(alive_[0])] = kInfinity;  // or NaN, as a bound
+    least_[static_cast<size_t>(alive_[0])] = kInfinity;  // it may have been NaN, as a bound
     return {alive_[0], alive_[1]};
   }
 
@@ -131,22 +132,31 @@ class Unification {
   Team& team_;
   const Tile& tile_;
   std::vector<int64_t> alive_;  // units still there, ascending
-  std::vector<double> gone_;    // (units,): +inf for units that left, 0 for others
-  std::vector<PairReader> readers_;
-  std::vector<int64_t> partner_;  // (units,): of each row's best pair, -1 where no error is finite
-  std::vector<double> least_;     // (units,): its error, or a bound below it; +inf for units that left
+  std::vector<double> gone_;    // (units,): +inf for units that are removed, 0 for others
+  std::vector<PairState> states_;
+  std::vector<int64_t>
+      partner_;  // (units,): p of the best pair of each row, -1 where no error is finite
+  std::vector<double>
+      least_;  // (units,): its error, or a lower bound of it; +inf for units that are removed
 
-  // Where all consumers can wait, a row is looked at only when its bound comes first. With b the error
-  // at a gain of 0 and z_p, over consumers, what the best gains take off it, as a vector of roots, a
-  // pair's error is b - |z_p|^2. Steps change b by what is known, and |z_p| at most by the length of
-  // what they change in z_p. Partners that leave only raise the least.
+  // Where the rows of all consumers may wait, a row is looked at only when its lower bound is the least
+  // of all. Let b be the error of a row with a gain of 0, and z_p the vector, over consumers, of the
+  // roots of what the best gains take off it. Then the error of a pair is b - |z_p|^2. A step changes b
+  // by a known amount, the shift, and |z_p| by no more than the length of the change of z_p, the slack.
+  // Partners that are removed only raise the least error of a row.
+  //
+  // Example: when the row was looked at, b was 10 and the largest |z_p|, its reach, 3; so its least
+  // error was 10 - 9 = 1. A step then shifts b by 0.5, and no |z_p| by more than 0.2. The least error
+  // is now at least 10.5 - 3.2^2 = 0.26, or 1 + 0.5 - 0.2 * (2 * 3 + 0.2). If some row that was looked
+  // at has an error of 0.2, this row can go on waiting. If not, its row of R takes in all missed steps,
+  // and it is looked at again: then its bound is its error, and shift and slack are 0.
   bool waits_;
-  std::vector<char> fresh_;     // (units,): whether least_ is the error
-  std::vector<double> looked_;  // (units,): the error when it was looked at
+  std::vector<char> fresh_;     // (units,): whether least_ is the error itself
+  std::vector<double> looked_;  // (units,): the least error of the row when it was looked at
   std::vector<double> reach_;   // (units,): the largest |z_p| then
   std::vector<double> shifts_;  // (units,): by how much b has changed since
-  std::vector<double> slack_;   // (units,): by how much |z_p| may have
-  std::vector<double> drifts_;  // (units,): the square of what the last step adds to that
+  std::vector<double> slack_;   // (units,): by how much |z_p| may have changed since
+  std::vector<double> drifts_;  // (units,): the square of what the last step adds to the slack
 };
 
 int64_t largest(const PairTask& task) {

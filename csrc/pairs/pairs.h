@@ -24,7 +24,7 @@ struct PairTask {
   std::vector<PairConsumer> consumers;
   int64_t units, steps;  // steps < units, or both are 0
   double* table;         // out (units, units) float64: err(row -> column) before any step; or null
-  int64_t* removed;      // out (steps,) int64: the unit that left at each step
+  int64_t* removed;      // out (steps,) int64: the unit that is removed at each step
   int64_t* partner;      // out (steps,) int64: the unit that emulates it from then on
   double* errors;        // out (steps,) float64: by how much each step raised the total error
 };
@@ -47,10 +47,10 @@ struct PairTask {
 //
 // for all r and s, the former with W_p as it becomes. So errors add up to that of the weights at the
 // end, to rounding. A step takes units^2 taps^2 + units taps^2 outputs multiply-adds for each consumer.
-// With one tap in all consumers, the CPU brings rows of R up to date only when a bound on their errors
-// comes first, some of them at each step; what all steps moved is kept until then. On CUDA all tasks
-// take their steps together, in one launch. Its scratch, for each consumer: units x (3 units + taps x
-// outputs + 5 taps^2) doubles, without the 3 units where there are no steps.
+// With one tap in all consumers, the CPU brings a row of R up to date only when a lower bound of its
+// errors is the least of all; until then it keeps what the steps changed. On CUDA all tasks take their
+// steps together, in one launch, whose scratch for each consumer is units x (3 units + taps x outputs +
+// 5 taps^2) doubles, without the 3 units where there are no steps.
 //
 // float64 throughout. Outputs are overwritten and overlap nothing; weights overlap no other array.
 // Any size may be 0. Tasks run side by side; a large one, or a single one, uses all threads; results do

@@ -13,8 +13,8 @@ namespace reapx {
 
 namespace {
 
-constexpr int64_t kLarge = 1024;       // features from which a task is worth all threads
-constexpr int64_t kRefreshSteps = 32;  // after which the blocks that the scores need are read anew
+constexpr int64_t kLarge = 1024;       // features from which on a task uses all threads
+constexpr int64_t kRefreshSteps = 32;  // after which the blocks that the scores need are computed anew
 
 int64_t largest(const PathTask& task) {
   int64_t features = 0;
@@ -22,7 +22,7 @@ int64_t largest(const PathTask& task) {
   return features;
 }
 
-// Roughly what a task costs: P is updated once for each column that leaves.
+// Roughly what a task costs: P is updated once for each column that is removed.
 double cost(const PathTask& task) {
   double sum = 0.0;
   for (const PathConsumer& c : task.consumers)
@@ -42,8 +42,7 @@ class Elimination {
     for (const PathConsumer& c : task.consumers)
       if (c.taps > 0) panel_steps_ = std::min(panel_steps_, std::max<int64_t>(1, kPanelRows / c.taps));
     for (const PathConsumer& c : task.consumers)
-      states_.push_back(
-          std::make_unique<ConsumerState>(tile, team, c, slots_, panel_steps_, task.steps));
+      states_.push_back(std::make_unique<PathState>(tile, team, c, slots_, panel_steps_, task.steps));
   }
 
   void run() {
@@ -114,7 +113,7 @@ class Elimination {
   const Tile& tile_;
   std::vector<bool> alive_;  // (units,)
   Slots slots_;
-  std::vector<std::unique_ptr<ConsumerState>> states_;
+  std::vector<std::unique_ptr<PathState>> states_;
   std::vector<double> scores_;
   int64_t panel_steps_ = kPanelRows;
   int64_t since_refresh_ = 0;  // steps

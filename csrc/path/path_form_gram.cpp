@@ -8,9 +8,9 @@ namespace {
 
 constexpr int64_t kOutputs = 256;  // outputs whose products are added to K at a time
 
-// Beyond the rows of L^T, Gathered::rows holds those of Z^T and, for the flush, L^T once more: then
-// L^T Z + Z^T L is one product of [L; Z] and [Z; L].
-class GramForm : public Form {
+// After the rows of L^T, Gathered::rows holds those of Z^T and, for the flush, L^T once more. Then
+// L Z^T + Z L^T is a single product, of the rows [L^T; Z^T] and [Z^T; L^T].
+class GramForm : public PathForm {
  public:
   GramForm(const Tile& tile, Team& team, const PathConsumer& consumer, const Columns& columns)
       : c_(consumer), columns_(columns), gram_(columns.size(), columns.size(), Panels::Raw()) {
@@ -39,7 +39,7 @@ class GramForm : public Form {
     return {g.rows.panel(0) + (g.capacity + g.count) * kDoubleWidth, g.rows.rows()};
   }
 
-  // v v^T = R^-T K_uu R^-1: v itself is not needed before the end.
+  // Computes v v^T = R^-T K_uu R^-1; v itself is not needed before the end.
   double pivot(const Tile&, const Gathered& g, int64_t slot) override {
     const int64_t q = c_.taps, slots = columns_.slots;
     own_.resize(static_cast<size_t>(g.count * q));
@@ -92,7 +92,7 @@ class GramForm : public Form {
 
   void flush(const Tile& tile, Team& team, Gathered& g, int64_t, bool last) override {
     if (last) return;
-    // Z^T follows L^T without a gap, and the copy of L^T follows that.
+    // Z^T is moved up to follow L^T without a gap, and a copy of L^T follows it.
     for (int64_t p = 0; p < g.rows.count(); ++p) {
       double* l = g.rows.panel(p);
       const int64_t size = g.count * kDoubleWidth, gap = g.capacity * kDoubleWidth;
@@ -153,27 +153,29 @@ class GramForm : public Form {
   std::vector<double> half_;   // v v^T / 2
 };
 
-// Multiply-adds, those of a product of large matrices being the unit. A step reads all of W for taps
-// rows of Z^T; measured, that costs as much as 1 + 6 / taps times the operations in a product.
+// Compares multiply-adds, in units of those of a product of large matrices. In the form that keeps W, a
+// step reads all of W for `taps` rows of Z^T. Measured: that costs 1 + 6 / taps times as much as the
+// same operations in a large product.
 bool gram_is_cheaper(const PathConsumer& c, const Columns& columns, int64_t capacity, int64_t steps) {
   const double n = static_cast<double>(columns.size()), outputs = static_cast<double>(c.outputs);
-  const double q = static_cast<double>(c.taps), left = static_cast<double>(steps) * q;
-  const double kept = std::max(n - left, 0.0), mean = (n + kept) / 2;
-  const double weight = (2.0 + 6.0 / std::max(q, 1.0)) * outputs * mean * left;
+  const double q = static_cast<double>(c.taps), removed = static_cast<double>(steps) * q;
+  const double kept = std::max(n - removed, 0.0), mean = (n + kept) / 2;
+  const double weight = (2.0 + 6.0 / std::max(q, 1.0)) * outputs * mean * removed;
   const double gram = outputs * n * n / 2 + (n * n * n - kept * kept * kept) / 3 +
-                      outputs * left * left / 2 + 3.0 * static_cast<double>(capacity) * mean * left;
+                      outputs * removed * removed / 2 +
+                      3.0 * static_cast<double>(capacity) * mean * removed;
   return gram < weight;
 }
 
 }  // namespace
 
-std::unique_ptr<Form> keep_gram(const Tile& tile, Team& team, const PathConsumer& consumer,
-                                const Columns& columns) {
+std::unique_ptr<PathForm> keep_gram(const Tile& tile, Team& team, const PathConsumer& consumer,
+                                    const Columns& columns) {
   return std::make_unique<GramForm>(tile, team, consumer, columns);
 }
 
-std::unique_ptr<Form> make_form(const Tile& tile, Team& team, const PathConsumer& consumer,
-                                const Columns& columns, int64_t capacity, int64_t steps) {
+std::unique_ptr<PathForm> make_form(const Tile& tile, Team& team, const PathConsumer& consumer,
+                                    const Columns& columns, int64_t capacity, int64_t steps) {
   return gram_is_cheaper(consumer, columns, capacity, steps)
              ? keep_gram(tile, team, consumer, columns)
              : keep_weight(team, consumer, columns, capacity);

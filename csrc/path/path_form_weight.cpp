@@ -6,7 +6,7 @@ namespace reapx {
 
 namespace {
 
-class WeightForm : public Form {
+class WeightForm : public PathForm {
  public:
   WeightForm(Team& team, const PathConsumer& consumer, const Columns& columns, int64_t capacity)
       : c_(consumer),
@@ -42,7 +42,7 @@ class WeightForm : public Form {
     double* z = cross_.panel(panel);
     std::fill(z, z + c_.taps * kDoubleWidth, 0.0);
     subtract_rows(tile, c_.taps, c_.outputs, minus_v_.data(), weight_.panel(panel), z);
-    // The last rows of the products are v v^T / 2: they meet the new rows of L^T.
+    // The last rows of the products are v v^T / 2, which are multiplied by the new rows of L^T.
     subtract_rows(tile, c_.taps, g.count + c_.taps, products_.data(), g.rows.panel(panel), z);
   }
 
@@ -70,7 +70,7 @@ class WeightForm : public Form {
   void finish(const Tile&, Team&, const int64_t*, int64_t, double*) override {}
 
  private:
-  // v at kDoubleWidth outputs, in the three layouts that products read.
+  // Computes v at kDoubleWidth outputs and writes it in the three layouts that the products read.
   void write_v(const Tile& tile, const Gathered& g, int64_t slot, int64_t panel) {
     const int64_t q = c_.taps, begin = panel * kDoubleWidth;
     double* v = rows_.panel(panel) + g.count * kDoubleWidth;
@@ -87,7 +87,7 @@ class WeightForm : public Form {
       }
   }
 
-  // V v^T and v v^T / 2 in one product over the outputs.
+  // Computes V v^T and v v^T / 2 in one product over the outputs.
   void multiply_v(const Tile& tile, const Gathered& g) {
     const int64_t q = c_.taps, rows = g.count + q;
     std::vector<double> block(static_cast<size_t>(q * kDoubleWidth));
@@ -114,8 +114,8 @@ class WeightForm : public Form {
 
 }  // namespace
 
-std::unique_ptr<Form> keep_weight(Team& team, const PathConsumer& consumer, const Columns& columns,
-                                  int64_t capacity) {
+std::unique_ptr<PathForm> keep_weight(Team& team, const PathConsumer& consumer, const Columns& columns,
+                                      int64_t capacity) {
   return std::make_unique<WeightForm>(team, consumer, columns, capacity);
 }
 

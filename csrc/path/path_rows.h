@@ -9,9 +9,9 @@
 
 namespace reapx {
 
-inline constexpr int64_t kWorthThreads = 1 << 19;  // multiply-adds from which threads help
+inline constexpr int64_t kWorthTeam = 1 << 19;  // multiply-adds from which threads help
 
-// The team, or nobody else where the work does not pay for waking it.
+// Runs the items on the team, or on this thread alone where the work does not pay for waking it.
 template <class Work>
 void run_if(bool worth, Team& team, int64_t items, Work work) {
   if (worth) {
@@ -24,7 +24,8 @@ void run_if(bool worth, Team& team, int64_t items, Work work) {
 // c (rows, kDoubleWidth) -= A^T B for any number of rows; a (terms, rows) next to each other.
 inline void subtract_rows(const Tile& tile, int64_t rows, int64_t terms, const double* a,
                           const double* b, double* c) {
-  // In parts of about equal size: a single row that is left over would cost half as much as eight.
+  // In parts of about equal size, since a single row that is left over would cost half as much as
+  // eight.
   for (int64_t i = 0, parts = (rows + kTileRows - 1) / kTileRows; parts > 0; --parts) {
     const int64_t count = (rows - i + parts - 1) / parts;
     tile.subtract_products(count, terms, a + i, rows, b, c + i * kDoubleWidth);
@@ -32,7 +33,7 @@ inline void subtract_rows(const Tile& tile, int64_t rows, int64_t terms, const d
   }
 }
 
-// Where the columns of a panel come from: to[j] = from[index[j]], zero where index[j] is -1.
+// Picks the columns of a panel from a row: to[j] = from[index[j]], or zero where index[j] is -1.
 class Pick {
  public:
   Pick(const int64_t* index, int64_t count) {

@@ -25,8 +25,8 @@ Slots::Slots(const std::vector<bool>& alive_units) : slot_of(alive_units.size(),
   alive.resize(unit.size(), false);
 }
 
-ConsumerState::ConsumerState(const Tile& tile, Team& team, const PathConsumer& consumer,
-                             const Slots& slots, int64_t panel_steps, int64_t steps)
+PathState::PathState(const Tile& tile, Team& team, const PathConsumer& consumer, const Slots& slots,
+                     int64_t panel_steps, int64_t steps)
     : c_(consumer), basis_(0, 0) {
   list_columns(slots);
   load(team);
@@ -40,7 +40,7 @@ ConsumerState::ConsumerState(const Tile& tile, Team& team, const PathConsumer& c
   refresh(tile, team);
 }
 
-void ConsumerState::list_columns(const Slots& slots) {
+void PathState::list_columns(const Slots& slots) {
   std::vector<bool> covered(static_cast<size_t>(c_.features));
   for (size_t i = 0; i < slots.slot_of.size() * static_cast<size_t>(c_.taps); ++i)
     covered[static_cast<size_t>(c_.columns[i])] = true;
@@ -53,9 +53,9 @@ void ConsumerState::list_columns(const Slots& slots) {
     if (!covered[static_cast<size_t>(i)]) columns_.source.push_back(i);
 }
 
-// Some rows at a time: what is picked from all over them fits the cache, and what is written to a panel
-// lies together.
-void ConsumerState::load(Team& team) {
+// Takes a few rows at a time, so that the elements that are picked from all over them stay in the
+// cache, and those that are written to a panel lie next to each other.
+void PathState::load(Team& team) {
   const int64_t n = columns_.size();
   basis_ = Panels(n, n, Panels::Raw());
   const std::vector<Pick> picks = picks_of(columns_.source);
@@ -74,23 +74,23 @@ void ConsumerState::load(Team& team) {
   });
 }
 
-void ConsumerState::place_features() {
+void PathState::place_features() {
   place_.assign(static_cast<size_t>(c_.features), -1);
   for (int64_t j = 0; j < columns_.size(); ++j)
     if (const int64_t feature = columns_.source[static_cast<size_t>(j)]; feature >= 0)
       place_[static_cast<size_t>(feature)] = gathered_.rows.at(0, j) - gathered_.rows.panel(0);
 }
 
-void ConsumerState::resize_blocks() {
+void PathState::resize_blocks() {
   const size_t q = static_cast<size_t>(c_.taps), slots = static_cast<size_t>(columns_.slots);
   s_.assign(q * q * slots, 0.0);
   a_.assign(q * q * slots, 0.0);
   scores_.resize(slots);
 }
 
-void ConsumerState::refresh(const Tile& tile, Team& team) {
+void PathState::refresh(const Tile& tile, Team& team) {
   const int64_t q = c_.taps, slots = columns_.slots;
-  const bool worth = q * q * slots * c_.outputs > kWorthThreads;
+  const bool worth = q * q * slots * c_.outputs > kWorthTeam;
   run_if(worth, team, slots / kLanes, [&](int64_t item) {
     const int64_t first = item * kLanes, last = first + kLanes;
     for (int64_t x = 0; x < q; ++x)
@@ -102,8 +102,9 @@ void ConsumerState::refresh(const Tile& tile, Team& team) {
   });
 }
 
-void ConsumerState::score(const Tile& tile, int64_t first, int64_t last) {
-  // On the stack where it fits: memory from the heap would cost more than the scores of one tap.
+void PathState::score(const Tile& tile, int64_t first, int64_t last) {
+  // The scratch is on the stack where it fits: an allocation would take longer than the scores of one
+  // tap.
   double small[1024];
   std::vector<double> large;
   const size_t needed = static_cast<size_t>((c_.taps + 1) * c_.taps * kLanes);
@@ -112,12 +113,13 @@ void ConsumerState::score(const Tile& tile, int64_t first, int64_t last) {
                    large.empty() ? small : large.data());
 }
 
-void ConsumerState::add_scores(std::vector<double>& scores) const {
+void PathState::add_scores(std::vector<double>& scores) const {
   for (size_t u = 0; u < scores_.size(); ++u) scores[u] += c_.scale * scores_[u];
 }
 
-// R and the rows of L that belong to the unit. The block is computed anew from P, not taken from S.
-void ConsumerState::find_root(int64_t slot) {
+// Computes R, and gathers the rows of L that belong to the unit. P_uu is computed anew from P and not
+// taken from S, which has drifted.
+void PathState::find_root(int64_t slot) {
   const int64_t q = c_.taps, slots = columns_.slots, count = gathered_.count;
   double *own = gathered_.own.data(), *r = gathered_.root.data();
   for (int64_t k = 0; k < count; ++k)
@@ -136,7 +138,7 @@ void ConsumerState::find_root(int64_t slot) {
   }
 }
 
-bool ConsumerState::pivot(const Tile& tile, int64_t slot, double* error) {
+bool PathState::pivot(const Tile& tile, int64_t slot, double* error) {
   const int64_t q = c_.taps;
   find_root(slot);
   for (int64_t i = 0; i < q; ++i) {
@@ -147,8 +149,9 @@ bool ConsumerState::pivot(const Tile& tile, int64_t slot, double* error) {
   return true;
 }
 
-// What is known without rounding: zero in the columns of units that left, R in the unit's own.
-void ConsumerState::set_known(const Slots& slots, int64_t slot, int64_t panel, double* rows) const {
+// Writes what is known without rounding: zeros in the columns of removed units, and R in the unit's
+// own.
+void PathState::set_known(const Slots& slots, int64_t slot, int64_t panel, double* rows) const {
   const int64_t q = c_.taps, begin = panel * kDoubleWidth;
   const int64_t end = std::min(begin + kDoubleWidth, q * columns_.slots);
   for (int64_t j = begin; j < end; ++j) {
@@ -160,7 +163,7 @@ void ConsumerState::set_known(const Slots& slots, int64_t slot, int64_t panel, d
   }
 }
 
-void ConsumerState::advance_panel(const Tile& tile, const Slots& slots, int64_t slot, int64_t panel) {
+void PathState::advance_panel(const Tile& tile, const Slots& slots, int64_t slot, int64_t panel) {
   const int64_t q = c_.taps;
   double* before = gathered_.rows.panel(panel);
   double* l = before + gathered_.count * kDoubleWidth;
@@ -172,22 +175,22 @@ void ConsumerState::advance_panel(const Tile& tile, const Slots& slots, int64_t 
   form_->advance(tile, gathered_, slot, panel);
 }
 
-// S, A and the scores of some slots, once all their columns have the new rows.
-void ConsumerState::advance_units(const Tile& tile, int64_t first, int64_t last) {
+// Updates S, A and the scores of some slots, once all their columns have the new rows.
+void PathState::advance_units(const Tile& tile, int64_t first, int64_t last) {
   const UnitPanels l{gathered_.rows.panel(0), gathered_.rows.rows()};
   tile.unit_update(c_.taps, columns_.slots, first, last, l, gathered_.count, form_->cross(gathered_),
                    s_.data(), a_.data());
   score(tile, first, last);
 }
 
-void ConsumerState::advance(const Tile& tile, Team& team, const Slots& slots, int64_t slot) {
+void PathState::advance(const Tile& tile, Team& team, const Slots& slots, int64_t slot) {
   const int64_t q = c_.taps;
-  // Few rows are bound by memory: 6 more would cost about the same.
+  // With few rows memory is the limit, and 6 more rows would take about the same time.
   const int64_t cost = columns_.size() * (q + 6) * (gathered_.count + form_->advance_cost(gathered_));
-  const bool worth = cost > kWorthThreads;
+  const bool worth = cost > kWorthTeam;
   run_if(worth, team, gathered_.rows.count(), [&](int64_t p) {
     advance_panel(tile, slots, slot, p);
-    const int64_t first = p * kDoubleWidth;  // with one tap a panel has all columns of its units
+    const int64_t first = p * kDoubleWidth;  // with one tap, a panel has all columns of its units
     if (q == 1 && first < columns_.slots)
       advance_units(tile, first, std::min(first + kDoubleWidth, columns_.slots));
   });
@@ -197,8 +200,8 @@ void ConsumerState::advance(const Tile& tile, Team& team, const Slots& slots, in
   gathered_.count += q;
 }
 
-// Row by row of the output, in its order; features of units that left earlier are zero.
-void ConsumerState::emit(int64_t row) {
+// Writes one row of the factor, in the order of the features; those of units removed earlier are zero.
+void PathState::emit(int64_t row) {
   const double* from = gathered_.rows.panel(0) + row * kDoubleWidth;
   double* to = c_.factor + (emitted_ + row) * c_.features;
   for (int64_t j = 0; j < c_.features; ++j) {
@@ -207,10 +210,10 @@ void ConsumerState::emit(int64_t row) {
   }
 }
 
-void ConsumerState::flush(const Tile& tile, Team& team, bool last) {
+void PathState::flush(const Tile& tile, Team& team, bool last) {
   const int64_t n = columns_.size();
   Team alone(1);
-  Team& any = n * n * gathered_.count > kWorthThreads ? team : alone;
+  Team& any = n * n * gathered_.count > kWorthTeam ? team : alone;
   any.run(gathered_.count, [&](int64_t row) { emit(row); });
   if (!last) subtract_upper(tile, any, gathered_.rows, gathered_.rows, gathered_.count, basis_);
   form_->flush(tile, any, gathered_, emitted_, last);
@@ -218,7 +221,7 @@ void ConsumerState::flush(const Tile& tile, Team& team, bool last) {
   gathered_.count = 0;
 }
 
-void ConsumerState::compact(const Slots& before, const Slots& after) {
+void PathState::compact(const Slots& before, const Slots& after) {
   std::vector<int64_t> from, source;
   for (int64_t a = 0; a < c_.taps; ++a)
     for (int64_t unit : after.unit) {
@@ -238,8 +241,8 @@ void ConsumerState::compact(const Slots& before, const Slots& after) {
   resize_blocks();
 }
 
-void ConsumerState::finish(const Tile& tile, Team& team, const int64_t* order, int64_t count,
-                           int64_t steps, double* errors) {
+void PathState::finish(const Tile& tile, Team& team, const int64_t* order, int64_t count, int64_t steps,
+                       double* errors) {
   basis_ = Panels(0, 0);
   gathered_.rows = Panels(0, 0);
   form_->finish(tile, team, order, count, errors);

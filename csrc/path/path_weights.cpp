@@ -9,14 +9,14 @@ namespace reapx {
 
 namespace {
 
-constexpr int64_t kLarge = 1 << 22;  // multiply-adds from which a task is worth all threads
-constexpr int64_t kTerms = 256;  // rows of factor and residual that are turned into panels at a time
+constexpr int64_t kLarge = 1 << 22;    // multiply-adds from which a task is worth all threads
+constexpr int64_t kSegmentRows = 256;  // of factor and residual, made into panels at a time
 
 int64_t most_terms(const CutsTask& task) {
   int64_t most = 0;
   for (int64_t i = 0, before = 0; i < task.count; before = task.cuts[i++])
     most = std::max(most, (task.cuts[i] - before) * task.taps);
-  return std::min(most, kTerms);
+  return std::min(most, kSegmentRows);
 }
 
 // `count` rows of a row-major matrix with x.columns() columns become the rows of its panels.
@@ -40,13 +40,13 @@ class Cuts {
       : task_(task),
         team_(team),
         tile_(tile),
-        left_at_(static_cast<size_t>(task.features), task.steps),
+        removed_at_(static_cast<size_t>(task.features), task.steps),
         now_(task.outputs, task.features, Panels::Raw()),
         factor_(most_terms(task), task.features, Panels::Raw()),
         residual_(most_terms(task), task.outputs, Panels::Raw()) {
     for (int64_t t = 0; t < task.steps; ++t)
       for (int64_t a = 0; a < task.taps; ++a)
-        left_at_[static_cast<size_t>(task.columns[task.order[t] * task.taps + a])] = t;
+        removed_at_[static_cast<size_t>(task.columns[task.order[t] * task.taps + a])] = t;
     load_rows(team, task.weight, task.outputs, now_);
   }
 
@@ -54,15 +54,15 @@ class Cuts {
     int64_t row = 0;
     for (int64_t i = 0; i < task_.count; ++i) {
       const int64_t cut = task_.cuts[i], end = cut * task_.taps;
-      for (; row < end; row = std::min(row + kTerms, end))
-        subtract(row, std::min(kTerms, end - row), cut);
+      for (; row < end; row = std::min(row + kSegmentRows, end))
+        subtract(row, std::min(kSegmentRows, end - row), cut);
       write(cut, task_.weights + i * task_.outputs * task_.features);
     }
   }
 
  private:
   bool stays(int64_t feature, int64_t cut) const {
-    return left_at_[static_cast<size_t>(feature)] >= cut;
+    return removed_at_[static_cast<size_t>(feature)] >= cut;
   }
 
   void subtract(int64_t row, int64_t terms, int64_t cut) {
@@ -96,9 +96,9 @@ class Cuts {
   const CutsTask& task_;
   Team& team_;
   const Tile& tile_;
-  std::vector<int64_t> left_at_;  // (features,): the step at which a feature's unit leaves, or steps
-  Panels now_;                    // the weights at the current cut: row = output
-  Panels factor_, residual_;      // rows of the current segment
+  std::vector<int64_t> removed_at_;  // (features,): the step at which its unit is removed, or steps
+  Panels now_;                       // the weights at the current cut: row = output
+  Panels factor_, residual_;         // rows of the current segment
 };
 
 }  // namespace

@@ -48,7 +48,7 @@ class Array {
     if (dtype_ != dtype_of<T>()) fail(std::string("must be ") + dtype_of<T>() + ", not " + dtype_);
     return static_cast<T*>(address(alignof(T)));
   }
-  // The same for who checks the dtype.
+  // The same for callers that check the dtype themselves.
   const std::string& dtype() const { return dtype_; }
   void* address(size_t alignment) const {
     for (int64_t size : shape_)

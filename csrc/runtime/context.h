@@ -1,5 +1,5 @@
-// What a kernel needs to know about where it runs. The headers of the kernels serve every back end, so
-// they know this type by name only; a back end's definitions include context_cpu.h or context_cuda.h.
+// Where a kernel runs. The headers of the kernels serve every back end and know this type by name only;
+// the definitions include context_cpu.h or context_cuda.h.
 #pragma once
 
 #include <stdexcept>

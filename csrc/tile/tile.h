@@ -2,7 +2,7 @@
 //
 // All heavy work is one shape of product over *panels*. A panel holds `rows` rows of 128 bytes:
 // kFloatWidth float32 or kDoubleWidth float64 columns, row after row. A matrix with more columns is
-// a list of panels, [ceil(columns / width)][rows][width], the last one filled up with zeros.
+// a list of panels, [ceil(columns / width)][rows][width], the last one padded with zeros.
 //
 // The same source (tile_core.h) is compiled once for each instruction set; `tile_pick` takes the
 // best one this machine can run. Pointers need the alignment of their element only.
@@ -68,7 +68,7 @@ struct Tile {
   void (*add_transposed)(int64_t rows, int64_t columns, double scale, const double* from,
                          int64_t from_stride, double* to, int64_t to_stride);
 
-  // to[t*count + j] += from[j][t] for t < columns, j < count: rows woven into one.
+  // to[t*count + j] += from[j][t] for t < columns, j < count: rows interleaved into one.
   void (*add_interleaved)(int64_t count, int64_t columns, const double* const* from, double* to);
 
   // to[i] += scale * from[i] for i < count.
@@ -92,15 +92,15 @@ struct Tile {
                     double* a);
 
   // inner[u] = sum_b sum_a product[a*q + b] * rows[a][u*q + b] and norms[u] = the same over blocks,
-  // for u < units, a < q, b < q. A unit's sums are the same wherever it stands, and norms with the
-  // same numbers are the same as inner. work: q*(q+2)*kLanes doubles.
+  // for u < units, a < q, b < q. The sums of a unit do not depend on its index, and norms are the same
+  // as inner where blocks are the same as rows. work: q*(q+2)*kLanes doubles.
   void (*pair_products)(int64_t q, int64_t units, const double* const* rows,
                         const double* const* blocks, const double* product, double* inner,
                         double* norms, double* work);
 
   // sums[u] += scale * (own - gain * left), left = inner[u] - overlaps[u], gain = left / norms[u], or
-  // 0 where that norm is not positive. What is not finite makes the sum +inf. Without overlaps (null)
-  // an error below 0 is rounding and counts as 0.
+  // 0 where that norm is not positive. An error that is not finite makes the sum +inf. Without
+  // overlaps (null) an error below 0 is rounding and counts as 0.
   void (*add_pair_errors)(int64_t units, double own, double scale, const double* inner,
                           const double* overlaps, const double* norms, double* sums);
 
@@ -108,7 +108,7 @@ struct Tile {
   int64_t (*find_least)(int64_t count, const double* from);
 
   // row_max[i] = max(row_max[i], max_j |from[i*stride + j]|), column_max[j] the same over i, for
-  // i < rows, j < columns. What is compared are bit patterns without the sign: a NaN wins. The
+  // i < rows, j < columns. Bit patterns without the sign are compared, so a NaN is the largest. The
   // maxima must not be negative before.
   void (*max_magnitudes)(int64_t rows, int64_t columns, const float* from, int64_t stride,
                          float* row_max, float* column_max);

@@ -16,8 +16,9 @@ namespace {
 constexpr int kVectors = 2;  // vectors side by side in the register tile
 constexpr int64_t kRowBytes = 128;
 constexpr int64_t kWorthPrefetch = 32;  // terms
-constexpr int64_t kLongSum = 128;       // terms from which B may come from memory: the machine's own
-constexpr int64_t kRowsAhead = 64;      // prefetcher does not keep up, so ask this many rows ahead
+// From kLongSum terms on B may come from memory, and the hardware does not prefetch fast enough: the
+// rows kRowsAhead of the current one are prefetched.
+constexpr int64_t kLongSum = 128, kRowsAhead = 64;
 constexpr int64_t kStrips = kRowBytes / (kVectors * TILE_BYTES);
 static_assert(kFloatWidth * sizeof(float) == kRowBytes && kDoubleWidth * sizeof(double) == kRowBytes);
 
@@ -57,7 +58,7 @@ template <int Rows>
 void subtract_tile(int64_t terms, const double* a, int64_t a_stride, const double* b, double* c) {
   for (int64_t strip = 0; strip < kStrips; ++strip) {
     const int64_t column = strip * kVectors * kLength<double>;
-    // Targets are visited once and have left the cache: ask for this one and the next while adding up.
+    // Targets are visited once and are out of the cache: this one and the next are prefetched.
     if (terms >= kWorthPrefetch)
       for (int i = 0; i < 2 * Rows; ++i)
         for (int v = 0; v < kVectors; ++v)
@@ -206,7 +207,7 @@ inline Lanes column(UnitPanels x, int64_t row, int64_t index) {
 }
 
 // S = N D N^T with N unit lower triangular. On return n holds N^-1 (below the diagonal) and d is
-// D^-1; the answer is a mask of the lanes in which every pivot was positive.
+// D^-1. Returns a mask of the lanes in which every pivot was positive.
 auto factor_lanes(int64_t q, int64_t units, const double* s, double* n, double* d) {
   auto positive = Lanes{} == Lanes{};
   const auto entry = [&](int64_t i, int64_t j) { return n + (i * q + j) * kStep; };

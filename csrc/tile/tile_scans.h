@@ -6,8 +6,8 @@
 namespace reapx {
 namespace {
 
-// q rows in turn, a few lines of each at a time: more streams than the hardware foresees.
-constexpr int64_t kAhead = 128;  // doubles
+// Doubles that are prefetched ahead: q rows in turn are more streams than the hardware prefetches.
+constexpr int64_t kAhead = 128;
 
 // to[i] = sum_a factors[a*width + i] * rows[a][offset + i] for the Vectors vectors from i on, and the
 // same with `blocks` at to[width + i].
@@ -73,7 +73,7 @@ inline Lanes pair_errors(double own, double floor, Lanes left, Lanes norms) {
   const Lanes gains = norms <= zero ? zero : left / norms;
   const Lanes errors = own - gains * left;
   const Lanes clamped = errors < floor ? zero + floor : errors;
-  return errors - errors == zero ? clamped : infinity;  // not so for infinities and NaN
+  return errors - errors == zero ? clamped : infinity;  // false for infinities and NaN
 }
 
 void add_pair_errors(int64_t units, double own, double scale, const double* inner,
@@ -98,7 +98,8 @@ void add_pair_errors(int64_t units, double own, double scale, const double* inne
   __builtin_memcpy(sums + u, &sum, bytes);
 }
 
-// The least of a block in a few vectors at once; only a block with a new least is looked at again.
+// Takes the least of a block with a few vectors, and looks at a block again only where that is a new
+// least.
 int64_t find_least(int64_t count, const double* from) {
   constexpr int64_t block = 4 * kLanes;
   int64_t at = -1;
@@ -123,7 +124,7 @@ int64_t find_least(int64_t count, const double* from) {
   return at;
 }
 
-// Magnitudes of floats order as their bit patterns without the sign do, with NaN above infinity.
+// Magnitudes of floats have the order of their bit patterns without the sign, with NaN above infinity.
 typedef int32_t Bits __attribute__((vector_size(TILE_BYTES)));
 constexpr int32_t kMagnitude = 0x7fffffff;
 

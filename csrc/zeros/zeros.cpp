@@ -10,11 +10,11 @@ namespace reapx {
 
 namespace {
 
-constexpr int64_t kBlock = 1 << 21;  // weights of a block: small enough to share out evenly
+constexpr int64_t kBlock = 1 << 21;  // weights of a block: few enough to share them evenly
 constexpr int64_t kStrip = 1 << 12;  // columns whose running maxima stay in L1 (16 KiB)
 
-// Rows first .. first+count-1 of a task, which one thread reads.
-struct Block {
+// The work item of a thread: rows first .. first+count-1 of a task.
+struct RowBlock {
   const ZeroTask* task;
   int64_t first, count;
   int64_t maxima;  // where in the workspace the maxima of its inputs * taps columns begin
@@ -23,8 +23,8 @@ struct Block {
 int64_t width_of(const ZeroTask& task) { return task.inputs * task.taps; }
 
 // The blocks of a task follow each other, and so do their maxima.
-std::vector<Block> list_blocks(const std::vector<ZeroTask>& tasks) {
-  std::vector<Block> blocks;
+std::vector<RowBlock> list_blocks(const std::vector<ZeroTask>& tasks) {
+  std::vector<RowBlock> blocks;
   int64_t maxima = 0;
   for (const ZeroTask& task : tasks) {
     const int64_t width = width_of(task);
@@ -38,8 +38,9 @@ std::vector<Block> list_blocks(const std::vector<ZeroTask>& tasks) {
   return blocks;
 }
 
-// Its rows' maxima are then final; its columns' still lack those of the task's other blocks.
-void read_block(const Tile& tile, const Block& block, float* maxima) {
+// Reads a block. The maxima of its rows are then final; those of its columns still lack the other
+// blocks of the task.
+void read_block(const Tile& tile, const RowBlock& block, float* maxima) {
   const int64_t width = width_of(*block.task);
   const float* from = block.task->weight + block.first * width;
   for (int64_t begin = 0; begin < width; begin += kStrip)
@@ -47,7 +48,7 @@ void read_block(const Tile& tile, const Block& block, float* maxima) {
                         block.task->rows + block.first, maxima + begin);
 }
 
-// maxima: (blocks, inputs * taps), the first row of which becomes the maximum of all.
+// Joins the maxima (blocks, inputs * taps) of a task's blocks, in their first row.
 void join_blocks(const Tile& tile, const ZeroTask& task, int64_t blocks, float* maxima) {
   const int64_t width = width_of(task);
   std::vector<float> unused(static_cast<size_t>(std::max(blocks, task.taps)));
@@ -58,9 +59,9 @@ void join_blocks(const Tile& tile, const ZeroTask& task, int64_t blocks, float* 
 }  // namespace
 
 void zero_scan(const std::vector<ZeroTask>& tasks, const Context& context) {
-  const std::vector<Block> blocks = list_blocks(tasks);
+  const std::vector<RowBlock> blocks = list_blocks(tasks);
   int64_t size = 0;
-  for (const Block& block : blocks) size += width_of(*block.task);
+  for (const RowBlock& block : blocks) size += width_of(*block.task);
   Buffer<float> maxima(static_cast<size_t>(size));
   for (const ZeroTask& task : tasks) {
     std::fill(task.rows, task.rows + task.outputs, 0.0F);
@@ -68,7 +69,7 @@ void zero_scan(const std::vector<ZeroTask>& tasks, const Context& context) {
   }
   Team team(context.threads);
   team.run(static_cast<int64_t>(blocks.size()), [&](int64_t i) {
-    const Block& block = blocks[static_cast<size_t>(i)];
+    const RowBlock& block = blocks[static_cast<size_t>(i)];
     read_block(context.tile, block, maxima.data() + block.maxima);
   });
   for (size_t i = 0, next; i < blocks.size(); i = next) {

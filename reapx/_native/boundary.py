@@ -1,14 +1,14 @@
 """What crosses from torch to the compiled kernels, and which of their modules takes it.
 
-Only :mod:`reapx._native` uses this. Tensors cross as ``(address, dtype, shape[, strides])``; after them comes
-where to work: ``(threads, core)`` on the CPU, ``(device, stream)`` on a GPU.
+Nothing in the package but :mod:`reapx._native` uses this. Tensors cross as ``(address, dtype, shape[, strides])``.
+After them comes where to work: ``(threads, core)`` on the CPU, ``(device, stream)`` on a GPU.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -20,21 +20,57 @@ from ..errors import BackendError
 if TYPE_CHECKING:
     from ._cpu import Array, Where
 
-__all__ = ["HALF", "backend", "device_of", "given", "packed", "readable", "tensors"]
+__all__ = ["BACK_ENDS", "HALF", "BackEnd", "backend", "device_of", "given", "packed", "readable", "tensors"]
 
 HALF = (torch.float16, torch.bfloat16)
-"""What kernels that read images take besides float32."""
+"""The dtypes that kernels which read images take besides float32."""
 
-# The CUDA kernels compiled for the CPU, which tests ask for by these names; the numbers are the streams, which say
-# in which order the emulated threads run.
-_EMULATED = {"emulated": 0, "emulated-backward": 1}
 
-_CURES = {
-    "cpu": "install reapx with 'pip install .' instead of importing it from its sources",
-    "cuda": "install reapx where nvcc is found ('pip install . -C cmake.define.REAPX_CUDA=ON' says if it is not), or "
-    "move the model and the images to the CPU: model.cpu()",
-    "emulated": "build it with '-C cmake.define.REAPX_EMULATED=ON'",
+@dataclass(frozen=True)
+class BackEnd:
+    """A compiled module that has all kernels.
+
+    Attributes:
+        name: What errors call it.
+        module: The name to import it by.
+        where: From the tensors' device and the core that was asked for, the ``where`` that its functions take.
+        cure: What to do where the module is missing.
+    """
+
+    name: str
+    module: str
+    where: Callable[[torch.device, str], Where]
+    cure: str
+
+
+def _threads_and_core(device: torch.device, core: str) -> Where:
+    return torch.get_num_threads(), core
+
+
+def _device_and_stream(device: torch.device, core: str) -> Where:
+    stream = torch.cuda.current_stream(device)
+    return stream.device_index, stream.cuda_stream
+
+
+BACK_ENDS = {
+    ("cpu", ""): BackEnd(
+        name="CPU",
+        module="reapx._native._cpu",
+        where=_threads_and_core,
+        cure="install reapx with 'pip install .' instead of importing it from its sources",
+    ),
+    ("cuda", ""): BackEnd(
+        name="CUDA",
+        module="reapx._native._cuda",
+        where=_device_and_stream,
+        cure="install reapx where nvcc is found ('pip install . -C cmake.define.REAPX_CUDA=ON' says if it is not), or "
+        "move the model and the images to the CPU: model.cpu()",
+    ),
 }
+"""The back ends, by type of device and core; the core "" is for every core that has no entry of its own.
+
+:func:`backend` looks here at each call, so an entry for another device or core is all that another back end needs.
+"""
 
 
 def device_of(named: Iterable[tuple[str, Tensor | None]]) -> torch.device:
@@ -54,32 +90,28 @@ def backend(device: torch.device, core: str = "") -> tuple[ModuleType, Where]:
     """The module with the kernels for a device, and where they are to work.
 
     Raises:
-        BackendError: there are none.
+        BackendError: No back end is known for the device, or its module is missing.
+        ValueError: A core was named for tensors that are not on the CPU.
     """
-    if device.type == "cpu":
-        if core in _EMULATED:
-            return _module("emulated"), (0, _EMULATED[core])
-        return _module("cpu"), (torch.get_num_threads(), core)
-    if device.type != "cuda":
+    found = BACK_ENDS.get((device.type, core)) or BACK_ENDS.get((device.type, ""))
+    if found is None:
         raise BackendError(
             f"the tensors are on '{device}', and reapx has no {device.type.upper()} kernels in this "
             "build: move the model and the images to the CPU"
         )
-    if core:
+    if core and device.type != "cpu" and (device.type, core) not in BACK_ENDS:
         raise ValueError(f"core: '{core}' is for tensors on the CPU; these are on '{device}'")
-    module = _module("cuda")
-    stream = torch.cuda.current_stream(device)
-    return module, (stream.device_index, stream.cuda_stream)
+    module = _module(found)  # first, since a machine without the module may have no such device either
+    return module, found.where(device, core)
 
 
-def _module(name: str) -> ModuleType:
+def _module(found: BackEnd) -> ModuleType:
     """One that is there but cannot be loaded raises its own error."""
     try:
-        return importlib.import_module(f"reapx._native._{name}")
+        return importlib.import_module(found.module)
     except ModuleNotFoundError as error:
         raise BackendError(
-            f"the compiled module reapx._native._{name}, which has the {name.upper()} kernels, is missing: "
-            f"{_CURES[name]}"
+            f"the compiled module {found.module}, which has the {found.name} kernels, is missing: {found.cure}"
         ) from error
 
 
@@ -96,7 +128,7 @@ def tensors(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
 
 
 def packed(name: str, value: object) -> object:
-    """The same as the extension reads it: a tuple of fields for a task, a list for a list."""
+    """A value as the extension reads it: a tuple of fields for a task, a list for a list."""
     if isinstance(value, Tensor):
         return given(name, value)
     if is_dataclass(value):

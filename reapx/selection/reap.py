@@ -42,11 +42,6 @@ class PathRequest:
     order: Tensor | None = None
 
 
-def reap_path(name: str, consumers: Sequence[MeasuredConsumer], steps: int, damping: float) -> Path:
-    """The REAP path of one group; see ``reap_paths``."""
-    return reap_paths([PathRequest(name, consumers, steps)], damping)[0]
-
-
 def reap_paths(requests: Sequence[PathRequest], damping: float, swaps: int = 0) -> list[Path]:
     """Paths of several groups in one native call, REAP's where no order is given; see ``solve_paths``.
 

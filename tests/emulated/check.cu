@@ -22,7 +22,7 @@ namespace {
 
 using reapx::Context;
 using reapx::launch;
-using reapx::Shape;
+using reapx::LaunchShape;
 
 constexpr unsigned kAll = 0xffffffff;
 int failures = 0;
@@ -176,7 +176,7 @@ void check_right(bool backward) {
   launch(context, {"copy_in_batches", dim3(1), dim3(1), 2 * sizeof(int)}, copy_in_batches,
          from.data() + 1, to.data());
   expect(to.data()[0] == 1 && to.data()[1] == 0 && to.data()[2] == 2, "copy_in_batches", backward);
-  Shape shape{"pass_around", dim3(1), dim3(64), 0, true};
+  LaunchShape shape{"pass_around", dim3(1), dim3(64), 0, true};
   shape.grid = reapx::blocks_of(reapx::blocks_at_once(context, shape, pass_around));
   launch(context, shape, pass_around, to.data(), 2);
   expect(to.data()[0] + to.data()[1] + to.data()[2] == 12, "pass_around", backward);
@@ -220,7 +220,7 @@ __global__ void leave_grid() {
   if (blockIdx.x == 0) reapx::grid_sync();
 }
 
-void check_wrong(const char* expected, const Shape& shape, void (*kernel)()) {
+void check_wrong(const char* expected, const LaunchShape& shape, void (*kernel)()) {
   try {
     launch(Context({0, 0}), shape, kernel);
   } catch (const std::exception& error) {
@@ -315,7 +315,7 @@ __global__ void reuse_of_stage(const int* from, int* to) {
 }
 
 template <class... Formal, class... Actual>
-void check_races(bool expected, const Shape& shape, void (*kernel)(Formal...), Actual... args) {
+void check_races(bool expected, const LaunchShape& shape, void (*kernel)(Formal...), Actual... args) {
   for (const bool backward : {false, true}) {
     reports = 0;
     static const intptr_t nowhere = open("/dev/null", O_WRONLY), error = 2;
@@ -336,7 +336,7 @@ void check_races() {
   constexpr std::size_t room = 2 * 96 * sizeof(int);
   int* at = to.data();
   const int* of = from.data();
-  const auto both = [](auto right, auto wrong, const Shape& shape, auto... args) {
+  const auto both = [](auto right, auto wrong, const LaunchShape& shape, auto... args) {
     check_races(false, shape, right, args...);
     check_races(true, shape, wrong, args...);
   };
@@ -381,7 +381,7 @@ int main() {
 #if !defined(__SANITIZE_ADDRESS__)  // it ends the process by itself
   check_wrong("64 bytes of shared memory", {"write_behind", one, one, 64}, write_behind);
 #endif
-  check_wrong("needs Shape::together", {"sync_grid", one, many}, sync_grid);
+  check_wrong("needs LaunchShape::together", {"sync_grid", one, many}, sync_grid);
   check_wrong("not all blocks", {"leave_grid", dim3(2), many, 0, true}, leave_grid);
   check_wrong("more blocks than run at once", {"sync_grid", dim3(9), many, 0, true}, sync_grid);
   check_wrong("too many threads", {"sync_grid", one, dim3(1025)}, sync_grid);

@@ -1,4 +1,4 @@
-// As much of cooperative groups as the kernels use; see cuda_runtime.h.
+// The part of cooperative groups that the kernels use; see cuda_runtime.h.
 #pragma once
 
 #include "cuda_runtime.h"

@@ -1,5 +1,5 @@
-// As much of asynchronous copies to shared memory as the kernels use; see cuda_runtime.h. A copy
-// happens when its thread waits for it, as late as it may; until then what it writes holds 0xff.
+// The part of asynchronous copies to shared memory that the kernels use; see cuda_runtime.h. A copy is
+// made as late as CUDA allows, when its thread waits for it; until then its destination holds 0xff.
 #pragma once
 
 #include "cuda_runtime.h"

@@ -1,12 +1,12 @@
-// As much of CUDA as the kernels use, on the CPU: the same .cu files compile against this header as
-// plain C++, so that their logic is tested where there is no GPU. What it stands for is CUDA's; only
-// names that the kernels need are here, and float atomics are left out on purpose.
+// The part of CUDA that the kernels use, on the CPU: the same .cu files compile against this header as
+// plain C++, so that their logic is tested where there is no GPU. Names mean what they mean in CUDA.
+// Only those that the kernels need are here, and float atomics are left out on purpose.
 //
 // The threads of a block are fibers that take turns: each runs until it waits for others. Blocks run
 // one after another, or, in a cooperative launch, each on a thread of its own. The stream says in which
-// order: 0 begins with the first block and thread, 1 with the last. A kernel whose result depends on
-// that lacks a barrier; the thread sanitizer finds more of them, see races.h. Everything else on a
-// stream happens at once.
+// order: on stream 0 the first block and thread begin, on stream 1 the last ones. A kernel whose result
+// depends on that lacks a barrier; the thread sanitizer finds further ones, see races.h. All other work
+// on a stream is done at once.
 //
 // A misuse that real hardware would answer with a hang or with garbage throws std::logic_error: see
 // grid.h. Memory that nobody has written holds 0xff, which is NaN or -1.
@@ -138,7 +138,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 
 // ---- What device code calls. ----
 
-// The line of the call, for errors; threads that meet must come from the same one.
+// The line of the call, for errors; threads that meet must be at the same one.
 #define EMULATED_HERE int line = __builtin_LINE(), const char *file = __builtin_FILE()
 
 inline void __syncthreads(EMULATED_HERE) { emulated::meet_block({file, line}, false); }
@@ -156,7 +156,7 @@ inline void __threadfence() { emulated::fence(); }
 inline void __threadfence_block() { emulated::fence(); }
 
 namespace emulated {
-inline unsigned lane() { return fiber->rank % kLanes; }
+inline unsigned lane() { return fiber->rank % kWarpLanes; }
 
 template <class T>
 T shuffle(unsigned mask, T value, unsigned source, Site site) {
@@ -216,8 +216,8 @@ inline unsigned __reduce_max_sync(unsigned mask, unsigned value, EMULATED_HERE) 
       emulated::meet_warp({{file, line}, mask, emulated::Exchange::kLargest, value, 0}));
 }
 
-// Integers only: the order in which atomics come is anybody's, and sums of floats depend on it. As
-// CUDA's, they put nothing else in order.
+// Integers only, since atomics come in any order, on which sums of floats depend. As in CUDA, they
+// order no other accesses.
 template <class T>
 T atomicAdd(T* place, T value) {
   static_assert(std::is_integral_v<T>, "float atomics make results depend on the order of threads");

@@ -88,7 +88,7 @@ class Meeting {
 
 void enter_fiber();
 
-// Kept from launch to launch: new memory costs more than most kernels.
+// The stacks are kept from launch to launch, since new memory takes longer than most kernels.
 struct Stacks {
   std::unique_ptr<unsigned char[]> memory;
   unsigned size = 0;  // stacks
@@ -170,14 +170,15 @@ class Block {
     self.call = call;
     self.site = call.site;
     self.state = State::kAtWarp;
-    if (const char* wrong = exchange(self.rank / kLanes * kLanes, call)) return stop(wrong, call.site);
+    if (const char* wrong = exchange(self.rank / kWarpLanes * kWarpLanes, call))
+      return stop(wrong, call.site);
     if (self.state == State::kAtWarp) leave();
     return self.result;
   }
 
-  // No exception may leave a fiber: the scheduler throws.
+  // No exception may leave a fiber, so the scheduler throws it.
   std::uint64_t stop(const char* what, Site site) {
-    team().leave();  // already, so that what it writes is the scheduler's
+    team().leave();  // before the switch, so that its writes count as the scheduler's
     wrong_ = std::string(what) + ", at " + describe(site);
     leave();
     return 0;
@@ -199,7 +200,7 @@ class Block {
                           new_stack(stack, kStack, enter_fiber)};
   }
 
-  // Each fiber that can go on does so once; if none can, they wait for each other.
+  // Lets each fiber that can go on do so once. If none can, they wait for each other.
   void turn() {
     bool moved = false;
     for (unsigned i = 0; i < size_; ++i) {
@@ -228,7 +229,7 @@ class Block {
       fail("not all lanes of a mask reach it, or their masks differ: " + describe(*first));
     if (first->state == State::kAtGrid) {
       if (!meeting_)
-        fail("a barrier of the grid at " + describe(first->site) + " needs Shape::together");
+        fail("a barrier of the grid at " + describe(first->site) + " needs LaunchShape::together");
       void* place = meeting_->place();
       team().come(size_, place);
       meeting_->wait(first->site);
@@ -240,15 +241,16 @@ class Block {
     for (Fiber& f : fibers_) f.state = State::kReady;
   }
 
-  // Once all lanes of the mask are there, gives each its result. What is wrong, or null.
+  // Once all lanes of the mask are there, gives each its result. Returns what is wrong, or null.
   const char* exchange(unsigned first, const WarpCall& call) {
-    const unsigned count = std::min(kLanes, size_ - first);
+    const unsigned count = std::min(kWarpLanes, size_ - first);
     const auto takes_part = [&](unsigned l) { return l < count && (call.mask >> l & 1) != 0; };
     unsigned ballot = 0;
     std::uint64_t largest = 0;
     for (unsigned i = 0; i < count; ++i) {
       const unsigned l =
-          backward_ ? i : count - 1 - i;  // those that come last first: mostly one is enough
+          backward_ ? i
+                    : count - 1 - i;  // those that come last are looked at first: mostly one is enough
       const Fiber& f = fibers_[first + l];
       if (!takes_part(l)) continue;
       if (f.state != State::kAtWarp || !f.call.same_meeting(call)) return nullptr;
@@ -257,7 +259,7 @@ class Block {
     }
     if (call.exchange == Exchange::kProduct)
       if (const char* wrong = multiply_asked(&fibers_[first], count)) return wrong;
-    if (call.exchange == Exchange::kNothing)  // the others put nothing in memory in order
+    if (call.exchange == Exchange::kNothing)  // the other exchanges order no accesses to memory
       team().meet(first, count, takes_part);
     for (unsigned l = 0; l < count; ++l) {
       Fiber& f = fibers_[first + l];

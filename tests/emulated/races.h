@@ -1,12 +1,12 @@
-// Tells the thread sanitizer what CUDA puts in order, so that it reports two threads of a launch that
-// use one place, one of them writing, with no barrier between: what forward and backward order may both
-// survive. In other builds all of this is nothing.
+// Tells the thread sanitizer what CUDA puts in order. It then reports two threads of a launch that
+// access the same memory, one of them writing, with no barrier in between, even where the results are
+// right in forward and backward order. In other builds, everything here does nothing.
 //
-// Each thread of a block is one of the sanitizer's "fibers", which nothing orders but the calls below.
-// Blocks of a launch are not ordered either, but every fiber costs each barrier: so there are as many
-// teams of fibers as a cooperative launch has blocks, each team runs on a thread of its own, where
-// __shared__ variables are its own, too, and the blocks of one team count as one after another.
-// grid.cpp itself is not watched (CMakeLists.txt); it says what copies do.
+// Each thread of a block is a "fiber" of the sanitizer, which is ordered by nothing but the calls
+// below. Blocks of a launch are not ordered either. But each fiber makes every barrier slower, so there
+// are only as many teams of fibers as a cooperative launch has blocks. Each team runs on a thread of
+// its own, which has its own __shared__ variables, and the blocks of a team count as ordered one after
+// another. grid.cpp itself is not watched (see CMakeLists.txt); it reports the accesses of copies.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-// What compilers call, which gcc has no header for.
+// Functions that compilers call, for which gcc has no header.
 extern "C" void __tsan_atomic8_store(volatile char* place, char value, int order);
 extern "C" void __tsan_read_range(const void* from, std::size_t bytes);
 extern "C" void __tsan_write_range(void* to, std::size_t bytes);
@@ -33,7 +33,7 @@ class Team {
   void grow(unsigned size) {
     while (fibers_.size() < size) fibers_.push_back(__tsan_create_fiber(0));
   }
-  // After an error, when they stopped anywhere.
+  // After an error, when the fibers may have stopped anywhere.
   void forget() {
     for (void* fiber : fibers_) __tsan_destroy_fiber(fiber);
     fibers_.clear();
@@ -55,8 +55,8 @@ class Team {
     __tsan_acquire(&block_);
   }
 
-  // What the threads [first, first + count) for which takes_part(i) did before comes before what they
-  // do from now on. A store forgets who met here before, and who is not among them.
+  // All that the threads [first, first + count) for which takes_part(i) holds did before is ordered
+  // before what they do from now on. The store forgets earlier meetings, whose threads may be others.
   template <class TakesPart>
   void meet(unsigned first, unsigned count, const TakesPart& takes_part) {
     bool begun = false;
@@ -72,8 +72,9 @@ class Team {
     });
   }
 
-  // The same for all blocks of the grid, each of which comes to a place and goes from it. Meetings take
-  // two places in turn: a block may come to the next one before another has gone from this one.
+  // The same for all blocks of the grid, each of which arrives and departs. Meetings alternate between
+  // two variables, since a block may arrive at the next meeting before another has departed from this
+  // one.
   void come(unsigned size, void* place) {
     each(0, size, [&](unsigned) { __tsan_release(place); });
   }
@@ -98,11 +99,12 @@ class Team {
   char block_ = 0, met_ = 0;
 };
 
-// What grid.cpp reads and writes for the thread whose fiber this is.
+// Reports what grid.cpp reads and writes on behalf of the thread whose fiber this is.
 inline void note_read(const void* from, std::size_t bytes) { __tsan_read_range(from, bytes); }
 inline void note_write(void* to, std::size_t bytes) { __tsan_write_range(to, bytes); }
 
-// Atomics are relaxed, and order nothing; fences do, all that come later after all that came before.
+// Atomics are relaxed and order nothing. A fence orders all that follows later fences after what came
+// before it.
 inline char fences = 0;
 inline void note_fence() {
   __tsan_acquire(&fences);

@@ -14,8 +14,9 @@ namespace emulated {
 
 #if defined(__x86_64__)
 
-// Saves what a function must preserve, leaves the stack pointer in *from, and goes on from `to`. By
-// hand: swapcontext asks the kernel for the signal mask each time, which takes a hundred times as long.
+// Saves the registers that a function must preserve, stores the stack pointer in *from, and goes on
+// from `to`. This is not swapcontext, which asks the system for the signal mask and takes a hundred
+// times as long.
 extern "C" void reapx_switch_stack(void** from, void* to);
 asm(R"(
 .pushsection .text

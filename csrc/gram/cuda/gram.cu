@@ -1,36 +1,39 @@
 #include "gram/cuda/gram_device.h"
+#include "gram/cuda/gram_limits.h"
 #include "gram/gram.h"
 #include "runtime/cuda/device_buffer.h"
 #include "runtime/cuda/launch.h"
-#include "runtime/cuda/pieces.h"
+#include "runtime/cuda/work_items.h"
 
 namespace reapx {
 
 namespace {
 
-constexpr int kSide = 32;  // a tile's: a warp reads and writes whole rows of it
-constexpr int kRows = 8;   // of a tile that a block handles at once
+constexpr int kMirrorSide = 32;  // of a tile of a matrix: a warp reads and writes whole rows of it
+constexpr int kMirrorRows = 8;   // rows of a tile that a block handles at once
 
-// One tile of the lower triangle of one matrix, from its mirror image in the upper one.
+// A block: one tile of the lower triangle of one matrix, which it copies from its mirror image in the
+// upper one, through shared memory. A thread: one column of the tile, every kMirrorRows-th row.
 __global__ void mirror_tiles(double* gram, int64_t size, int64_t sides) {
-  __shared__ double tile[kSide][kSide + 1];  // one more: columns then lie in different banks
+  __shared__ double tile[kMirrorSide]
+                        [kMirrorSide + 1];  // one wider, so that a column lies in different banks
   const int64_t pair = blockIdx.x % (sides * sides);
-  const int64_t top = pair / sides * kSide, left = pair % sides * kSide;
+  const int64_t top = pair / sides * kMirrorSide, left = pair % sides * kMirrorSide;
   if (top > left) return;
   double* matrix = gram + blockIdx.x / (sides * sides) * size * size;
   const int64_t x = threadIdx.x;
-  for (int64_t y = threadIdx.y; y < kSide; y += kRows)
+  for (int64_t y = threadIdx.y; y < kMirrorSide; y += kMirrorRows)
     if (top + y < size && left + x < size) tile[y][x] = matrix[(top + y) * size + left + x];
   __syncthreads();
-  for (int64_t y = threadIdx.y; y < kSide; y += kRows)
+  for (int64_t y = threadIdx.y; y < kMirrorSide; y += kMirrorRows)
     if (left + y < size && top + x < size && left + y > top + x)
       matrix[(left + y) * size + top + x] = tile[x][y];
 }
 
 Axis single(int64_t size) { return {1, 1, 0, 1, size, size}; }
 
-// Form "rows": rows of X and Y side by side, a chunk of them at a time, and one product for each group
-// that has its Gram matrix, below it the cross moments, and all sums.
+// Form "rows": packs rows of X and Y side by side, a chunk of them at a time. One product for each
+// group then gives its Gram matrix, the cross moments below that, and all sums.
 void accumulate_rows(const GramTask& task, const Context& context) {
   const int64_t d = task.features(), m = task.group_targets(), width = align_width(d + m);
   if (width == 0) return;
@@ -80,8 +83,9 @@ void gram_accumulate(const GramTask& task, const std::string& form, const Contex
 }
 
 void gram_mirror(double* gram, int64_t count, int64_t size, const Context& context) {
-  const int64_t sides = divide_up(size, kSide);
-  const Shape shape{"gram_mirror", blocks_of(count * sides * sides), dim3(kSide, kRows)};
+  const int64_t sides = divide_up(size, kMirrorSide);
+  const LaunchShape shape{"gram_mirror", blocks_of(count * sides * sides),
+                          dim3(kMirrorSide, kMirrorRows)};
   launch(context, shape, mirror_tiles, gram, size, sides);
 }
 

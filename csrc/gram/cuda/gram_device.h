@@ -1,4 +1,4 @@
-// The steps of gram_accumulate on the device: what packs rows of numbers, and what multiplies them.
+// The two steps of gram_accumulate on the device: packing rows of numbers, and multiplying them.
 #pragma once
 
 #include <cstdint>
@@ -7,26 +7,17 @@
 
 #include "gram/gram.h"
 #include "runtime/cuda/context_cuda.h"
-#include "runtime/cuda/pieces.h"
+#include "runtime/cuda/work_items.h"
 
 namespace reapx {
-
-// Floats of packed rows held at a time. Form "shift": 32 MB, which stay in the L2 cache of a large GPU
-// while product after product reads them all. Form "rows": 256 MB; its tiles read the same rows at
-// about the same time, so that the cache holds what they need anyway, and each chunk has parts to add
-// up. Estimates, not measured. The emulator's tests want several chunks of what they can afford.
-#if defined(REAPX_GRAM_CHUNK)
-inline constexpr int64_t kShiftChunk = REAPX_GRAM_CHUNK, kRowsChunk = REAPX_GRAM_CHUNK;
-#else
-inline constexpr int64_t kShiftChunk = int64_t{1} << 23, kRowsChunk = int64_t{1} << 26;
-#endif
 
 // Packed rows are read four floats at a time.
 inline constexpr int64_t kAlign = 4;
 inline int64_t align_width(int64_t columns) { return divide_up(columns, kAlign) * kAlign; }
 
-// Rows of a matrix, to be written for each of `groups` groups: row s is what a window sees of the
-// images at output position s (or positions[s]), column c*taps + t its tap t of channel c of the group.
+// Rows of a matrix, to be written for each of `groups` groups. Row s is what a window reads of the
+// images at output position s (or positions[s]); its column c*taps + t is what tap t reads of channel c
+// of the group.
 struct Packing {
   Images images;
   Axis rows, columns;
@@ -46,23 +37,23 @@ struct Packing {
 
 void pack_rows(const Packing& packing, const Context& context);
 
-// Where the terms of a product are: `images` times `rows` times `terms` of them; row and image begin
-// that many packed rows further than the one before ended.
+// The order of the terms of a product: `terms` in each row, `rows` in each image. An Operand says how
+// many packed rows lie between the end of a row or an image and the beginning of the next one.
 struct Walk {
   int64_t terms, rows, images;
   int64_t count() const { return terms * rows * images; }
 };
 struct Operand {
-  const float* data;  // packed row of the first term
-  int64_t width;  // of packed rows: a multiple of kAlign, as is the distance of `data` from alignment
+  const float* data;  // the packed row of the first term, aligned to kAlign floats
+  int64_t width;      // floats of a packed row, a multiple of kAlign
   int64_t columns;
-  int64_t row_gap, image_gap;  // packed rows left out after each row and each image
+  int64_t row_gap, image_gap;  // packed rows that are left out after each row, and each image
 };
 
-// result += A^T B, row by row of B's columns; rows `square` and up go to `below`, and above them only
-// the upper triangle is wanted. The sums of A's columns go to total and, for rows `square` and up, to
-// below_total, and those of their squares to below_square. Nothing goes to null. No two products that
-// run together have a result in common.
+// result += A^T B, row-major, with a column for each of B's. Of the first `square` rows only the upper
+// triangle is wanted; the rows from there on are added to `below`. The sums of A's columns are added to
+// total and, from `square` on, to below_total; those of their squares, from `square` on, to
+// below_square. What is null is not wanted. No two products that run together have a result in common.
 struct Product {
   Operand a, b;
   Walk walk;

@@ -1,6 +1,6 @@
 #include "gram/cuda/gram_device.h"
 #include "runtime/cuda/launch.h"
-#include "runtime/cuda/pieces.h"
+#include "runtime/cuda/work_items.h"
 
 namespace reapx {
 
@@ -8,15 +8,16 @@ namespace {
 
 constexpr int kRows = 32, kColumns = 64, kThreads = 256;  // of a tile; of a block
 
-// What a packed row, and what a packed column adds to where a value lies, and to its row and column in
-// the image, of which those outside are zero. A column of zeros is far outside.
-struct Place {
+// What a packed row, and what a packed column, adds to the address of a value and to its row and column
+// in the image. The value at the sum of both is read, or is zero where the sum is outside the image; a
+// packed column that is zero throughout is far outside.
+struct Offset {
   int64_t offset;
   int row, column;
 };
 constexpr int kFar = 1 << 29;
 
-__device__ Place place_row(const Packing& p, int64_t s) {
+__device__ Offset row_offset(const Packing& p, int64_t s) {
   const int64_t image = s / p.per_image;
   const int64_t position = p.positions ? p.positions[s] : s % p.per_image;
   const int64_t row = position / p.columns.output * p.rows.stride - p.rows.padding;
@@ -25,7 +26,7 @@ __device__ Place place_row(const Packing& p, int64_t s) {
           static_cast<int>(row), static_cast<int>(column)};
 }
 
-__device__ Place place_column(const Packing& p, int64_t group, int64_t column) {
+__device__ Offset column_offset(const Packing& p, int64_t group, int64_t column) {
   const int64_t taps = p.rows.kernel * p.columns.kernel, channels = p.images.channels / p.groups;
   if (column >= channels * taps) return {0, kFar, kFar};
   const int64_t channel = group * channels + column / taps, tap = column % taps;
@@ -35,7 +36,7 @@ __device__ Place place_column(const Packing& p, int64_t group, int64_t column) {
           static_cast<int>(down), static_cast<int>(right)};
 }
 
-// Bits of half precision, by what they mean.
+// The bits of a number of half precision, as types that say which format it is.
 struct Half {
   uint16_t bits;
 };
@@ -49,9 +50,10 @@ __device__ float read_value(const Bfloat* at) {
   return __uint_as_float(unsigned{__ldg(&at->bits)} << 16);
 }
 
-// By hand, so that the emulator tests what the device runs. Exponent and fraction moved to where
-// float32 has them mean 2^112 times less, of subnormals too, and the product is exact; but the largest
-// exponent, that of Inf and NaN, is to stay the largest.
+// Written out rather than left to CUDA's own conversion, so that the tests without a GPU run this code
+// too. Exponent and fraction, moved to their place in a float32, mean a number that is 2^112 times too
+// small, also for subnormals, and multiplying by that is exact. The largest exponent, that of Inf and
+// NaN, has to become the largest one of float32.
 __device__ float read_value(const Half* at) {
   const unsigned bits = __ldg(&at->bits), moved = (bits & 0x7fff) << 13;
   const bool finite = moved < (0x1fu << 23);
@@ -60,20 +62,21 @@ __device__ float read_value(const Half* at) {
   return __uint_as_float(magnitude | ((bits & 0x8000) << 16));
 }
 
-// A block writes one tile of the rows of one group: it finds out once where rows and columns lie, reads
-// along whichever of them lies next to each other in the images, and writes along columns. In between
-// the tile is in shared memory, one column wider, so that either order uses all banks.
+// A block: one tile of the rows of one group. A thread: first the offset of one row or column, then
+// values of the tile. Values are read in the order in which they lie in the images, which is along
+// columns or along rows, and written along columns. In between, the tile is in shared memory, one
+// column wider than it is, so that both orders use all banks.
 template <class T>
 __global__ void __launch_bounds__(kThreads) gather_tiles(Packing p, int64_t down, int64_t across) {
-  __shared__ Place rows[kRows], columns[kColumns];
+  __shared__ Offset rows[kRows], columns[kColumns];
   __shared__ float tile[kRows][kColumns + 1];
   const int64_t group = blockIdx.x / (down * across), index = blockIdx.x % (down * across);
   const int64_t top = index / across * kRows, left = index % across * kColumns;
   const int thread = static_cast<int>(threadIdx.x);
   if (thread < kRows) {
-    if (top + thread < p.count) rows[thread] = place_row(p, p.first + top + thread);
+    if (top + thread < p.count) rows[thread] = row_offset(p, p.first + top + thread);
   } else if (thread < kRows + kColumns) {
-    columns[thread - kRows] = place_column(p, group, left + thread - kRows);
+    columns[thread - kRows] = column_offset(p, group, left + thread - kRows);
   }
   __syncthreads();
   const T* data = static_cast<const T*>(p.images.data);
@@ -99,7 +102,7 @@ __global__ void __launch_bounds__(kThreads) gather_tiles(Packing p, int64_t down
 void pack_rows(const Packing& packing, const Context& context) {
   const int64_t down = divide_up(packing.count, kRows);
   const int64_t across = divide_up(packing.filled, kColumns);
-  const Shape shape{"gram_accumulate", blocks_of(packing.groups * down * across), dim3(kThreads)};
+  const LaunchShape shape{"gram_accumulate", blocks_of(packing.groups * down * across), dim3(kThreads)};
   switch (packing.images.element) {
     case Element::kFloat32:
       return launch(context, shape, gather_tiles<float>, packing, down, across);

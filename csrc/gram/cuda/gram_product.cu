@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "gram/cuda/gram_limits.h"
 #include "gram/cuda/gram_tile.h"
 #include "runtime/cuda/device_buffer.h"
 
@@ -7,100 +8,90 @@ namespace reapx {
 
 namespace {
 
-// Tiles of a product; one without columns of B has the sums of A's.
-template <class F>
+// The number of tiles of a product. One without columns of B still has tiles, for the sums of A's
+// columns.
+template <class Config>
 int64_t count_tiles(int64_t rows, int64_t columns, int64_t square) {
-  const int64_t across = std::max<int64_t>(1, divide_up(columns, F::kSide)), full = square / F::kSide;
-  return divide_up(rows, F::kSide) * across - full * (full - 1) / 2;
+  const int64_t across = std::max<int64_t>(1, divide_up(columns, Config::kSide)),
+                full = square / Config::kSide;
+  return divide_up(rows, Config::kSide) * across - full * (full - 1) / 2;
 }
 
-// Estimates, not measured: small tiles read more for each product, and a split needs blocks for all
-// processors a few times over, but each block writes its tile down, to be read again: two or three
-// times what 132 processors run at once, which is 8, 3 and 1 of a processor. Fixed numbers: results
-// must not depend on the device. The emulator's tests want parts with several float32 sums of what they
-// can afford.
-template <class F>
-constexpr double kEntryCost = F::kSide == 128  ? 1.0
-                              : F::kSide == 64 ? 1.25
-                                               : 2.0;
-#if defined(REAPX_GRAM_BLOCKS)
-template <class F>
-constexpr int64_t kBlocks = REAPX_GRAM_BLOCKS;
-#else
-template <class F>
-constexpr int64_t kBlocks = F::kSide == 128  ? 396
-                            : F::kSide == 64 ? 792
-                                             : 2112;
-#endif
+// What a multiply-add of a tile costs, where those of the largest tile are the unit. Estimates, not
+// measured: smaller tiles read more for each product.
+template <class Config>
+constexpr double kEntryCost = Config::kSide == 128  ? 1.0
+                              : Config::kSide == 64 ? 1.25
+                                                    : 2.0;
 
-template <class F>
+template <class Config>
 double tile_cost(int64_t rows, int64_t columns, int64_t square, int64_t terms) {
-  return kEntryCost<F> * F::kSide * F::kSide *
-         static_cast<double>(count_tiles<F>(rows, columns, square)) * static_cast<double>(terms);
+  return kEntryCost<Config> * Config::kSide * Config::kSide *
+         static_cast<double>(count_tiles<Config>(rows, columns, square)) * static_cast<double>(terms);
 }
 
-template <class F>
+template <class Config>
 double total_cost(const std::vector<Product>& products) {
   double cost = 0;
   for (const Product& p : products)
-    cost += tile_cost<F>(p.a.columns, p.b.columns, p.square, p.walk.count());
+    cost += tile_cost<Config>(p.a.columns, p.b.columns, p.square, p.walk.count());
   return cost;
 }
 
-template <class F>
+template <class Config>
 void run(const std::vector<Product>& products, const Context& context) {
-  std::vector<Job> jobs;
+  std::vector<DeviceProduct> tiled;
   int64_t work = 0, blocks = 0, tiles = 0, slots = 0;
   for (const Product& p : products) {
     if (p.walk.count() == 0 || p.a.columns == 0) continue;
-    const int64_t count = count_tiles<F>(p.a.columns, p.b.columns, p.square);
-    const int64_t across = std::max<int64_t>(1, divide_up(p.b.columns, F::kSide));
-    jobs.push_back({p, {p, F::kDepth}, across, p.square / F::kSide, count, 0, 0, 0, 0, 0});
+    const int64_t count = count_tiles<Config>(p.a.columns, p.b.columns, p.square);
+    const int64_t across = std::max<int64_t>(1, divide_up(p.b.columns, Config::kSide));
+    tiled.push_back({p, {p, Config::kDepth}, across, p.square / Config::kSide, count, 0, 0, 0, 0, 0});
     work += count * p.walk.count();
   }
-  // Long parts first, so that short ones fill the end.
-  std::stable_sort(jobs.begin(), jobs.end(), [](const Job& a, const Job& b) {
+  // Products with long parts come first, so that short ones fill the end.
+  std::stable_sort(tiled.begin(), tiled.end(), [](const DeviceProduct& a, const DeviceProduct& b) {
     return a.product.walk.count() > b.product.walk.count();
   });
-  const int64_t length = (work / kBlocks<F> / kFloatTerms + 1) * kFloatTerms;
-  for (Job& job : jobs) {
-    job.length = length;
-    job.splits = divide_up(job.product.walk.count(), length);
-    job.first_block = blocks;
-    job.first_tile = tiles;
-    job.first_slot = slots;
-    blocks += job.tiles * job.splits;
-    tiles += job.tiles;
-    if (job.splits > 1) slots += job.tiles * job.splits;
+  const int64_t length = (work / split_blocks(Config::kSide) / kSumTerms + 1) * kSumTerms;
+  for (DeviceProduct& own : tiled) {
+    own.length = length;
+    own.splits = divide_up(own.product.walk.count(), length);
+    own.first_block = blocks;
+    own.first_tile = tiles;
+    own.first_slot = slots;
+    blocks += own.tiles * own.splits;
+    tiles += own.tiles;
+    if (own.splits > 1) slots += own.tiles * own.splits;
   }
-  const DeviceBuffer<Job> described(context, jobs);
-  const DeviceBuffer<double> parts(context, slots * F::kSlot);
-  const int64_t count = static_cast<int64_t>(jobs.size());
-  const std::size_t shared = F::kStages * F::kStage * sizeof(float) + sizeof(Job);
-  launch(context, {"gram_accumulate", blocks_of(blocks), dim3(F::kThreads), shared}, multiply_tiles<F>,
-         described.data(), count, parts.data());
-  Shape shape{"gram_accumulate", blocks_of(slots > 0 ? tiles : 0), dim3(F::kThreads)};
-  shape.grid.y = static_cast<unsigned>(F::kSide / 8);
-  launch(context, shape, add_parts<F>, described.data(), count, parts.data());
+  const DeviceBuffer<DeviceProduct> described(context, tiled);
+  const DeviceBuffer<double> parts(context, slots * Config::kSlot);
+  const int64_t count = static_cast<int64_t>(tiled.size());
+  const std::size_t shared = Config::kStages * Config::kStage * sizeof(float) + sizeof(DeviceProduct);
+  launch(context, {"gram_accumulate", blocks_of(blocks), dim3(Config::kThreads), shared},
+         multiply_tiles<Config>, described.data(), count, parts.data());
+  LaunchShape shape{"gram_accumulate", blocks_of(slots > 0 ? tiles : 0), dim3(Config::kThreads)};
+  shape.grid.y = static_cast<unsigned>(Config::kSide / 8);
+  launch(context, shape, add_parts<Config>, described.data(), count, parts.data());
 }
 
 }  // namespace
 
 double product_cost(int64_t rows, int64_t columns, int64_t square, int64_t terms) {
-  return std::min({tile_cost<SmallForm>(rows, columns, square, terms),
-                   tile_cost<MiddleForm>(rows, columns, square, terms),
-                   tile_cost<LargeForm>(rows, columns, square, terms)});
+  return std::min({tile_cost<SmallTile>(rows, columns, square, terms),
+                   tile_cost<MiddleTile>(rows, columns, square, terms),
+                   tile_cost<LargeTile>(rows, columns, square, terms)});
 }
 
 void multiply(const std::vector<Product>& products, const Context& context) {
-  const double small = total_cost<SmallForm>(products), middle = total_cost<MiddleForm>(products);
-  const double large = total_cost<LargeForm>(products);
+  const double small = total_cost<SmallTile>(products), middle = total_cost<MiddleTile>(products);
+  const double large = total_cost<LargeTile>(products);
   if (small < middle && small < large) {
-    run<SmallForm>(products, context);
+    run<SmallTile>(products, context);
   } else if (middle < large) {
-    run<MiddleForm>(products, context);
+    run<MiddleTile>(products, context);
   } else {
-    run<LargeForm>(products, context);
+    run<LargeTile>(products, context);
   }
 }
 

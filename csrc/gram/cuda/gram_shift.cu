@@ -1,22 +1,25 @@
 #include <vector>
 
 #include "gram/cuda/gram_device.h"
-#include "gram/gram_forms.h"
+#include "gram/cuda/gram_limits.h"
+#include "gram/gram_plan.h"
 #include "runtime/cuda/device_buffer.h"
 #include "runtime/cuda/launch.h"
-#include "runtime/cuda/pieces.h"
+#include "runtime/cuda/work_items.h"
 
 namespace reapx {
 
 namespace {
 
-constexpr int kThreads = 256, kSpan = 32;          // channels e of a block of merge_rows
-constexpr int64_t kMostBlocks = int64_t{1} << 27;  // doubles: 1 GiB of products
-constexpr int64_t kLeastChannels = 32;             // with fewer, most of a tile is empty
+constexpr int kThreads = 256;
+constexpr int kMergedChannels = 32;                 // channels e of a block of merge_rows
+constexpr int64_t kMostDoubles = int64_t{1} << 27;  // doubles: 1 GiB of products
+constexpr int64_t kLeastChannels = 32;              // with fewer, most of a tile is empty
 
-// Sizes of what the products of all groups add up to, in doubles, and where those of a group begin:
-// [products][channels][channels], [taps][targets][channels], [products][channels] sums.
-struct Blocks {
+// The scratch of a group, in doubles: its products, [products][channels][channels]; then those with the
+// target, [taps][targets][channels]; then the sums of the products' first operands,
+// [products][channels].
+struct ProductBlocks {
   int64_t products, taps, channels, targets;
 
   __host__ __device__ int64_t cross() const { return products * channels * channels; }
@@ -24,22 +27,22 @@ struct Blocks {
   __host__ __device__ int64_t all() const { return sums() + products * channels; }
 };
 
-struct Use {
+struct DeviceUse {
   int64_t product, symmetric;  // symmetric: only the upper triangle is there
   double sign;
 };
 
-// What of the products an entry of the result is, by pairs of taps.
-struct Uses {
-  const Use* uses;
+// The products that an entry of the result is made of, for each pair of taps.
+struct DeviceUses {
+  const DeviceUse* uses;
   const int64_t* first;  // [tap a * taps + tap b], a <= b, and one more
 };
 
-__device__ double add_uses(const Uses& uses, const Blocks& size, const double* blocks, int64_t pair,
-                           int64_t c, int64_t e) {
+__device__ double add_uses(const DeviceUses& uses, const ProductBlocks& size, const double* blocks,
+                           int64_t pair, int64_t c, int64_t e) {
   double sum = 0;
   for (int64_t u = uses.first[pair]; u < uses.first[pair + 1]; ++u) {
-    const Use use = uses.uses[u];
+    const DeviceUse use = uses.uses[u];
     const bool turned = use.symmetric && c > e;
     const int64_t at =
         (use.product * size.channels + (turned ? e : c)) * size.channels + (turned ? c : e);
@@ -48,18 +51,20 @@ __device__ double add_uses(const Uses& uses, const Blocks& size, const double* b
   return sum;
 }
 
-// Adds the products to the results. A block has kSpan channels e, with all taps b of theirs, and one
-// channel c with all taps a, or one target, or the column sums; its threads take turns along rows of
-// the result.
-__global__ void __launch_bounds__(kThreads) merge_rows(Uses uses, Blocks size, const double* blocks,
-                                                       double* gram, double* cross, double* total) {
-  const int64_t spans = divide_up(size.channels, kSpan), kinds = size.channels + size.targets + 1;
-  const int64_t from = blockIdx.x % spans * kSpan, kind = blockIdx.x / spans % kinds;
-  const int64_t group = blockIdx.x / spans / kinds, taps = size.taps, d = size.channels * taps;
-  const int wide = static_cast<int>(min(int64_t{kSpan}, size.channels - from) * taps);
+// Adds the products to the results. A block: kMergedChannels channels e, with all taps b of theirs,
+// and, for these, the rows of one channel c with all its taps a, or one row of cross moments, or the
+// column sums. A thread: every kThreads-th entry along the rows of the result.
+__global__ void __launch_bounds__(kThreads)
+    merge_rows(DeviceUses uses, ProductBlocks size, const double* blocks, double* gram, double* cross,
+               double* total) {
+  const int64_t strips = divide_up(size.channels, kMergedChannels),
+                kinds = size.channels + size.targets + 1;
+  const int64_t from = blockIdx.x % strips * kMergedChannels, kind = blockIdx.x / strips % kinds;
+  const int64_t group = blockIdx.x / strips / kinds, taps = size.taps, d = size.channels * taps;
+  const int wide = static_cast<int>(min(int64_t{kMergedChannels}, size.channels - from) * taps);
   blocks += group * size.all();
   if (kind < size.channels) {
-    if (from + kSpan <= kind) return;
+    if (from + kMergedChannels <= kind) return;
     double* to = gram + (group * d + kind * taps) * d + from * taps;
     for (int i = static_cast<int>(threadIdx.x); i < wide * taps; i += kThreads) {
       const int64_t a = i / wide, b = i % wide % taps, e = from + i % wide / taps;
@@ -85,33 +90,33 @@ __global__ void __launch_bounds__(kThreads) merge_rows(Uses uses, Blocks size, c
   }
 }
 
-// One phase of the input, or the target: packed rows from `start` on, [image][row][column].
-struct Map {
+// The packed rows of one phase of the input, or of the target: from `start` on, [image][row][column].
+struct PhaseMap {
   int64_t start, rows, columns;
 };
 
-struct Work {
+struct DeviceShift {
   const GramTask& task;
   const ShiftPlan& plan;
   const Context& context;
-  Blocks size;
-  int64_t images = 0;       // packed at a time
-  int64_t x_rows = 0;       // packed rows of a group
-  std::vector<Map> maps{};  // [row phase * column phases + column phase]
+  ProductBlocks size;
+  int64_t images = 0;            // packed at a time
+  int64_t x_rows = 0;            // packed rows of a group
+  std::vector<PhaseMap> maps{};  // [row phase * column phases + column phase]
   float *x = nullptr, *y = nullptr;
   double* blocks = nullptr;
 
-  Map target() const { return {0, task.rows.output, task.columns.output}; }
+  PhaseMap target() const { return {0, task.rows.output, task.columns.output}; }
   int64_t y_rows() const { return images * task.rows.output * task.columns.output; }
   int64_t x_width() const { return align_width(size.channels); }
   int64_t y_width() const { return align_width(size.targets); }
-  const Map& map(int64_t row, int64_t column) const {
+  const PhaseMap& map(int64_t row, int64_t column) const {
     return maps[static_cast<size_t>(row * plan.columns.phase_count() + column)];
   }
 };
 
-// Lays out the phases of the input; packed rows of one image.
-int64_t lay_out(Work& w) {
+// Lays out the phases of the input. Returns the number of packed rows of one image.
+int64_t lay_out(DeviceShift& w) {
   int64_t rows = 0;
   w.maps.clear();
   for (int64_t r = 0; r < w.plan.rows.phase_count(); ++r)
@@ -123,12 +128,13 @@ int64_t lay_out(Work& w) {
   return rows;
 }
 
-// Inputs that are `stride` apart, from the first of a phase on.
+// A phase as a window of one tap, so that pack_rows reads its inputs: `stride` apart, from the first
+// on.
 Axis phase_axis(const AxisPlan& plan, int64_t phase) {
   return {1, plan.axis.stride, -plan.first(phase), 1, plan.axis.input, plan.length(phase)};
 }
 
-void pack_images(const Work& w, int64_t first, int64_t count) {
+void pack_images(const DeviceShift& w, int64_t first, int64_t count) {
   const auto pack = [&](const Images& images, const Axis& rows, const Axis& columns, float* to,
                         int64_t group_rows, int64_t width) {
     const int64_t positions = rows.output * columns.output;
@@ -144,13 +150,14 @@ void pack_images(const Work& w, int64_t first, int64_t count) {
        {1, 1, 0, 1, w.task.columns.output, w.task.columns.output}, w.y, w.y_rows(), w.y_width());
 }
 
-// A product over spans of two maps, of which the second is read `down` and `right` further.
+// A product over spans of two maps, of which the second is read `down` rows and `right` columns
+// further.
 struct Overlap {
-  Map a, b;
+  PhaseMap a, b;
   Span rows, columns;
   int64_t down, right;
 
-  Operand operand(const Map& map, const float* data, int64_t channels, int64_t row,
+  Operand operand(const PhaseMap& map, const float* data, int64_t channels, int64_t row,
                   int64_t column) const {
     const int64_t width = align_width(channels);
     return {data + (map.start + row * map.columns + column) * width, width, channels,
@@ -168,7 +175,7 @@ struct Overlap {
   }
 };
 
-Overlap overlap_of(const Work& w, const ShiftProduct& product) {
+Overlap overlap_of(const DeviceShift& w, const ShiftProduct& product) {
   return {w.map(product.row.a_phase, product.column.a_phase),
           w.map(product.row.b_phase, product.column.b_phase),
           span_of(w.plan.rows, product.row, 0),
@@ -177,11 +184,11 @@ Overlap overlap_of(const Work& w, const ShiftProduct& product) {
           product.column.shift};
 }
 
-// The target, and what a tap reads.
-Overlap overlap_of(const Work& w, int64_t tap) {
-  const TapPlace& row = w.plan.rows.tap(tap / w.task.columns.kernel);
-  const TapPlace& column = w.plan.columns.tap(tap % w.task.columns.kernel);
-  const Map &from = w.target(), &to = w.map(row.phase, column.phase);
+// The product of the target and what a tap reads.
+Overlap overlap_of(const DeviceShift& w, int64_t tap) {
+  const PhaseTap& row = w.plan.rows.tap(tap / w.task.columns.kernel);
+  const PhaseTap& column = w.plan.columns.tap(tap % w.task.columns.kernel);
+  const PhaseMap &from = w.target(), &to = w.map(row.phase, column.phase);
   return {from,
           to,
           overlap(from.rows, to.rows, row.offset, 0),
@@ -190,8 +197,8 @@ Overlap overlap_of(const Work& w, int64_t tap) {
           column.offset};
 }
 
-void add_products(const Work& w, int64_t group, int64_t images, std::vector<Product>& products) {
-  const Blocks& size = w.size;
+void add_products(const DeviceShift& w, int64_t group, int64_t images, std::vector<Product>& products) {
+  const ProductBlocks& size = w.size;
   const int64_t c = size.channels, m = size.targets;
   const float* x = w.x + group * w.x_rows * w.x_width();
   const float* y = w.y + group * w.y_rows() * w.y_width();
@@ -209,15 +216,15 @@ void add_products(const Work& w, int64_t group, int64_t images, std::vector<Prod
     products.push_back(overlap_of(w, tap).product(y, m, x, c, images));
     products.back().below = blocks + size.cross() + tap * m * c;
   }
-  const Map whole = w.target();
+  const PhaseMap whole = w.target();
   const Overlap all{whole, whole, {0, whole.rows}, {0, whole.columns}, 0, 0};
   products.push_back(all.product(y, m, y, 0, images));
   products.back().below_total = w.task.target_total + group * m;
   products.back().below_square = w.task.target_square + group * m;
 }
 
-void merge(const Work& w) {
-  std::vector<Use> uses;
+void merge(const DeviceShift& w) {
+  std::vector<DeviceUse> uses;
   std::vector<int64_t> first{0};
   for (const auto& pair : w.plan.pair_uses) {
     for (const ShiftUse& use : pair)
@@ -225,22 +232,23 @@ void merge(const Work& w) {
           {use.product, w.plan.products[static_cast<size_t>(use.product)].diagonal, use.sign});
     first.push_back(static_cast<int64_t>(uses.size()));
   }
-  const DeviceBuffer<Use> all_uses(w.context, uses);
+  const DeviceBuffer<DeviceUse> all_uses(w.context, uses);
   const DeviceBuffer<int64_t> firsts(w.context, first);
-  const int64_t spans = divide_up(w.size.channels, kSpan), kinds = w.size.channels + w.size.targets + 1;
-  launch(w.context, {"gram_accumulate", blocks_of(w.task.groups * kinds * spans), dim3(kThreads)},
-         merge_rows, Uses{all_uses.data(), firsts.data()}, w.size, w.blocks, w.task.gram, w.task.cross,
-         w.task.total);
+  const int64_t strips = divide_up(w.size.channels, kMergedChannels),
+                kinds = w.size.channels + w.size.targets + 1;
+  launch(w.context, {"gram_accumulate", blocks_of(w.task.groups * kinds * strips), dim3(kThreads)},
+         merge_rows, DeviceUses{all_uses.data(), firsts.data()}, w.size, w.blocks, w.task.gram,
+         w.task.cross, w.task.total);
 }
 
-// Estimated multiply-adds of both forms for one group. Estimates, not measured: a value that is packed
-// costs as much as 100 products, an entry of the result that is put together as much as 300.
+// Estimated multiply-adds of both forms for one group. The factors are estimates, not measured: packing
+// a value costs as much as 100 products, and adding up an entry of the result as much as 300.
 double rows_work(const GramTask& task) {
   const int64_t d = task.features(), m = task.group_targets();
   return product_cost(d + m, d, d, task.samples()) +
          100.0 * static_cast<double>(task.samples()) * static_cast<double>(d + m);
 }
-double shift_work(const Work& w) {
+double shift_work(const DeviceShift& w) {
   std::vector<Product> products;
   add_products(w, 0, w.task.input.images, products);
   double work = 0;
@@ -262,13 +270,13 @@ bool accumulate_shift(const GramTask& task, const std::string& form, const Conte
   if (form == "" && channels < kLeastChannels) return false;
   const ShiftPlan plan(task, 1);
   if (!plan.possible) return false;
-  Work w{.task = task,
-         .plan = plan,
-         .context = context,
-         .size = {static_cast<int64_t>(plan.products.size()), taps, channels, targets}};
+  DeviceShift w{.task = task,
+                .plan = plan,
+                .context = context,
+                .size = {static_cast<int64_t>(plan.products.size()), taps, channels, targets}};
   const int64_t doubles = task.groups * w.size.all();
   const int64_t image = lay_out(w) * w.x_width() + task.rows.output * task.columns.output * w.y_width();
-  if (doubles > kMostBlocks || (form == "" && shift_work(w) >= rows_work(task))) return false;
+  if (doubles > kMostDoubles || (form == "" && shift_work(w) >= rows_work(task))) return false;
   w.images = std::clamp<int64_t>(kShiftChunk / std::max<int64_t>(1, task.groups * image), 1,
                                  task.input.images);
   lay_out(w);

@@ -1,9 +1,9 @@
 // Many symmetric positive definite systems of different sizes, factored and solved side by side in
 // float64: what the CUDA definitions of basis_compute and batch_solve share.
 //
-// A system is A = L L^T with rows X below it, in one row-major matrix of square tiles. Factoring
-// takes X to X L^-T, solving backward then to X A^-1. For an inverse X is the identity, whose rows
-// have no place of their own: X L^-T is upper triangular and takes the upper tiles of A's.
+// A system is A = L L^T with rows X below it, in one row-major matrix of square tiles. Factoring turns
+// X into X L^-T, and solving backward then into X A^-1. For an inverse, X is the identity and has no
+// rows of its own: X L^-T is upper triangular and is stored in the upper tiles of A.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,8 @@
 
 #include "linalg/cuda/tile_product.h"
 #include "runtime/cuda/device_buffer.h"
-#include "runtime/cuda/pieces.h"
+#include "runtime/cuda/warp.h"
+#include "runtime/cuda/work_items.h"
 
 namespace reapx {
 
@@ -24,8 +25,9 @@ struct SystemSize {
 
 // A system as the device sees it, padded to whole tiles.
 struct System {
-  double* matrix;     // (rows * kSide, stride) row-major: A, then X
-  double* diagonals;  // (blocks, kSide, kSide): L's tiles on the diagonal, 1 / L[i][i] on the diagonal
+  double* matrix;     // (rows * kTileSide, stride) row-major: A, then X
+  double* diagonals;  // (blocks, kTileSide, kTileSide): L's tiles on the diagonal, 1 / L[i][i] on the
+                      // diagonal
   double* least;      // (1,) what a pivot must be above
   int64_t* failed;
   int64_t size, stride;
@@ -33,28 +35,29 @@ struct System {
   bool inverse;
 
   __device__ double* tile(int64_t row, int64_t column) const {
-    return matrix + (row * stride + column) * kSide;
+    return matrix + (row * stride + column) * kTileSide;
   }
 };
 
-inline int64_t tiles_along(int64_t size) { return divide_up(size, kSide); }
+inline int64_t tiles_along(int64_t size) { return divide_up(size, kTileSide); }
 
-// The block's tile, of the tiles of many systems that a launch works on: system i has those from
-// first[i] up to first[i + 1].
-struct Place {
+// A tile of one of the systems.
+struct SystemTile {
   int64_t system, tile;
 };
 
+// The work items of a launch: the tiles of many systems, of which system i has those from first[i] up
+// to first[i + 1]. A block has one of them.
 struct Tiles {
   const int* first;
   int64_t systems;
 
-  // To be called by whole warps, each of which counts the systems that begin at or before its tile.
-  __device__ Place of_block() const {
-    const int lane = static_cast<int>(threadIdx.x) % 32, tile = static_cast<int>(blockIdx.x);
+  // The block's tile. To be called by whole warps, which count the systems that begin at or before it.
+  __device__ SystemTile of_block() const {
+    const int lane = static_cast<int>(threadIdx.x) % kWarp, tile = static_cast<int>(blockIdx.x);
     int64_t begun = 0;
-    for (int64_t i = 0; i < systems; i += 32)
-      begun += __popc(__ballot_sync(0xffffffff, i + lane < systems && first[i + lane] <= tile));
+    for (int64_t i = 0; i < systems; i += kWarp)
+      begun += __popc(__ballot_sync(kAllLanes, i + lane < systems && first[i + lane] <= tile));
     return {begun - 1, tile - first[begun - 1]};
   }
 };
@@ -67,7 +70,7 @@ class TileLists {
   void add(int64_t tiles);
 
   const std::vector<int>& firsts() const { return firsts_; }
-  // One launch's list, given where firsts() are on the device, and how many tiles it has in all.
+  // The list of one launch, whose firsts() are at `firsts` on the device; and its number of tiles.
   Tiles at(const int* firsts, size_t launch) const {
     const List& list = lists_[launch];
     return {firsts + list.begin, static_cast<int64_t>(list.end - list.begin)};
@@ -76,7 +79,7 @@ class TileLists {
 
  private:
   struct List {
-    size_t begin, end;  // of its firsts, which end with the last system that has any tiles
+    size_t begin, end;  // of its firsts, up to the last system that has tiles
     int64_t tiles;
   };
   std::vector<List> lists_;
@@ -93,10 +96,10 @@ class Systems {
   const System* on_device() const { return described_.data(); }
 
   // Needs the tiles of A on and below its diagonal, and X; for an inverse, zeros in the tiles above the
-  // diagonal. What pads A and X is 0, but 1 on A's diagonal. A system that fails has no meaning
-  // afterwards, and harms no other.
+  // diagonal. The padding of A and X must be 0, except for 1 on the diagonal of A. After a failure a
+  // system has no meaning, but the others are not affected.
   void factor() const;
-  // After factor, for systems that are no inverses.
+  // To be called after factor, where no system is an inverse.
   void solve_backward() const;
 
  private:

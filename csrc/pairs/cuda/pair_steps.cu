@@ -6,28 +6,28 @@ namespace reapx::pairs {
 
 namespace {
 
-constexpr int kTerms = 32;  // in shared memory at a time
-static_assert(kThreads == kParts * kColumns);
+constexpr int kTableTerms = 32;  // in shared memory at a time
+static_assert(kPairThreads == kFormParts * kTableColumns);
 
-// The pair of a step, by a warp; all lanes have it.
-__device__ Best choose(const Job& job) {
-  Best best{kInfinity, kNoPair};
-  for (int64_t i = threadIdx.x % kWarp; i < job.items; i += kWarp) best = lesser(best, job.best[i]);
+// Returns the pair of a step to all lanes of a warp.
+__device__ BestPair choose(const DevicePairTask& task) {
+  BestPair best{kInfinity, kNoPair};
+  for (int64_t i = threadIdx.x % kWarp; i < task.items; i += kWarp) best = lesser(best, task.best[i]);
   return least_of_warp(best);
 }
 
-__device__ double find_gain(const Reader& c, int64_t q, int64_t p) {
+__device__ double find_gain(const DevicePairConsumer& c, int64_t q, int64_t p) {
   const int64_t pair = q * c.units + p;
   const double norm = c.norms[pair];
   const double gain = norm > 0.0 ? (c.inner[pair] - c.overlaps[pair]) / norm : 0.0;
   return gain - gain == 0.0 ? gain : 0.0;
 }
 
-// What the step means for unit r, by a warp: its shares, its moves, and R_rr.
-__device__ void follow_unit(const Reader& c, int64_t r, int64_t q, int64_t p, double gain) {
-  const Rows own = r == p ? joined_rows(c, p, q, gain) : rows_of(c, r);
+// Computes, by a warp, what a step changes for unit r: its shares, its moves, and R_rr.
+__device__ void follow_unit(const DevicePairConsumer& c, int64_t r, int64_t q, int64_t p, double gain) {
+  const UnitWeights own = r == p ? joined_weights(c, p, q, gain) : weights_of(c, r);
   const auto keep = [&](int64_t term, double sum) { c.shares[term * c.units + r] = sum; };
-  multiply_taps(c, own, rows_of(c, q), keep);
+  multiply_taps(c, own, weights_of(c, q), keep);
   const int64_t *of_r = c.columns + r * c.taps, *of_q = c.columns + q * c.taps;
   const int64_t* of_p = c.columns + p * c.taps;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -47,96 +47,103 @@ __device__ void follow_unit(const Reader& c, int64_t r, int64_t q, int64_t p, do
   c.selves[r] += self;
 }
 
-// The first half of a step for one unit, by a warp: nobody changes W, R or the forms yet. The warp of
-// the unit that leaves writes down the step, and has A_p as it becomes.
-__device__ void begin_step(const Job& job, const Reader* readers, int64_t j, int64_t r, int64_t step,
-                           Best chosen) {
-  const Reader& c = readers[j];
-  const int64_t q = chosen.pair / job.units, p = chosen.pair % job.units;
-  const bool follows = step + 1 < job.steps;
+// The first half of a step for one unit, by a warp. W, R and the forms do not change in it, since other
+// warps read them. The warp of the unit that is removed records the step, and computes the new A_p.
+__device__ void begin_step(const DevicePairTask& task, const DevicePairConsumer* consumers, int64_t j,
+                           int64_t r, int64_t step, BestPair chosen) {
+  const DevicePairConsumer& c = consumers[j];
+  const int64_t q = chosen.pair / task.units, p = chosen.pair % task.units;
+  const bool follows = step + 1 < task.steps;
   if (r != q) {
-    if (follows && job.alive[r]) follow_unit(c, r, q, p, find_gain(c, q, p));
+    if (follows && task.alive[r]) follow_unit(c, r, q, p, find_gain(c, q, p));
     return;
   }
   const double gain = find_gain(c, q, p);
   if (threadIdx.x % kWarp == 0) {
     c.gains[step] = gain;
-    if (j == job.first_reader) {
-      job.removed[step] = q;
-      job.partner[step] = p;
-      job.errors[step] = chosen.error;
-      job.alive[q] = 0;
+    if (j == task.first_consumer) {
+      task.removed[step] = q;
+      task.partner[step] = p;
+      task.errors[step] = chosen.error;
+      task.alive[q] = 0;
     }
   }
-  if (follows) read_unit(c, p, joined_rows(c, p, q, gain));
+  if (follows) read_unit(c, p, joined_weights(c, p, q, gain));
 }
 
-// W_p <- W_p + a W_q; the pieces of the task share it.
-__device__ void fold_weights(const Job& job, const Reader* readers, int64_t item, int64_t step) {
-  for (int64_t j = job.first_reader; j < job.last_reader; ++j) {
-    const Reader& c = readers[j];
+// W_p <- W_p + a W_q, which the work items of the task share.
+__device__ void fold_weights(const DevicePairTask& task, const DevicePairConsumer* consumers,
+                             int64_t item, int64_t step) {
+  for (int64_t j = task.first_consumer; j < task.last_consumer; ++j) {
+    const DevicePairConsumer& c = consumers[j];
     const int64_t size = c.taps * c.outputs;
-    const Rows rows = joined_rows(c, job.partner[step], job.removed[step], c.gains[step]);
-    double* to = c.packed + job.partner[step] * size;
-    if (rows.joined)
-      for (int64_t i = item * kThreads + threadIdx.x; i < size; i += job.items * kThreads)
-        to[i] = rows.at(i);
+    const UnitWeights joined = joined_weights(c, task.partner[step], task.removed[step], c.gains[step]);
+    double* to = c.packed + task.partner[step] * size;
+    if (joined.joined)
+      for (int64_t i = item * kPairThreads + threadIdx.x; i < size; i += task.items * kPairThreads)
+        to[i] = joined.at(i);
   }
 }
 
-// sums[i] = <share of a row, move of a column> for the rows and the column of a thread. The block has
-// kTerms terms of both in shared memory at a time.
-__device__ void multiply_tile(const Reader& c, int64_t top, int64_t left, double (&sums)[kEach]) {
-  __shared__ __align__(16) double moves[kTerms][kColumns], shares[kTerms][kRows];
-  const int column = static_cast<int>(threadIdx.x) % kColumns;
-  const int row = static_cast<int>(threadIdx.x) / kColumns * kEach;
-  for (int64_t first = 0; first < c.terms; first += kTerms) {
-    const int count = static_cast<int>(min(int64_t{kTerms}, c.terms - first));
-    __syncthreads();  // what is there has been used
-    for (int i = static_cast<int>(threadIdx.x); i < count * kColumns; i += kThreads)
-      if (left + i % kColumns < c.units)
-        moves[i / kColumns][i % kColumns] =
-            c.moves[(first + i / kColumns) * c.units + left + i % kColumns];
-    for (int i = static_cast<int>(threadIdx.x); i < count * kRows; i += kThreads)
-      if (top + i % kRows < c.units)
-        shares[i / kRows][i % kRows] = c.shares[(first + i / kRows) * c.units + top + i % kRows];
+// sums[i] = <share of a row, move of a column>, for the rows and the column of a thread. Shared memory
+// holds kTableTerms terms of both at a time.
+__device__ void multiply_tile(const DevicePairConsumer& c, int64_t top, int64_t left,
+                              double (&sums)[kThreadRows]) {
+  __shared__ __align__(16) double moves[kTableTerms][kTableColumns], shares[kTableTerms][kTableRows];
+  const int column = static_cast<int>(threadIdx.x) % kTableColumns;
+  const int row = static_cast<int>(threadIdx.x) / kTableColumns * kThreadRows;
+  for (int64_t first = 0; first < c.terms; first += kTableTerms) {
+    const int count = static_cast<int>(min(int64_t{kTableTerms}, c.terms - first));
+    __syncthreads();  // the terms before have been used
+    for (int i = static_cast<int>(threadIdx.x); i < count * kTableColumns; i += kPairThreads)
+      if (left + i % kTableColumns < c.units)
+        moves[i / kTableColumns][i % kTableColumns] =
+            c.moves[(first + i / kTableColumns) * c.units + left + i % kTableColumns];
+    for (int i = static_cast<int>(threadIdx.x); i < count * kTableRows; i += kPairThreads)
+      if (top + i % kTableRows < c.units)
+        shares[i / kTableRows][i % kTableRows] =
+            c.shares[(first + i / kTableRows) * c.units + top + i % kTableRows];
     __syncthreads();
 #pragma unroll 4
     for (int term = 0; term < count; ++term)
-      for (int i = 0; i < kEach; ++i) sums[i] += shares[term][row + i] * moves[term][column];
+      for (int i = 0; i < kThreadRows; ++i) sums[i] += shares[term][row + i] * moves[term][column];
   }
 }
 
-// <A_p, G_ps> and <A_p, G_ss> anew for the columns of a tile, a part of each by a thread.
-__device__ void renew_forms(const Reader& c, int64_t p, int64_t left) {
-  __shared__ Form parts[kParts][kColumns];
-  const int part = static_cast<int>(threadIdx.x) / kColumns;
-  const int column = static_cast<int>(threadIdx.x) % kColumns;
+// Computes <A_p, G_ps> and <A_p, G_ss> anew for the columns of a tile. A thread: one part of each, of
+// one column.
+__device__ void renew_forms(const DevicePairConsumer& c, int64_t p, int64_t left) {
+  __shared__ PairForms parts[kFormParts][kTableColumns];
+  const int part = static_cast<int>(threadIdx.x) / kTableColumns;
+  const int column = static_cast<int>(threadIdx.x) % kTableColumns;
   const int64_t s = left + column;
   const auto read = [&](int64_t term, int64_t, int64_t) { return c.grown[term * c.units + s]; };
   if (s < c.units) parts[part][column] = add_part(c, p, s, part, read);
   __syncthreads();
   if (part == 0 && s < c.units) {
-    const Form a = parts[0][column], b = parts[1][column], d = parts[2][column], e = parts[3][column];
+    const PairForms a = parts[0][column], b = parts[1][column], d = parts[2][column],
+                    e = parts[3][column];
     c.inner[p * c.units + s] = sum_parts(a.inner, b.inner, d.inner, e.inner);
     c.norms[p * c.units + s] = sum_parts(a.norm, b.norm, d.norm, e.norm);
   }
   __syncthreads();
 }
 
-// The rows of one column that a thread has; `there` says which have a pair that is left.
-struct Place {
+// The rows of one column that a thread has; `alive` says in which of them both units are still there.
+struct ThreadRows {
   int64_t row, column;
-  bool there[kEach];
+  bool alive[kThreadRows];
 };
 
-// Brings R up to date, and adds the errors of one consumer. All is read before anything is written, so
-// that a thread waits for memory once.
-__device__ void add_errors(const Reader& c, const Place& at, int64_t q, int64_t p, double gain,
-                           const double (&sums)[kEach], double (&totals)[kEach]) {
-  double overlaps[kEach] = {}, inner[kEach] = {}, norms[kEach] = {}, own[kEach] = {};
-  for (int i = 0; i < kEach; ++i) {
-    if (!at.there[i]) continue;
+// Brings R up to date, and adds the errors of one consumer. Everything is read before anything is
+// written, so that a thread waits for memory only once.
+__device__ void add_errors(const DevicePairConsumer& c, const ThreadRows& at, int64_t q, int64_t p,
+                           double gain, const double (&sums)[kThreadRows],
+                           double (&totals)[kThreadRows]) {
+  double overlaps[kThreadRows] = {}, inner[kThreadRows] = {}, norms[kThreadRows] = {},
+         own[kThreadRows] = {};
+  for (int i = 0; i < kThreadRows; ++i) {
+    if (!at.alive[i]) continue;
     const int64_t r = at.row + i, pair = r * c.units + at.column;
     overlaps[i] = c.overlaps[pair];
     if (r == p && gain != 0.0) overlaps[i] += gain * c.overlaps[q * c.units + at.column];
@@ -144,8 +151,8 @@ __device__ void add_errors(const Reader& c, const Place& at, int64_t q, int64_t 
     norms[i] = c.norms[pair];
     own[i] = c.squares[r] - 2.0 * c.selves[r];
   }
-  for (int i = 0; i < kEach; ++i) {
-    if (!at.there[i]) continue;
+  for (int i = 0; i < kThreadRows; ++i) {
+    if (!at.alive[i]) continue;
     overlaps[i] += sums[i];
     c.overlaps[(at.row + i) * c.units + at.column] = overlaps[i];
     const double error = pair_error(own[i], inner[i] - overlaps[i], norms[i], -kInfinity);
@@ -153,58 +160,62 @@ __device__ void add_errors(const Reader& c, const Place& at, int64_t q, int64_t 
   }
 }
 
-// R, the forms and the errors of a piece after a step, by a block; a thread has one column of each tile
-// and kEach rows.
-__device__ void look_again(const Job& job, const Reader* readers, int64_t item, int64_t step) {
-  const int64_t q = job.removed[step], p = job.partner[step];
-  const Span span = span_of(job, item);
-  Place at{span.top + threadIdx.x / kColumns * kEach, 0, {}};
-  bool rows[kEach], some = false;
-  for (int i = 0; i < kEach; ++i) some |= rows[i] = at.row + i < job.units && job.alive[at.row + i];
-  Best best{kInfinity, kNoPair};
-  const int64_t right = __syncthreads_or(some) ? span.right : span.left;
-  for (int64_t left = span.left; left < right; left += kColumns) {
-    at.column = left + threadIdx.x % kColumns;
-    const bool column = at.column < job.units && job.alive[at.column];
+// Brings R, the forms and the errors of a work item up to date after a step, by a block. A thread: one
+// column of each tile, and kThreadRows rows.
+__device__ void look_again(const DevicePairTask& task, const DevicePairConsumer* consumers,
+                           int64_t item, int64_t step) {
+  const int64_t q = task.removed[step], p = task.partner[step];
+  const TableStrip strip = strip_of(task, item);
+  ThreadRows at{strip.top + threadIdx.x / kTableColumns * kThreadRows, 0, {}};
+  bool rows[kThreadRows], some = false;
+  for (int i = 0; i < kThreadRows; ++i)
+    some |= rows[i] = at.row + i < task.units && task.alive[at.row + i];
+  BestPair best{kInfinity, kNoPair};
+  const int64_t right = __syncthreads_or(some) ? strip.right : strip.left;
+  for (int64_t left = strip.left; left < right; left += kTableColumns) {
+    at.column = left + threadIdx.x % kTableColumns;
+    const bool column = at.column < task.units && task.alive[at.column];
     if (!__syncthreads_or(column)) continue;
-    for (int i = 0; i < kEach; ++i) at.there[i] = rows[i] && column;
-    double totals[kEach] = {};
-    for (int64_t j = job.first_reader; j < job.last_reader; ++j) {
-      const Reader& c = readers[j];
-      double sums[kEach] = {};
-      multiply_tile(c, span.top, left, sums);
-      if (span.top <= p && p < span.top + kRows) renew_forms(c, p, left);
+    for (int i = 0; i < kThreadRows; ++i) at.alive[i] = rows[i] && column;
+    double totals[kThreadRows] = {};
+    for (int64_t j = task.first_consumer; j < task.last_consumer; ++j) {
+      const DevicePairConsumer& c = consumers[j];
+      double sums[kThreadRows] = {};
+      multiply_tile(c, strip.top, left, sums);
+      if (strip.top <= p && p < strip.top + kTableRows) renew_forms(c, p, left);
       add_errors(c, at, q, p, c.gains[step], sums, totals);
     }
-    for (int i = 0; i < kEach; ++i)
-      if (at.there[i] && at.row + i != at.column)
-        best = lesser({totals[i], (at.row + i) * job.units + at.column}, best);
+    for (int i = 0; i < kThreadRows; ++i)
+      if (at.alive[i] && at.row + i != at.column)
+        best = lesser({totals[i], (at.row + i) * task.units + at.column}, best);
   }
-  keep_least(best, job.best + item);
+  keep_least(best, task.best + item);
 }
 
-// All steps of all tasks, which do theirs side by side. In the first half of a step a warp has a unit
-// of a consumer; neighbours lie in different blocks, so that few units use all processors. In the
-// second half a block has a piece of a table. Every warp finds the pair of the step by itself: one
-// barrier less.
-__global__ void __launch_bounds__(kThreads, 2) step_by_step(Plan plan) {
+// Takes all steps of all tasks, side by side. In the first half of a step, a warp has one unit of a
+// consumer at a time; neighbouring units lie in different blocks, so that a few units use all
+// processors. In the second half, a block has one work item at a time. Every warp finds the pair of the
+// step by itself, which saves a barrier.
+__global__ void __launch_bounds__(kPairThreads, 2) step_by_step(PairPlan plan) {
   const int64_t first = blockIdx.x, blocks = gridDim.x;
   for (int64_t step = 0; step < plan.steps; ++step) {
-    int64_t known = -1;  // the task that `chosen` is of
-    Best chosen{};
-    for (int64_t i = first + threadIdx.x / kWarp * blocks; i < plan.units; i += blocks * kWarps) {
-      const int64_t j = find_last(plan.readers, plan.reader_count, &Reader::first_unit, i);
-      const Job& job = plan.jobs[plan.readers[j].job];
-      if (step >= job.steps) continue;
-      if (known != plan.readers[j].job) chosen = choose(job);
-      known = plan.readers[j].job;
-      begin_step(job, plan.readers, j, i - plan.readers[j].first_unit, step, chosen);
+    int64_t known = -1;  // the task of `chosen`
+    BestPair chosen{};
+    for (int64_t i = first + threadIdx.x / kWarp * blocks; i < plan.units; i += blocks * kPairWarps) {
+      const int64_t j =
+          find_last(plan.consumers, plan.consumer_count, &DevicePairConsumer::first_unit, i);
+      const DevicePairTask& task = plan.tasks[plan.consumers[j].task];
+      if (step >= task.steps) continue;
+      if (known != plan.consumers[j].task) chosen = choose(task);
+      known = plan.consumers[j].task;
+      begin_step(task, plan.consumers, j, i - plan.consumers[j].first_unit, step, chosen);
     }
     grid_sync();
     for (int64_t i = first; i < plan.items; i += blocks) {
-      const Job& job = plan.jobs[find_last(plan.jobs, plan.job_count, &Job::first_item, i)];
-      if (step < job.steps) fold_weights(job, plan.readers, i - job.first_item, step);
-      if (step + 1 < job.steps) look_again(job, plan.readers, i - job.first_item, step);
+      const DevicePairTask& task =
+          plan.tasks[find_last(plan.tasks, plan.task_count, &DevicePairTask::first_item, i)];
+      if (step < task.steps) fold_weights(task, plan.consumers, i - task.first_item, step);
+      if (step + 1 < task.steps) look_again(task, plan.consumers, i - task.first_item, step);
     }
     grid_sync();
   }
@@ -212,11 +223,11 @@ __global__ void __launch_bounds__(kThreads, 2) step_by_step(Plan plan) {
 
 }  // namespace
 
-void take_steps(const Plan& plan, const Context& context) {
-  Shape shape{"pair_scan", dim3(1), dim3(kThreads), 0, true};
+void take_steps(const PairPlan& plan, const Context& context) {
+  LaunchShape shape{"pair_scan", dim3(1), dim3(kPairThreads), 0, true};
   const int64_t most = blocks_at_once(context, shape, step_by_step);
-  // One for each piece, and no warp without a unit: more blocks only take longer to meet.
-  shape.grid = blocks_of(std::clamp<int64_t>(std::max(plan.items, plan.units / kWarps), 1, most));
+  // A block for each item, and no warp without a unit: more blocks only take longer to meet.
+  shape.grid = blocks_of(std::clamp<int64_t>(std::max(plan.items, plan.units / kPairWarps), 1, most));
   launch(context, shape, step_by_step, plan);
 }
 

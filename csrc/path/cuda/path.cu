@@ -11,11 +11,11 @@ namespace {
 
 constexpr int64_t kThreads = 512;
 
-// Tasks go side by side up to this much scratch: large ones fill the device by themselves, and all at
-// once might not fit it.
+// Tasks take their steps together up to this much scratch. Large tasks fill the device by themselves,
+// and all of them at once might not fit its memory.
 constexpr int64_t kBatchDoubles = int64_t{1} << 29;
 
-// Hands out parts of memory; without any, it only counts them.
+// Hands out parts of memory. Where `memory` is null, it only counts them.
 template <class T>
 struct Arena {
   T* memory = nullptr;
@@ -28,20 +28,20 @@ struct Arena {
   }
 };
 
-struct Scratch {
+struct PathScratch {
   Arena<double> doubles;
   Arena<int64_t> integers;
 };
 
 int64_t panel_steps_of(const PathTask& task) {
-  int64_t steps = kPanelRows;
+  int64_t steps = kGatheredRows;
   for (const PathConsumer& c : task.consumers)
-    if (c.taps > 0) steps = std::min(steps, std::max<int64_t>(1, kPanelRows / c.taps));
+    if (c.taps > 0) steps = std::min(steps, std::max<int64_t>(1, kGatheredRows / c.taps));
   return steps;
 }
 
-Reader reader_of(const PathTask& task, const PathConsumer& c, Scratch& scratch) {
-  Reader r{};
+DevicePathConsumer device_consumer(const PathTask& task, const PathConsumer& c, PathScratch& scratch) {
+  DevicePathConsumer r{};
   r.weight = c.weight, r.columns = c.columns, r.scale = c.scale;
   r.factor = c.factor, r.residual = c.residual;
   r.features = c.features, r.outputs = c.outputs, r.taps = c.taps;
@@ -62,37 +62,38 @@ Reader reader_of(const PathTask& task, const PathConsumer& c, Scratch& scratch) 
   r.half = doubles.take(size);
   if (c.taps > kSharedTaps) r.work = doubles.take(task.units * 2 * size);
   r.gone = scratch.integers.take(task.units);
-  r.place = scratch.integers.take(n);
+  r.unit_tap = scratch.integers.take(n);
   r.chosen = scratch.integers.take(1);
   r.failed = scratch.integers.take(1);
   return r;
 }
 
-std::vector<Reader> readers_of(const std::vector<PathTask>& tasks, Scratch& scratch) {
-  std::vector<Reader> readers;
+std::vector<DevicePathConsumer> device_consumers(const std::vector<PathTask>& tasks,
+                                                 PathScratch& scratch) {
+  std::vector<DevicePathConsumer> consumers;
   int64_t tiles = 0, groups = 0;
   for (const PathTask& task : tasks) {
-    const int64_t first = static_cast<int64_t>(readers.size());
+    const int64_t first = static_cast<int64_t>(consumers.size());
     for (const PathConsumer& consumer : task.consumers) {
-      Reader r = reader_of(task, consumer, scratch);
+      DevicePathConsumer r = device_consumer(task, consumer, scratch);
       r.first = first;
       r.last = first + static_cast<int64_t>(task.consumers.size());
       r.first_tile = tiles, r.first_group = groups;
-      r.tiles = std::max<int64_t>(1, divide_up(r.features, kColumns));
+      r.tiles = std::max<int64_t>(1, divide_up(r.features, kTileFeatures));
       r.groups = r.taps == 1 ? divide_up(r.units, kUnitThreads) : r.units;
       tiles += r.tiles, groups += r.groups;
-      readers.push_back(r);
+      consumers.push_back(r);
     }
   }
-  return readers;
+  return consumers;
 }
 
-// A block for each reader: where its units have their columns, from where units have them.
-__global__ void find_places(const Reader* readers) {
-  const Reader& c = readers[blockIdx.x];
-  for (int64_t i = threadIdx.x; i < c.features; i += kThreads) c.place[i] = -1;
+// Inverts the list of each unit's columns. A block: one consumer. A thread: every kThreads-th column.
+__global__ void find_unit_taps(const DevicePathConsumer* consumers) {
+  const DevicePathConsumer& c = consumers[blockIdx.x];
+  for (int64_t i = threadIdx.x; i < c.features; i += kThreads) c.unit_tap[i] = -1;
   __syncthreads();
-  for (int64_t i = threadIdx.x; i < c.units * c.taps; i += kThreads) c.place[c.columns[i]] = i;
+  for (int64_t i = threadIdx.x; i < c.units * c.taps; i += kThreads) c.unit_tap[c.columns[i]] = i;
 }
 
 void clear_outputs(const Context& context, const PathTask& task) {
@@ -101,7 +102,7 @@ void clear_outputs(const Context& context, const PathTask& task) {
   fill_bytes(context, task.errors, 0, task.steps);
 }
 
-void load_basis(const Context& context, const Reader& r, const PathConsumer& consumer) {
+void load_basis(const Context& context, const DevicePathConsumer& r, const PathConsumer& consumer) {
   if (!r.updated || r.features == 0) return;
   const std::size_t bytes = static_cast<std::size_t>(r.features * r.features) * sizeof(double);
   cuda_check(
@@ -110,7 +111,7 @@ void load_basis(const Context& context, const Reader& r, const PathConsumer& con
 }
 
 void prepare(const Context& context, const std::vector<PathTask>& tasks, const Batch& batch) {
-  launch(context, {"path_eliminate", blocks_of(batch.count), dim3(kThreads)}, find_places,
+  launch(context, {"path_eliminate", blocks_of(batch.count), dim3(kThreads)}, find_unit_taps,
          batch.device);
   int64_t i = 0;
   for (const PathTask& task : tasks)
@@ -122,32 +123,32 @@ void prepare(const Context& context, const std::vector<PathTask>& tasks, const B
 }
 
 void run_batch(const Context& context, const std::vector<PathTask>& tasks) {
-  Scratch scratch;
-  readers_of(tasks, scratch);
+  PathScratch scratch;
+  device_consumers(tasks, scratch);
   const DeviceBuffer<double> doubles(context, scratch.doubles.used);
   const DeviceBuffer<int64_t> integers(context, scratch.integers.used);
   fill_bytes(context, integers.data(), 0, scratch.integers.used);
   scratch = {{doubles.data()}, {integers.data()}};
-  const std::vector<Reader> readers = readers_of(tasks, scratch);
-  const DeviceBuffer<Reader> described(context, readers);
-  const Batch batch{readers.data(), described.data(), static_cast<int64_t>(readers.size())};
+  const std::vector<DevicePathConsumer> consumers = device_consumers(tasks, scratch);
+  const DeviceBuffer<DevicePathConsumer> described(context, consumers);
+  const Batch batch{consumers.data(), described.data(), static_cast<int64_t>(consumers.size())};
   prepare(context, tasks, batch);
   int64_t steps = 0;
-  for (const Reader& r : readers) steps = std::max(steps, r.steps);
+  for (const DevicePathConsumer& r : consumers) steps = std::max(steps, r.steps);
   for (int64_t step = 0; step < steps; ++step) {
     for (int64_t i = 0; i < batch.count; ++i) {
-      if (step == 0 || step >= readers[i].steps || step % readers[i].panel_steps != 0) continue;
-      update_panel(context, readers[i], step);
+      if (step == 0 || step >= consumers[i].steps || step % consumers[i].panel_steps != 0) continue;
+      update_panel(context, consumers[i], step);
       refresh_blocks(context, batch, i);
     }
     run_step(context, batch, step, step + 1 == steps);
   }
-  for (const Reader& r : readers) finish_reader(context, r);
+  for (const DevicePathConsumer& r : consumers) finish_consumer(context, r);
 }
 
 int64_t doubles_of(const PathTask& task) {
-  Scratch scratch;
-  for (const PathConsumer& consumer : task.consumers) reader_of(task, consumer, scratch);
+  PathScratch scratch;
+  for (const PathConsumer& consumer : task.consumers) device_consumer(task, consumer, scratch);
   return scratch.doubles.used;
 }
 

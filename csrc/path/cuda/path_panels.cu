@@ -1,4 +1,4 @@
-// What path_eliminate does with many rows at once: K, the update of P and K, and V.
+// The products of path_eliminate over many rows: K, the update of P and K, and V.
 #include <algorithm>
 
 #include "path/cuda/path_device.h"
@@ -12,10 +12,11 @@ namespace {
 constexpr int64_t kThreads = 256;
 constexpr int kSolveRows = 64, kSolveColumns = 32, kWarps = 8;
 constexpr int64_t kZeroBlocks = 264;
-static_assert(kThreads == kProductThreads && kSolveRows % kTerms == 0);  // as CarriedTerms has them
+static_assert(kThreads == kProductThreads &&
+              kSolveRows % kProductTerms == 0);  // as CarriedTerms has them
 
-// target (size, size) -= A^T B, and B^T A too if `both`, or = A^T B, in the tiles that meet its upper
-// triangle; A and B have `terms` rows.
+// target (size, size) = A^T B, or, with `subtract`, -= A^T B; with `both`, B^T A is added to that
+// product. A and B have `terms` rows. Only tiles that touch the upper triangle are computed.
 struct Update {
   double* target;
   const double *a, *b;
@@ -24,7 +25,7 @@ struct Update {
   const int64_t* status;
 };
 
-// A block for each tile; shared memory has a few terms of A and B.
+// A block: one tile. A thread: its elements of the tile. Shared memory holds a few terms of A and B.
 __global__ void __launch_bounds__(kProductThreads, 2) update_tiles(Update u) {
   const int64_t across = divide_up(u.size, kProductColumns), n = u.size;
   const int64_t top = blockIdx.x / across * kProductRows, left = blockIdx.x % across * kProductColumns;
@@ -38,7 +39,7 @@ __global__ void __launch_bounds__(kProductThreads, 2) update_tiles(Update u) {
   for (int y = 0; y < kOwnRows; ++y) {
     double* to = u.target + (top + own_row(y)) * n + left;
     const int64_t width = top + own_row(y) < n ? n - left : 0;
-    double before[kOwnColumns];  // apart from what is written, so that they are waited for together
+    double before[kOwnColumns];  // read before anything is written, so that a thread waits once
 #pragma unroll
     for (int x = 0; x < kOwnColumns; ++x)
       before[x] = u.subtract && own_column(x) < width ? to[own_column(x)] : 0.0;
@@ -54,54 +55,55 @@ void launch_update(const Context& context, const Update& update) {
   launch(context, {"path_eliminate", blocks_of(tiles), dim3(kProductThreads)}, update_tiles, update);
 }
 
-__device__ int64_t columns_left(const Reader& c) {
+__device__ int64_t removed_columns(const DevicePathConsumer& c) {
   return (*c.status < 0 ? c.steps : *c.status) * c.taps;
 }
 
-__device__ int64_t column_left(const Reader& c, int64_t i) {
+__device__ int64_t removed_column(const DevicePathConsumer& c, int64_t i) {
   return c.columns[c.order[i / c.taps] * c.taps + i % c.taps];
 }
 
-// The columns of L^T that left, in their order, next to each other: R of all of them, upper triangle.
-// A thread for each element; K's memory holds it.
-__global__ void gather_root(Reader c, int64_t size) {
+// Gathers the columns of L^T that are removed, in their order: the upper triangle of R of all of them,
+// which takes the memory of K. A thread: one element.
+__global__ void gather_root(DevicePathConsumer c, int64_t size) {
   const int64_t across = divide_up(size, kThreads);
   const int64_t row = blockIdx.x / across, i = blockIdx.x % across * kThreads + threadIdx.x;
-  const int64_t left = columns_left(c);
-  if (row < left && i >= row && i < left)
-    c.gram[row * size + i] = c.factor[row * c.features + column_left(c, i)];
+  const int64_t removed = removed_columns(c);
+  if (row < removed && i >= row && i < removed)
+    c.gram[row * size + i] = c.factor[row * c.features + removed_column(c, i)];
 }
 
-// Adds R^T V over the rows before `top` to sums of kSolveRows / kWarps rows of one column a thread.
-__device__ void add_rows_before(const Reader& c, int64_t size, int64_t top, int64_t left,
+// Adds R^T V over the rows before `top` to the sums of a thread: kSolveRows / kWarps rows of one
+// column.
+__device__ void add_rows_before(const DevicePathConsumer& c, int64_t size, int64_t top, int64_t removed,
                                 int64_t column, double* shared, double* sums) {
   double (*r)[kSolveRows] = reinterpret_cast<double (*)[kSolveRows]>(shared);
   double (*v)[kSolveColumns] =
-      reinterpret_cast<double (*)[kSolveColumns]>(shared + kTerms * kSolveRows);
+      reinterpret_cast<double (*)[kSolveColumns]>(shared + kProductTerms * kSolveRows);
   const int lane = static_cast<int>(threadIdx.x) % kSolveColumns;
   const int warp = static_cast<int>(threadIdx.x) / kSolveColumns;
   const int64_t across = column - lane;  // the block's first
-  for (int64_t first = 0; first < top; first += kTerms) {
+  for (int64_t first = 0; first < top; first += kProductTerms) {
     CarriedTerms<kSolveRows> next_r;
     CarriedTerms<kSolveColumns> next_v;
-    next_r.read(c.gram + first * size + top, size, kTerms, left - top);
-    next_v.read(c.residual + first * c.outputs + across, c.outputs, kTerms, c.outputs - across);
+    next_r.read(c.gram + first * size + top, size, kProductTerms, removed - top);
+    next_v.read(c.residual + first * c.outputs + across, c.outputs, kProductTerms, c.outputs - across);
     __syncthreads();
     next_r.write(r);
     next_v.write(v);
     __syncthreads();
 #pragma unroll
-    for (int k = 0; k < kTerms; ++k)
+    for (int k = 0; k < kProductTerms; ++k)
 #pragma unroll
       for (int i = 0; i < kSolveRows / kWarps; ++i)
         sums[i] += r[k][warp * (kSolveRows / kWarps) + i] * v[k][lane];
   }
 }
 
-// V = R^-T W_S^T in kSolveColumns outputs, a lane each, kSolveRows rows at a time, of which each warp
-// has an eighth; rows behind a failure are zero. Shared memory has a few terms of the product with the
-// rows before, and then the square of R on the diagonal and the rows that it solves.
-__global__ void __launch_bounds__(kThreads) solve_rows(Reader c, int64_t size) {
+// V = R^-T W_S^T; rows behind a failure are zero. A block: kSolveColumns outputs, kSolveRows rows at a
+// time. A thread: the output of its lane, and an eighth of the rows. Shared memory holds a few terms of
+// the product with the rows before, and then the block of R on the diagonal and the rows it solves.
+__global__ void __launch_bounds__(kThreads) solve_rows(DevicePathConsumer c, int64_t size) {
   constexpr int kOwn = kSolveRows / kWarps;
   double* shared = dynamic_shared<double>();
   double (*r)[kSolveRows] = reinterpret_cast<double (*)[kSolveRows]>(shared);
@@ -110,17 +112,17 @@ __global__ void __launch_bounds__(kThreads) solve_rows(Reader c, int64_t size) {
   const int lane = static_cast<int>(threadIdx.x) % kSolveColumns;
   const int warp = static_cast<int>(threadIdx.x) / kSolveColumns;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kSolveColumns + lane;
-  const int64_t left = columns_left(c);
+  const int64_t removed = removed_columns(c);
   for (int64_t top = 0; top < size; top += kSolveRows) {
     const int rows =
-        static_cast<int>(max(min(left - top, static_cast<int64_t>(kSolveRows)), int64_t{0}));
+        static_cast<int>(max(min(removed - top, static_cast<int64_t>(kSolveRows)), int64_t{0}));
     double sums[kOwn] = {};
-    if (rows > 0) add_rows_before(c, size, top, left, column, shared, sums);
+    if (rows > 0) add_rows_before(c, size, top, removed, column, shared, sums);
     __syncthreads();
     for (int i = 0; i < kOwn; ++i) {
       const int row = warp * kOwn + i;
       x[row][lane] = row < rows && column < c.outputs
-                         ? c.weight[column * c.features + column_left(c, top + row)] - sums[i]
+                         ? c.weight[column * c.features + removed_column(c, top + row)] - sums[i]
                          : 0.0;
     }
     for (int i = static_cast<int>(threadIdx.x); i < rows * kSolveRows; i += kThreads) {
@@ -139,8 +141,9 @@ __global__ void __launch_bounds__(kThreads) solve_rows(Reader c, int64_t size) {
   }
 }
 
-// A block for each step: its |v|^2, each thread over every kThreads-th element, and then in pairs.
-__global__ void add_errors(Reader c) {
+// Adds |v|^2 to the error of a step. A block: one step. A thread: every kThreads-th element of v.
+// Shared memory: the threads' sums, which are then added in pairs.
+__global__ void add_errors(DevicePathConsumer c) {
   __shared__ double sums[kThreads];
   const int64_t step = blockIdx.x, size = c.taps * c.outputs;
   if (*c.status >= 0 && step >= *c.status) return;
@@ -155,9 +158,9 @@ __global__ void add_errors(Reader c) {
   if (threadIdx.x == 0) c.errors[step] += c.scale * sums[0];
 }
 
-// Zeros in the rows of the factor behind a failure, by a fixed number of blocks: there is rarely one.
-__global__ void clear_tail(Reader c) {
-  const int64_t first = columns_left(c) * c.features, end = c.steps * c.taps * c.features;
+// Writes zeros to the rows of the factor behind a failure, with few blocks, since there is rarely one.
+__global__ void clear_tail(DevicePathConsumer c) {
+  const int64_t first = removed_columns(c) * c.features, end = c.steps * c.taps * c.features;
   for (int64_t i = first + static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < end;
        i += kZeroBlocks * kThreads)
     c.factor[i] = 0.0;
@@ -165,18 +168,18 @@ __global__ void clear_tail(Reader c) {
 
 }  // namespace
 
-void make_gram(const Context& context, const Reader& c) {
+void make_gram(const Context& context, const DevicePathConsumer& c) {
   launch_update(context, {c.gram, c.weight, c.weight, c.outputs, c.features, false, false, c.status});
 }
 
-void update_panel(const Context& context, const Reader& c, int64_t step) {
+void update_panel(const Context& context, const DevicePathConsumer& c, int64_t step) {
   const int64_t terms = c.panel_steps * c.taps;
   const double *l = c.factor + (step * c.taps - terms) * c.features, *z = c.cross;
   launch_update(context, {c.updated, l, l, terms, c.features, false, true, c.status});
   launch_update(context, {c.gram, l, z, terms, c.features, true, true, c.status});
 }
 
-void finish_reader(const Context& context, const Reader& c) {
+void finish_consumer(const Context& context, const DevicePathConsumer& c) {
   const int64_t size = c.steps * c.taps;
   launch(context, {"path_eliminate", blocks_of(size * divide_up(size, kThreads)), dim3(kThreads)},
          gather_root, c, size);

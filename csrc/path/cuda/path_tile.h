@@ -7,11 +7,11 @@
 
 namespace reapx {
 
-// A tile's, of which each of 16 x 16 threads has 8 x 4 elements: 12 reads of shared memory for 32
-// multiply-adds, most of them the same for many lanes.
+// The sizes of a tile. Each of 16 x 16 threads has 8 x 4 of its elements: that is 12 reads of shared
+// memory for 32 multiply-adds, and most reads are the same for many lanes.
 inline constexpr int kProductRows = 128, kProductColumns = 64, kProductThreads = 256;
 inline constexpr int kOwnRows = 8, kOwnColumns = 4, kAcross = 16;  // threads along a row
-inline constexpr int kTerms = 16;  // rows of A and B that shared memory holds
+inline constexpr int kProductTerms = 16;  // rows of A and B that shared memory holds
 
 struct ProductTile {
   double at[kOwnRows][kOwnColumns] = {};
@@ -25,40 +25,41 @@ __device__ inline int64_t own_column(int j) {
   return static_cast<int64_t>(threadIdx.x) % kAcross + static_cast<int64_t>(j) * kAcross;
 }
 
-// A (terms, rows) and B (terms, columns), of which the tile's part begins at the pointers; less than a
-// tile of them may be left. Called by all threads of a block. Terms are added in their order.
+// A (terms, rows) and B (terms, columns), of which the part of the tile begins at the pointers. rows
+// and columns are what is left of them there, which may be less than a tile.
 struct Factors {
   const double *a, *b;
   int64_t a_stride, b_stride, rows, columns;
 };
 
-// What a thread carries of kTerms rows of kWidth from global to shared memory. All of it is read before
-// any of it is written: a thread then waits for memory once, and not once for each element.
+// The elements that a thread copies from global to shared memory, of kProductTerms rows of kWidth. It
+// reads all of them before it writes any, so that it waits for memory once and not for each element.
 template <int kWidth>
 struct CarriedTerms {
   static constexpr int kRows = kProductThreads / kWidth;  // that the block reads at once
-  static_assert(kProductThreads % kWidth == 0 && kTerms % kRows == 0);
-  double at[kTerms / kRows];
+  static_assert(kProductThreads % kWidth == 0 && kProductTerms % kRows == 0);
+  double at[kProductTerms / kRows];
 
   __device__ void read(const double* from, int64_t stride, int64_t terms, int64_t width) {
     const int row = static_cast<int>(threadIdx.x) / kWidth;
     const int column = static_cast<int>(threadIdx.x) % kWidth;
     from += row * stride + column;
 #pragma unroll
-    for (int i = 0; i < kTerms / kRows; ++i)
+    for (int i = 0; i < kProductTerms / kRows; ++i)
       at[i] = column < width && row + i * kRows < terms ? from[i * kRows * stride] : 0.0;
   }
   __device__ void write(double (*to)[kWidth]) const {
 #pragma unroll
-    for (int i = 0; i < kTerms / kRows; ++i)
+    for (int i = 0; i < kProductTerms / kRows; ++i)
       to[static_cast<int>(threadIdx.x) / kWidth + i * kRows][threadIdx.x % kWidth] = at[i];
   }
 };
 
+// sum += A^T B over `terms` rows, added in their order. To be called by all threads of a block.
 __device__ inline void add_products(ProductTile& sum, const Factors& f, int64_t terms) {
-  __shared__ __align__(16) double a[kTerms][kProductRows], b[kTerms][kProductColumns];
+  __shared__ __align__(16) double a[kProductTerms][kProductRows], b[kProductTerms][kProductColumns];
   const int row = static_cast<int>(own_row(0)), column = static_cast<int>(own_column(0));
-  for (int64_t first = 0; first < terms; first += kTerms) {
+  for (int64_t first = 0; first < terms; first += kProductTerms) {
     CarriedTerms<kProductRows> next_a;
     CarriedTerms<kProductColumns> next_b;
     next_a.read(f.a + first * f.a_stride, f.a_stride, terms - first, f.rows);
@@ -68,7 +69,7 @@ __device__ inline void add_products(ProductTile& sum, const Factors& f, int64_t 
     next_b.write(b);
     __syncthreads();
 #pragma unroll
-    for (int k = 0; k < kTerms; ++k) {
+    for (int k = 0; k < kProductTerms; ++k) {
       double x[kOwnRows], y[kOwnColumns];
 #pragma unroll
       for (int i = 0; i < kOwnRows; ++i) x[i] = a[k][row + i];

@@ -35,7 +35,7 @@ struct PageAllocator {
     const std::size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
     void* memory = check(std::aligned_alloc(kHugePage, rounded));
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    madvise(memory, rounded, MADV_HUGEPAGE);  // only advice: whether it is taken changes no result
+    madvise(memory, rounded, MADV_HUGEPAGE);  // only advice, which changes no result
 #endif
     return static_cast<T*>(memory);
   }
@@ -56,7 +56,7 @@ struct PageAllocator {
 template <class T>
 using Buffer = std::vector<T, PageAllocator<T>>;
 
-// The same, but elements that are not given a value have none: for memory that threads fill.
+// The same without initial values, for memory that threads fill.
 template <class T>
 struct RawAllocator : PageAllocator<T> {
   RawAllocator() = default;
@@ -79,14 +79,14 @@ struct RawAllocator : PageAllocator<T> {
 template <class T>
 using RawBuffer = std::vector<T, RawAllocator<T>>;
 
-// Scratch that the items of a Team::run hand to each other, so that each thread touches new memory
-// once.
+// Scratch that the items of a Team::run pass on to each other, so that new memory is touched once for
+// each thread and not for each item.
 template <class T>
 class Pool {
  public:
   explicit Pool(std::size_t count) : count_(count) {}
 
-  // A buffer of the pool's size, holding anything.
+  // A buffer of the pool's size, with undefined contents.
   RawBuffer<T> take() {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (free_.empty()) return RawBuffer<T>(count_);

@@ -1,4 +1,4 @@
-// The CPU's context: how many threads, and the tile core of one instruction set.
+// The context of the CPU: the number of threads, and the tile core of one instruction set.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ struct Context {
 
 inline std::vector<std::string> core_names() { return tile_names(); }
 
-// Whether this process can look at what arrays hold, and so check indices before a kernel trusts them.
+// Whether the bindings can read what arrays hold, and so check indices before a kernel relies on them.
 inline constexpr bool kReadsArrays = true;
 
 // Whether gram_accumulate reads half precision.

@@ -5,8 +5,8 @@
 // same run reads or writes; then results do not depend on the number of threads. An exception thrown
 // by an item is rethrown by run (the first one, where several throw).
 //
-// Nobody waits for a thread that has not come yet: on a busy machine a helper may be given a core only
-// after milliseconds, and by then the others have done its share.
+// A run does not wait for threads that have not started on it. On a busy machine a thread may get a
+// core only after milliseconds, and by then the others have done its share.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,7 @@ namespace reapx {
 
 class Team {
  public:
-  // Threads start at the first run that has a use for them.
+  // Threads are started by the first run that has enough items for them.
   explicit Team(int64_t threads) : threads_(threads) {}
   int64_t threads() const { return threads_; }
   ~Team() {
@@ -42,8 +42,8 @@ class Team {
   }
 
  private:
-  // What the threads share. It lives as long as the last of them: a helper that comes late finds the
-  // crew dismissed, and nobody has to wait for it.
+  // What the threads share. It lives as long as the last of them, so that a helper that comes too late
+  // finds the crew dismissed, and the Team can end without waiting for it.
   class Crew {
    public:
     void run(int64_t items, const std::function<void(int64_t)>& work) {
@@ -88,7 +88,7 @@ class Team {
       return false;
     }
 
-    // Rounds follow each other within microseconds: look a little before going to sleep.
+    // The next round often begins within microseconds, so this looks a few times before it sleeps.
     template <class Waiting>
     static int64_t wait_while(const std::atomic<int64_t>& value, Waiting waiting) {
       int64_t now = value.load(std::memory_order_acquire);
@@ -126,7 +126,7 @@ class Team {
     try {
       for (; helpers_ < helpers; ++helpers_) std::thread([crew = crew_] { crew->serve(); }).detach();
     } catch (const std::system_error&) {
-      threads_ = 1 + helpers_;  // the machine gives no more: those there are do all the work
+      threads_ = 1 + helpers_;  // the system starts no more: those there are do all the work
     }
   }
 

@@ -9,9 +9,9 @@ namespace reapx {
 
 namespace {
 
-// Bytes of scratch that a device may keep from call to call. By itself it keeps none: whenever the host
-// waits for it, as it does after every batch, it gives all of it back to the system, and getting a few
-// hundred megabytes again takes longer than many a kernel.
+// Bytes of scratch that a device may keep from call to call. Its default is none: whenever the host
+// waits for the device, which happens after every batch, all scratch goes back to the system, and
+// allocating a few hundred megabytes again takes longer than some of the kernels.
 constexpr std::uint64_t kKept = std::uint64_t{1} << 30;
 
 void keep_scratch(int device) {
@@ -20,7 +20,7 @@ void keep_scratch(int device) {
   cuda_check(cudaDeviceGetMemPool(&pool, device), "cudaDeviceGetMemPool");
   cuda_check(cudaMemPoolGetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept),
              "cudaMemPoolGetAttribute");
-  if (kept >= kKept) return;  // others use this pool, too: never lower what they chose
+  if (kept >= kKept) return;  // others use this pool too, and may have chosen more
   kept = kKept;
   cuda_check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept),
              "cudaMemPoolSetAttribute");
@@ -35,7 +35,7 @@ Context::Context(const Where& where)
   if (device != previous_) cuda_check(cudaSetDevice(device), "cudaSetDevice");
 }
 
-// A destructor has nobody to tell of an error; the next call on the device that was not set back does.
+// A destructor cannot report an error. If the device was not set back, the next call on it fails.
 Context::~Context() {
   if (device != previous_) static_cast<void>(cudaSetDevice(previous_));
 }

@@ -1,7 +1,7 @@
-// CUDA's context: a device, which is the current one as long as the context lives, and a stream.
+// The context of CUDA: a device, which is the current one while the context lives, and a stream.
 //
-// What every definition in a .cu file keeps to: it works on this stream alone and never on the default
-// one; it returns without waiting for the device; it has no globals; its scratch is a DeviceBuffer.
+// Rules for every definition in a .cu file: it works on this stream only, never on the default one; it
+// returns without waiting for the device; it has no globals; its scratch is a DeviceBuffer.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +32,7 @@ struct Context {
 
 inline std::vector<std::string> core_names() { return {}; }
 
-// Not without waiting for the device. Who calls answers for indices that lie within their arrays.
+// Reading arrays would mean waiting for the device: the caller makes sure that indices are in range.
 inline constexpr bool kReadsArrays = false;
 
 inline constexpr bool kReadsHalf = true;

@@ -9,8 +9,8 @@
 
 namespace reapx {
 
-// Throws BackendFailure with the name of the call, and takes the error away so that it does not show up
-// again at somebody else's call.
+// Throws BackendFailure with the name of the call. The error is cleared first, so that later calls of
+// other code do not report it again.
 inline void cuda_check(cudaError_t error, const char* call) {
   if (error == cudaSuccess) return;
   static_cast<void>(cudaGetLastError());

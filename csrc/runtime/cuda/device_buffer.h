@@ -12,8 +12,8 @@
 
 namespace reapx {
 
-// The kernels launched while it lives may use it: the stream frees it after them. It may hold nothing,
-// and is then null.
+// Kernels that are launched while it lives may use it, since the stream frees it after them. A buffer
+// of 0 elements is null.
 template <class T>
 class DeviceBuffer {
  public:
@@ -23,8 +23,8 @@ class DeviceBuffer {
                  "cudaMallocAsync");
   }
 
-  // A copy of values on the host, such as the description of all tasks. They are pageable memory, which
-  // CUDA has read by the time the call returns: they need not outlive it.
+  // A copy of values on the host, such as the descriptions of all tasks. The values are in pageable
+  // memory, which CUDA has read when the call returns, so they need not outlive it.
   DeviceBuffer(const Context& context, const std::vector<T>& values)
       : DeviceBuffer(context, static_cast<int64_t>(values.size())) {
     if (!values.empty())
@@ -33,7 +33,7 @@ class DeviceBuffer {
                  "cudaMemcpyAsync");
   }
 
-  // As for a Context, an error shows up at the next call.
+  // As for a Context, the next call reports an error.
   ~DeviceBuffer() {
     if (data_) static_cast<void>(cudaFreeAsync(data_, stream_));
   }
@@ -49,7 +49,7 @@ class DeviceBuffer {
   T* data_ = nullptr;
 };
 
-// Gives every byte of `count` values the same value.
+// Sets every byte of `count` values.
 template <class T>
 void fill_bytes(const Context& context, T* from, int value, int64_t count) {
   if (count > 0)

@@ -1,4 +1,5 @@
-// Starting CUDA kernels. One way for nvcc and for the emulator, which has no <<<>>>.
+// Starting CUDA kernels. This goes through functions of the runtime and not through <<<>>>, which plain
+// C++ does not have: the tests compile the kernels for an emulated device.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -15,26 +16,27 @@
 
 namespace reapx {
 
-struct Shape {
-  const char* name;  // the kernel's, for errors
+struct LaunchShape {
+  const char* name;  // of the kernel, for errors
   dim3 grid, block;
-  std::size_t shared_bytes = 0;  // what dynamic_shared points to
-  bool together = false;         // all blocks at once, so that they may call grid_sync
+  std::size_t shared_bytes = 0;  // of what dynamic_shared points to
+  bool together = false;         // runs all blocks at once, so that they may call grid_sync
 };
 
 inline constexpr std::size_t kSharedWithoutAsking = 48 << 10;
 
 template <class Kernel>
-void ask_for_shared(const Shape& shape, Kernel* kernel) {
+void ask_for_shared(const LaunchShape& shape, Kernel* kernel) {
   if (shape.shared_bytes > kSharedWithoutAsking)
     cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     static_cast<int>(shape.shared_bytes)),
                shape.name);
 }
 
-// Starts kernel(args...) on the context's stream. A grid or block of size 0 is no launch at all.
+// Starts kernel(args...) on the context's stream. With a grid or block of size 0, nothing is launched.
 template <class... Formal, class... Actual>
-void launch(const Context& context, const Shape& shape, void (*kernel)(Formal...), Actual... args) {
+void launch(const Context& context, const LaunchShape& shape, void (*kernel)(Formal...),
+            Actual... args) {
   const dim3 g = shape.grid, b = shape.block;
   if (g.x == 0 || g.y == 0 || g.z == 0 || b.x == 0 || b.y == 0 || b.z == 0) return;
   ask_for_shared(shape, kernel);
@@ -51,10 +53,10 @@ void launch(const Context& context, const Shape& shape, void (*kernel)(Formal...
   cuda_check(cudaLaunchKernelEx(&config, kernel, static_cast<Formal>(args)...), shape.name);
 }
 
-// How many blocks of a launch the device runs at once: the most that may call grid_sync. Results must
-// not depend on it.
+// How many blocks of a launch the device runs at once, which is the most that may call grid_sync.
+// Results must not depend on it.
 template <class... Formal>
-int64_t blocks_at_once(const Context& context, const Shape& shape, void (*kernel)(Formal...)) {
+int64_t blocks_at_once(const Context& context, const LaunchShape& shape, void (*kernel)(Formal...)) {
   ask_for_shared(shape, kernel);
   int processors = 0, blocks = 0;
   cuda_check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, context.device),
@@ -67,22 +69,23 @@ int64_t blocks_at_once(const Context& context, const Shape& shape, void (*kernel
   return static_cast<int64_t>(processors) * blocks;
 }
 
-// A grid's x for `count` blocks, which must be fewer than 2^31: more is more memory than any device
-// has.
+// The grid of `count` blocks, which must be fewer than 2^31; more would work on more memory than any
+// device has.
 inline dim3 blocks_of(int64_t count) {
   if (count > INT32_MAX) throw BackendFailure("a launch of " + std::to_string(count) + " blocks");
   return dim3(static_cast<unsigned>(std::max<int64_t>(count, 0)));
 }
 
-// The Shape's shared_bytes, aligned for any type. A kernel has one such array and divides it itself.
+// The LaunchShape's shared_bytes, aligned for any type. A kernel has one such array and divides it
+// itself.
 extern __shared__ __align__(16) unsigned char all_dynamic_shared[];
 template <class T>
 __device__ T* dynamic_shared() {
   return reinterpret_cast<T*>(all_dynamic_shared);
 }
 
-// Waits for every thread of the grid; what they wrote before is then seen by all. Only in launches with
-// Shape::together.
+// Waits for every thread of the grid; all of them then see what any wrote before. Only in launches with
+// LaunchShape::together.
 __device__ inline void grid_sync() { cooperative_groups::this_grid().sync(); }
 
 }  // namespace reapx

@@ -1,4 +1,4 @@
-#include "pairs/pair_reader.h"
+#include "pairs/pair_state.h"
 
 #include <algorithm>
 #include <cmath>
@@ -8,11 +8,11 @@ namespace reapx {
 
 namespace {
 
-constexpr int64_t kPackedRows = 16;  // rows of W packed at a time: they stay in L1
+constexpr int64_t kPackedRows = 16;  // rows of W that are packed at a time, so that they stay in L1
 
 }  // namespace
 
-PairReader::PairReader(const PairConsumer& consumer, int64_t units, int64_t steps)
+PairState::PairState(const PairConsumer& consumer, int64_t units, int64_t steps)
     : c_(consumer),
       units_(units),
       panels_((units + kDoubleWidth - 1) / kDoubleWidth),
@@ -23,7 +23,7 @@ PairReader::PairReader(const PairConsumer& consumer, int64_t units, int64_t step
   for (int64_t i = 0; i < units * c_.taps; ++i) adjacent_ &= c_.columns[i] == c_.columns[0] + i;
   if (!follows_) return;
   packed_.resize(static_cast<size_t>(panels_ * c_.taps * c_.outputs * kDoubleWidth));
-  // With one tap, forms are read off G faster than they come from memory.
+  // With one tap, computing forms from G is faster than reading them from memory.
   if (c_.taps > 1) forms_.resize(static_cast<size_t>(2 * units * units));
   has_forms_.resize(static_cast<size_t>(units));
   seen_.resize(static_cast<size_t>(units));
@@ -31,7 +31,7 @@ PairReader::PairReader(const PairConsumer& consumer, int64_t units, int64_t step
   moves_.resize(shares_.size());
 }
 
-void PairReader::read_units(const Tile& tile, int64_t panel, PairScratch& scratch) {
+void PairState::read_units(const Tile& tile, int64_t panel, PairScratch& scratch) {
   const int64_t taps = c_.taps, first = panel * kDoubleWidth;
   for (int64_t u = first; u < std::min(first + kDoubleWidth, units_); ++u)
     for (int64_t a = 0; a < taps; ++a) {
@@ -45,7 +45,7 @@ void PairReader::read_units(const Tile& tile, int64_t panel, PairScratch& scratc
   read_products(tile, panel, 0, kDoubleWidth, packed, scratch);
 }
 
-void PairReader::pack(int64_t panel, double* packed) const {
+void PairState::pack(int64_t panel, double* packed) const {
   const int64_t taps = c_.taps, first = panel * kDoubleWidth;
   const int64_t count = std::min(kDoubleWidth, units_ - first);
   if (count < kDoubleWidth) std::fill(packed, packed + taps * c_.outputs * kDoubleWidth, 0.0);
@@ -58,8 +58,8 @@ void PairReader::pack(int64_t panel, double* packed) const {
     }
 }
 
-void PairReader::read_products(const Tile& tile, int64_t panel, int64_t first, int64_t last,
-                               const double* packed, PairScratch& scratch) {
+void PairState::read_products(const Tile& tile, int64_t panel, int64_t first, int64_t last,
+                              const double* packed, PairScratch& scratch) {
   const int64_t taps = c_.taps, start = panel * kDoubleWidth;
   scratch.work.resize(static_cast<size_t>(taps * taps * kDoubleWidth));
   double* work = scratch.work.data();
@@ -71,8 +71,8 @@ void PairReader::read_products(const Tile& tile, int64_t panel, int64_t first, i
             work[(std::min(a, b) * taps + std::max(a, b)) * kDoubleWidth + u];
 }
 
-void PairReader::read_forms(const Tile& tile, int64_t q, PairScratch& scratch, double* inner,
-                            double* norms) const {
+void PairState::read_forms(const Tile& tile, int64_t q, PairScratch& scratch, double* inner,
+                           double* norms) const {
   const int64_t taps = c_.taps, width = units_ * taps;
   scratch.work.resize(static_cast<size_t>(taps * (taps + 2) * kLanes));
   scratch.rows.resize(static_cast<size_t>(taps));
@@ -94,7 +94,7 @@ void PairReader::read_forms(const Tile& tile, int64_t q, PairScratch& scratch, d
                      scratch.work.data());
 }
 
-PairReader::Forms PairReader::forms_of(const Tile& tile, int64_t q, PairScratch& scratch) {
+PairState::FormRows PairState::forms_of(const Tile& tile, int64_t q, PairScratch& scratch) {
   if (forms_.empty()) {
     scratch.inner.resize(static_cast<size_t>(units_));
     scratch.norms.resize(static_cast<size_t>(units_));
@@ -108,22 +108,22 @@ PairReader::Forms PairReader::forms_of(const Tile& tile, int64_t q, PairScratch&
   return {inner, inner + units_};
 }
 
-double PairReader::add_errors(const Tile& tile, int64_t q, PairScratch& scratch, double* total) {
-  const Forms forms = forms_of(tile, q, scratch);
+double PairState::add_errors(const Tile& tile, int64_t q, PairScratch& scratch, double* total) {
+  const FormRows forms = forms_of(tile, q, scratch);
   const double* overlaps = overlaps_.empty() ? nullptr : overlaps_of(q);
   const double own = forms.norms[q] - (overlaps ? 2 * overlaps[q] : 0.0);
   tile.add_pair_errors(units_, own, c_.scale, forms.inner, overlaps, forms.norms, total);
   return c_.scale * own;
 }
 
-double PairReader::find_gain(const Tile& tile, int64_t q, int64_t p, PairScratch& scratch) {
-  const Forms forms = forms_of(tile, q, scratch);
+double PairState::find_gain(const Tile& tile, int64_t q, int64_t p, PairScratch& scratch) {
+  const FormRows forms = forms_of(tile, q, scratch);
   const double inner = forms.inner[p] - (overlaps_.empty() ? 0.0 : overlaps_of(q)[p]);
   const double gain = forms.norms[p] > 0 ? inner / forms.norms[p] : 0.0;
   return std::isfinite(gain) ? gain : 0.0;
 }
 
-void PairReader::fold() {
+void PairState::fold() {
   leaving_.resize(static_cast<size_t>(c_.outputs * c_.taps));
   for (int64_t m = 0; m < c_.outputs; ++m) {
     double* row = c_.weight + m * c_.features;
@@ -136,7 +136,7 @@ void PairReader::fold() {
   }
 }
 
-void PairReader::unify(const Tile& tile, int64_t step, int64_t q, int64_t p, PairScratch& scratch) {
+void PairState::unify(const Tile& tile, int64_t step, int64_t q, int64_t p, PairScratch& scratch) {
   if (waits() && step_ >= 0)
     for (const int64_t unit : {q, p}) add_late(tile, unit, scratch);
   step_ = step;
@@ -146,7 +146,7 @@ void PairReader::unify(const Tile& tile, int64_t step, int64_t q, int64_t p, Pai
   fold();
   if (!follows_) return;
   overlaps_.resize(static_cast<size_t>(units_ * panels_ * kDoubleWidth));
-  // R is linear in W: this is its row p anew, at the price of a row.
+  // R is linear in W, so this makes row p that of the new W_p.
   if (gain_ != 0.0) tile.add_scaled(units_, gain_, overlaps_of(q), overlaps_of(p));
   const int64_t panel = p / kDoubleWidth, lane = p % kDoubleWidth, first = lane / kLanes * kLanes;
   double* packed = packed_panel(panel) + lane;
@@ -157,13 +157,14 @@ void PairReader::unify(const Tile& tile, int64_t step, int64_t q, int64_t p, Pai
   has_forms_[static_cast<size_t>(p)] = false;
 }
 
-void PairReader::read_step(const Tile& tile, int64_t panel) {
+void PairState::read_step(const Tile& tile, int64_t panel) {
   const int64_t taps = c_.taps, first = panel * kDoubleWidth;
   const int64_t count = std::min(kDoubleWidth, units_ - first);
   double* shares = shares_.data() + step_at(panel);
   double* moves = moves_.data() + step_at(panel);
   std::fill(shares, shares + taps * taps * kDoubleWidth, 0.0);
-  const int64_t parts = (taps + kTileRows - 1) / kTileRows;  // of even size: few rows are no faster
+  const int64_t parts =
+      (taps + kTileRows - 1) / kTileRows;  // of about equal size, since few rows are no faster
   for (int64_t a = 0; a < taps; ++a)
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t b = taps * part / parts, end = taps * (part + 1) / parts;
@@ -182,8 +183,8 @@ void PairReader::read_step(const Tile& tile, int64_t panel) {
   }
 }
 
-void PairReader::add_overlaps(const Tile& tile, const int64_t* units, int64_t count,
-                              PairScratch& scratch) {
+void PairState::add_overlaps(const Tile& tile, const int64_t* units, int64_t count,
+                             PairScratch& scratch) {
   const int64_t terms = c_.taps * c_.taps;
   if (waits()) {
     for (int64_t i = 0; i < count; ++i) add_late(tile, units[i], scratch);
@@ -207,7 +208,7 @@ void PairReader::add_overlaps(const Tile& tile, const int64_t* units, int64_t co
   }
 }
 
-void PairReader::add_late(const Tile& tile, int64_t unit, PairScratch& scratch) {
+void PairState::add_late(const Tile& tile, int64_t unit, PairScratch& scratch) {
   const int64_t first = std::exchange(seen_[static_cast<size_t>(unit)], step_ + 1);
   const int64_t steps = step_ + 1 - first;
   if (steps == 0) return;
@@ -221,15 +222,15 @@ void PairReader::add_late(const Tile& tile, int64_t unit, PairScratch& scratch) 
                            overlaps_of(unit) + panel * kDoubleWidth);
 }
 
-void PairReader::add_drifts(const double* gone, double* bases, double* squares) const {
+void PairState::add_drifts(const double* gone, double* bases, double* squares) const {
   const auto each = [&](auto look) {
     for (int64_t u = 0; u < units_; ++u) {
       const int64_t at = step_at(u / kDoubleWidth) + u % kDoubleWidth;
       if (gone[u] == 0.0) look(u, -shares_[static_cast<size_t>(at)], moves_[static_cast<size_t>(at)]);
     }
   };
-  // Pairs whose change is not finite have no finite error from then on: they need no bound. The same
-  // goes for units without a norm, which always have a gain of 0.
+  // Pairs whose change is not finite have no finite error from then on, so they need no bound. Neither
+  // do units without a norm, whose gain is always 0.
   double largest = 0.0;
   each([&](int64_t u, double, double move) {
     const double norm = blocks_[static_cast<size_t>(u)], square = norm > 0 ? move * move / norm : 0.0;
