@@ -1,7 +1,12 @@
-"""Fixtures that every test file may use."""
+"""Fixtures that every test file may use.
+
+Torch has one thread: nearly every test is made of tiny operations, which more threads only slow down, and tests run
+side by side (``make test``). A test about threads sets their number itself, and it is one again afterwards.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +28,8 @@ def _named_devices() -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+    torch.set_num_threads(1)
     config.stash[_devices_key] = _named_devices()
 
 
@@ -45,14 +52,7 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _fixed_seed_and_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
+def _fixed_seed_and_one_thread() -> Iterator[None]:
     torch.manual_seed(0)
     yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def one_thread() -> None:
-    """For tests made of tiny operations; the number of threads is restored after every test."""
     torch.set_num_threads(1)

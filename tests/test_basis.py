@@ -10,9 +10,6 @@ from torch import Tensor
 
 from reapx import _native
 
-# The references are many tiny operations, which more threads only slow down.
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
 SIZES = [0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 100, 129, 255, 257, 600]

@@ -17,8 +17,6 @@ from reapx._native import Window
 from reapx.behavior import similarity_figure
 from reapx.behavior.behaviors import Behaviors
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 F64 = torch.float64
 ROUNDING = 256 * torch.finfo(torch.float32).eps
 """Of a float32 sum of 256 products, the longest that the kernels form, relative to the sum of magnitudes."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 import reapx
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGE = (3, 9, 8)
 
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import reapx
 from reapx.surgery.emptied_layers import Constant
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGE = (3, 8, 8)
 
 

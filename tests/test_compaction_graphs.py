@@ -21,8 +21,6 @@ ALL = {**plain.CASES, **coupled.CASES}
 UNSEEN = {"rearranged": "a mask that depends on the images hides that zero stays zero"}
 """Where a constant zero is not recognised."""
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def built(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 import reapx
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Between(nn.Module):
     """Something between a producer and its consumer."""

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 import reapx
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def images(*shape: int) -> Tensor:
     return torch.randn(4, *(shape or (5,)))

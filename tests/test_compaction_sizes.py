@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 import reapx
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Joined(nn.Module):
     """Two branches over the positions of a signal, one after another, then a mean over all."""

@@ -77,7 +77,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 
 @pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     if request.param == "pretended":
         with pretended.device(monkeypatch):
             yield Place(pretended.DEVICE, pretended.moved, pretended.returned)
@@ -87,7 +87,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, one_t
 
 
 @pytest.fixture
-def record(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Iterator[pretended.Record]:
+def record(monkeypatch: pytest.MonkeyPatch) -> Iterator[pretended.Record]:
     if not kernels.EMULATED:
         pytest.skip("copies are written down on the pretended device only ('make emulated' builds it)")
     with pretended.device(monkeypatch) as found:

@@ -16,10 +16,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from graphs import coupled, lively
+from processes import spawn
 from safetensors.torch import load_file
 from test_pro import count_runs
 from torch import Tensor, nn
-from torch.multiprocessing import ProcessExitedException, spawn
+from torch.multiprocessing import ProcessExitedException
 
 import reapx
 import reapx.planning.pipeline
@@ -173,7 +174,7 @@ def found(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_find_what_one_finds(found: list[dict[str, Any]], one_thread: None, name: str) -> None:
+def test_two_processes_find_what_one_finds(found: list[dict[str, Any]], name: str) -> None:
     alone = pruned(batches(), **CASES[name])
     for own in (found[0][name], found[1][name]):
         assert own["removed"] == alone["removed"]
@@ -208,7 +209,7 @@ def test_a_network_is_the_same_on_all_gpus() -> None:
     assert len(digests) == 2
 
 
-def test_images_of_all_count(found: list[dict[str, Any]], one_thread: None) -> None:
+def test_images_of_all_count(found: list[dict[str, Any]]) -> None:
     half = pruned(share(0), **CASES["uniform"])
     assert half["errors"] != pytest.approx(found[0]["uniform"]["errors"], rel=1e-3, nan_ok=True)
 
@@ -255,6 +256,7 @@ def test_shares_are_contiguous_and_complete(known: bool) -> None:
 MODEL = """
 import torch
 from graphs import coupled, lively
+from processes import spawn
 def build():
     torch.manual_seed(0)
     return lively(coupled.CASES["residual"].build())
@@ -264,7 +266,7 @@ def images():
 """
 
 
-def test_the_command_line_under_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+def test_the_command_line_under_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     Path("usermodel.py").write_text(MODEL)

@@ -14,9 +14,6 @@ from torch import Tensor
 from reapx import _native
 from reapx._native import Window
 
-# The references are many tiny operations, which more threads only slow down.
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # One core of each: what depends on shapes alone, and not on instructions.
 BACK_ENDS = ["", *(core for core in kernels.CORES if core not in _native.cores())]
 

@@ -14,8 +14,6 @@ from torch import Tensor
 from reapx import _native
 from reapx._native import Window
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 HALF = [torch.float16, torch.bfloat16]
 
 

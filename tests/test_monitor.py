@@ -13,8 +13,6 @@ from torch import nn
 import reapx
 from reapx.report.node_figures import write_histogram
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16])
 def test_monitor_measures_incoming_weights(dtype: torch.dtype) -> None:

@@ -19,8 +19,6 @@ from reapx.allocation.output_errors import output_errors
 from reapx.calibration.checkpoint import Checkpoint
 from reapx.inspection.inspection import Inspection
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Branches(nn.Module):
     """Two outputs behind a softmax and one without, that of a layer of its own, and one of whole numbers."""

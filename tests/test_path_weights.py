@@ -11,8 +11,6 @@ from test_path import bound, consumer, make_task, pick_columns, random_gram
 from reapx import _native
 from reapx._native import CutsTask
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
 

@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import exit_code
 from test_pro import count_runs, same
 from torch import Tensor, nn
 
 import reapx
-
-pytestmark = pytest.mark.usefixtures("one_thread")
+import reapx.planning.pipeline
 
 BATCHES = 5
-
-CHILD = """
-import functools, os, signal, sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-import reapx, reapx.planning.pipeline
-import test_plan_resume
-
-reapx.planning.pipeline.Checkpoint = functools.partial(reapx.planning.pipeline.Checkpoint, interval=0)
-place, count = os.replace, 0
-
-def replace(source, target):
-    global count
-    place(source, target)
-    count += os.path.basename(target).startswith({kind!r})
-    if count == {count}:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-os.replace = replace
-test_plan_resume.planned({folder!r}, **{options!r})
-"""
 
 
 def network(scale: float = 1.0) -> nn.Module:
@@ -62,6 +40,23 @@ def planned(folder: str | Path | None, **options: Any) -> reapx.Plan:
     return reapx.plan(network(), batches(), resume=folder, **given)
 
 
+def is_killed(folder: Path, kind: str, count: int, options: dict[str, Any]) -> None:
+    """This process, as its ``count``-th file of one kind is on the disk."""
+    reapx.planning.pipeline.Checkpoint = partial(reapx.planning.pipeline.Checkpoint, interval=0)  # type: ignore[assignment,misc]
+    place = os.replace
+    stored = 0
+
+    def replace(source: Path, target: Path) -> None:
+        nonlocal stored
+        place(source, target)
+        stored += target.name.startswith(kind)
+        if stored == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = replace  # type: ignore[assignment]
+    planned(folder, **options)
+
+
 @pytest.mark.parametrize(
     ("kind", "count", "options", "left"),
     [
@@ -80,9 +75,7 @@ def test_a_killed_plan_goes_on_and_is_the_same(
     left: dict[str, int],
 ) -> None:
     folder = tmp_path / "stored"
-    script = CHILD.format(tests=str(Path(__file__).parent), folder=str(folder), kind=kind, count=count, options=options)
-    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert exit_code(is_killed, folder, kind, count, options) == (-signal.SIGKILL, "")
 
     whole = planned(None, **options)
     runs = count_runs(monkeypatch)

@@ -15,8 +15,6 @@ import reapx.allocation.output_errors
 import reapx.moments.measure
 from reapx.costs.latency import Latency
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def residual() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)

@@ -14,9 +14,6 @@ from torch import Tensor
 import reapx
 from reapx.kernels import GramMoments, ReapPath, gram_matrix, least_squares, pair_errors, reap_path, zero_rows
 
-# The references are thousands of tiny operations, which more threads only slow down.
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
 DEVICES = pytest.mark.parametrize("device", kernels.DEVICES)

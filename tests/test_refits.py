@@ -20,8 +20,6 @@ from reapx.selection.find_paths import find_paths
 from reapx.selection.paths.path import Path
 from reapx.selection.paths.weight_changes import combined
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 F64 = torch.float64
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from processes import exit_code
 from torch import Tensor, nn
 
 import reapx
@@ -21,37 +21,7 @@ from reapx.moments.measure import Accumulator, measure
 from reapx.moments.moments import Moments
 from reapx.selection.find_paths import find_paths
 
-# Tiny networks, which more threads only slow down.
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 BATCHES = 6
-
-CHILD = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-import test_resume
-from reapx.calibration.checkpoint import Checkpoint, fingerprint
-
-found = test_resume.network()
-key = fingerprint(found._graph.tensors, found._images)
-place, count = os.replace, 0
-
-def replace(source, target):
-    global count
-    count += 1
-    if count == {count}:
-        if {middle}:  # of the write too
-            os.truncate(source, os.path.getsize(source) // 2)
-        else:
-            place(source, target)
-        os.kill(os.getpid(), signal.SIGKILL)
-    place(source, target)
-
-os.replace = replace
-test_resume.{work}(found, Checkpoint({folder!r}, key, interval=0))
-"""
 
 
 def network() -> Inspection:
@@ -142,6 +112,28 @@ def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return runs
 
 
+def is_killed(folder: Path, work: str, count: int, middle: bool) -> None:
+    """This process, as its ``count``-th file is stored, or in the middle of writing it."""
+    found = network()
+    key = fingerprint(found._graph.tensors, found._images)
+    place = os.replace
+    stored = 0
+
+    def replace(source: Path, target: Path) -> None:
+        nonlocal stored
+        stored += 1
+        if stored == count:
+            if middle:
+                os.truncate(source, os.path.getsize(source) // 2)
+            else:
+                place(source, target)
+            os.kill(os.getpid(), signal.SIGKILL)
+        place(source, target)
+
+    os.replace = replace  # type: ignore[assignment]
+    globals()[work](found, Checkpoint(folder, key, interval=0))
+
+
 # Store 1 is the key's, store 1 + n follows batch n.
 @pytest.mark.parametrize(
     ("work", "count", "middle", "left"),
@@ -159,10 +151,7 @@ def test_a_kill_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str, count: int, middle: bool, left: int
 ) -> None:
     folder = tmp_path / "stored"
-    tests = str(Path(__file__).parent)
-    script = CHILD.format(tests=tests, folder=str(folder), work=work, count=count, middle=middle)
-    child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert exit_code(is_killed, folder, work, count, middle) == (-signal.SIGKILL, "")
     assert len(list(folder.glob("*.part"))) == middle
 
     found = network()

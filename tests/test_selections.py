@@ -22,8 +22,6 @@ from reapx.selection.nu import Unification, unify
 from reapx.selection.paths.consumers import MeasuredConsumer, measured_consumers
 from reapx.selection.thinet import thinet_order
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 F64 = torch.float64
 UNITS = 7
 
@@ -65,14 +63,13 @@ def test_lasso_keeps_the_support_of_some_penalty(taps: int) -> None:
     x, weight, measured = problem(taps)
     added = contributions(x, weight).T
     wanted = added.sum(1)
-    supports = []
-    for penalty in torch.logspace(-6, 0, 400, dtype=F64) * (added.T @ wanted).abs().max():
-        beta = torch.zeros(UNITS, dtype=F64)
-        for _ in range(300):  # proximal gradient
-            step = beta - (added.T @ (added @ beta - wanted)) / torch.linalg.matrix_norm(added, 2) ** 2
-            shrink = penalty / torch.linalg.matrix_norm(added, 2) ** 2
-            beta = step.sign() * (step.abs() - shrink).clamp(min=0)
-        supports.append(frozenset((beta.abs() > 1e-9).nonzero().flatten().tolist()))
+    penalties = torch.logspace(-6, 0, 400, dtype=F64) * (added.T @ wanted).abs().max()
+    steepest = torch.linalg.matrix_norm(added, 2) ** 2
+    beta = torch.zeros(UNITS, len(penalties), dtype=F64)  # one column for each penalty
+    for _ in range(300):  # proximal gradient
+        step = beta - added.T @ (added @ beta - wanted[:, None]) / steepest
+        beta = step.sign() * (step.abs() - penalties / steepest).clamp(min=0)
+    supports = [frozenset(column.nonzero().flatten().tolist()) for column in (beta.abs() > 1e-9).T]
     for steps in range(1, UNITS):
         stays = frozenset(range(UNITS)) - frozenset(lasso_order([measured], steps).tolist())
         if any(len(support) == UNITS - steps for support in supports):

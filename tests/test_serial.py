@@ -20,8 +20,6 @@ from reapx.serial.operators import Operator
 from reapx.serial.result import SerializedBlock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 IMAGES = torch.randn(12, 3, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 

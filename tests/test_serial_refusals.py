@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import reapx
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 

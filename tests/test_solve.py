@@ -11,9 +11,6 @@ from torch import Tensor
 from reapx import _native
 from reapx._native import SolveTask
 
-# The references are many tiny operations, which more threads only slow down.
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
 

@@ -14,8 +14,6 @@ from torch.nn.utils.parametrizations import weight_norm
 import reapx
 from reapx.sparsity.training.modules import matrices_of
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 F64 = torch.float64
 EPS = torch.finfo(torch.float32).eps
 

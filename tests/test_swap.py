@@ -12,8 +12,6 @@ from torch import Tensor
 from reapx._native import PathConsumer
 from reapx.selection.swap import swap_units
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 F64 = torch.float64
 
 

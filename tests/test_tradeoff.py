@@ -18,8 +18,6 @@ from reapx.allocation.pro import Tradeoff
 from reapx.costs.budget import Costs
 from reapx.inspection.inspection import Inspection
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 KINDS = [reapx.MACs, reapx.Params]
 
 
