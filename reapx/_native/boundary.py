@@ -1,7 +1,8 @@
 """What crosses from torch to the compiled kernels, and which of their modules takes it.
 
-Only :mod:`reapx._native` uses this. Tensors cross as ``(address, dtype, shape[, strides])``; after them comes
-where to work: ``(threads, core)`` on the CPU, ``(device, stream)`` on a GPU.
+Only :mod:`reapx._native` uses this module. A tensor crosses as ``(address, dtype, shape)``, an image tensor as
+``(address, dtype, shape, strides)``. The last argument of a kernel says where it works: ``(threads, core)`` on the
+CPU, ``(device, stream)`` on a GPU.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["HALF", "backend", "device_of", "given", "packed", "readable", "tensors"]
 
 HALF = (torch.float16, torch.bfloat16)
-"""What kernels that read images take besides float32."""
+"""Dtypes that the kernels which read images take besides float32."""
 
-# The CUDA kernels compiled for the CPU, which tests ask for by these names; the numbers are the streams, which say
-# in which order the emulated threads run.
+# Tests ask by these names for the CUDA kernels compiled for the CPU. The numbers stand for the stream and decide the
+# order in which the emulated threads run.
 _EMULATED = {"emulated": 0, "emulated-backward": 1}
 
 _CURES = {
@@ -38,7 +39,14 @@ _CURES = {
 
 
 def device_of(named: Iterable[tuple[str, Tensor | None]]) -> torch.device:
-    """The one device of all tensors; the CPU when there are none."""
+    """The device that all tensors are on; the CPU when there are none.
+
+    Args:
+        named: (name, tensor) pairs; None is skipped.
+
+    Raises:
+        ValueError: two tensors are on different devices; the message names both.
+    """
     first: tuple[str, torch.device] | None = None
     for name, tensor in named:
         if tensor is None:
@@ -51,10 +59,15 @@ def device_of(named: Iterable[tuple[str, Tensor | None]]) -> torch.device:
 
 
 def backend(device: torch.device, core: str = "") -> tuple[ModuleType, Where]:
-    """The module with the kernels for a device, and where they are to work.
+    """The extension module with the kernels for a device, and the argument that tells them where to work.
+
+    Args:
+        device: Device of the tensors.
+        core: Name of an instruction set of the CPU, or of an emulated device; "" for the best instruction set.
 
     Raises:
-        BackendError: there are none.
+        BackendError: this build has no kernels for the device.
+        ValueError: ``core`` is given for tensors that are not on the CPU.
     """
     if device.type == "cpu":
         if core in _EMULATED:
@@ -73,7 +86,7 @@ def backend(device: torch.device, core: str = "") -> tuple[ModuleType, Where]:
 
 
 def _module(name: str) -> ModuleType:
-    """One that is there but cannot be loaded raises its own error."""
+    """Import an extension module. A module that exists but cannot be loaded raises its own ImportError."""
     try:
         return importlib.import_module(f"reapx._native._{name}")
     except ModuleNotFoundError as error:
@@ -84,7 +97,7 @@ def _module(name: str) -> ModuleType:
 
 
 def tensors(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a task or of a list of them, with their names."""
+    """All tensors of a task, or of a list of tasks or tensors, with their names for error messages."""
     if isinstance(value, Tensor):
         yield name, value
     elif is_dataclass(value):
@@ -96,7 +109,7 @@ def tensors(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
 
 
 def packed(name: str, value: object) -> object:
-    """The same as the extension reads it: a tuple of fields for a task, a list for a list."""
+    """The value in the form that the extension reads: a task becomes a tuple of its fields, a sequence a list."""
     if isinstance(value, Tensor):
         return given(name, value)
     if is_dataclass(value):
@@ -107,15 +120,19 @@ def packed(name: str, value: object) -> object:
 
 
 def readable(name: str, images: Tensor | None, *, half: bool) -> Tensor | None:
-    """Images as a back end reads them: those of half precision become float32 where it reads no ``half``."""
+    """Images in a dtype that the back end reads: half precision is copied to float32 unless it reads ``half``."""
     if images is None or half or images.dtype not in HALF:
         return images
-    given(name, images, images=True)  # the same layouts everywhere: the copy's may be another
+    given(name, images, images=True)  # check the layout before the copy changes it
     return images.detach().float()
 
 
 def given(name: str, tensor: Tensor, *, images: bool = False) -> Array:
-    """One tensor, which must be contiguous, or, as images, may be channels-last."""
+    """One tensor as ``(address, dtype, shape)``; with ``images`` its strides follow.
+
+    Raises:
+        ValueError: the tensor is not contiguous; a 4-d image tensor may also be channels-last.
+    """
     tensor = tensor.detach()
     dtype = str(tensor.dtype).removeprefix("torch.")
     shape = tuple(tensor.shape)
