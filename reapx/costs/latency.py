@@ -108,7 +108,7 @@ def latency_terms(
 
     Layers of equal configuration are measured once. The other operators (norms, activations, adds) take the rest of the
     network's time. This rest is divided among the layers in proportion to their output elements, and each part is
-    proportional to the layer's output channels. Where the layers' times exceed the network's time, they are scaled down.
+    proportional to the layer's output channels. Where the layers' times exceed the network's, they are scaled down.
 
     Args:
         model: Module in eval mode.
