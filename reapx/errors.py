@@ -1,8 +1,8 @@
-"""Every error and warning that reapx raises on purpose; each names the layer, the value and the cure."""
+"""All errors and warnings of reapx; each message names the layer or argument, the value and the cure."""
 
 
 class ReapxError(Exception):
-    """Base of all errors below; whatever is raised, the user's model is as it was."""
+    """Base class of all errors of reapx; when one is raised, the user's model is unchanged."""
 
 
 class InputError(ReapxError, ValueError):
@@ -14,7 +14,7 @@ class CaptureError(ReapxError):
 
 
 class BudgetError(ReapxError, ValueError):
-    """The budget cannot be reached; the message says the smallest that can."""
+    """The budget is invalid or cannot be reached; the message names the smallest that can be reached."""
 
 
 class NumericalError(ReapxError, ArithmeticError):
@@ -34,8 +34,8 @@ class BackendError(ReapxError):
 
 
 class CompactionWarning(UserWarning):
-    """The result stands, but dead nodes are left in it; the message says which and why."""
+    """The result is valid but contains dead nodes; the message names them and says why they stay."""
 
 
 class CalibrationWarning(UserWarning):
-    """The result stands, but more or other calibration images would make it better."""
+    """The result is valid, but more or other calibration images would improve it."""

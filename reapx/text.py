@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Tables and short texts for the terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .groups.channel_groups import Frozen
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    """Columns aligned: the first to the left, the others to the right."""
+    """A table with aligned columns; the first is left-aligned, the others right-aligned."""
     lines = [list(header), *[list(row) for row in rows]]
     widths = [max(len(line[k]) for line in lines) for k in range(len(header))]
 
@@ -26,7 +26,7 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
 
 
 def short(number: float) -> str:
-    """1234567 as ``1.23 M``."""
+    """A number with a unit prefix, such as ``1.23 M`` for 1234567."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(number) >= size:
             return f"{number / size:.2f} {unit}"
@@ -46,10 +46,14 @@ def output_text(value: float, measure: str) -> str:
 
 
 def latency_text(budget: Budget, milliseconds: tuple[float, ...] | None) -> list[str]:
-    """A line on the milliseconds of a batch, (before, predicted) or (before, predicted, measured after).
+    """A line on the milliseconds of a batch.
+
+    Args:
+        budget: The latency budget.
+        milliseconds: (before, predicted) or (before, predicted, measured after); None for other budgets.
 
     Returns:
-        One line; none where ``milliseconds`` is None.
+        A list with this line; empty where ``milliseconds`` is None.
     """
     if milliseconds is None:
         return []
@@ -60,13 +64,13 @@ def latency_text(budget: Budget, milliseconds: tuple[float, ...] | None) -> list
 
 
 def saving(name: str, costs: tuple[int, int]) -> str:
-    """A cost before and after."""
+    """A cost before and after pruning, as text."""
     before, after = costs
     return f"{name} {short(before)} -> {short(after)} (x{after / max(before, 1):.3f})"
 
 
 def frozen_text(frozen: Sequence[Frozen]) -> list[str]:
-    """Frozen channels by reason."""
+    """Lines on frozen channels, grouped by reason."""
     if not frozen:
         return []
     reasons: dict[str, list[str]] = {}
@@ -79,10 +83,10 @@ def frozen_text(frozen: Sequence[Frozen]) -> list[str]:
 
 
 def listed(names: Sequence[str], shown: int = 8) -> str:
-    """The first names, and how many more there are."""
+    """The first ``shown`` names, and the number of further ones."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def show_bars(progress: bool | None) -> bool:
-    """Whether to show progress bars: as asked, or when the terminal is one."""
+    """Whether to show progress bars: as the user asked, or by default if stderr is a terminal."""
     return sys.stderr.isatty() if progress is None else progress

@@ -22,7 +22,7 @@ def images(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize(("shift", "leaves"), [(-0.6, True), (0.6, False)])
 def test_mobile_block(shift: float, leaves: bool) -> None:
-    """Through a padded depthwise convolution zeros stay zeros; another constant is none at the border."""
+    """Through a padded depthwise convolution zeros stay zeros; another constant differs at the border."""
     model = chain(
         nn.Conv2d(3, 6, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU6(),
         nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False), nn.BatchNorm2d(6), nn.ReLU6(), nn.Conv2d(6, 4, 1),

@@ -1,12 +1,12 @@
 """The one door between torch and the compiled kernels.
 
-Checked here and in :mod:`reapx._native.boundary`: one device, and a layout that the kernel takes. Checked in
-``csrc/bindings.cpp``: dtypes and every size relation. A numerical failure comes back as an index; the
-caller, who knows the layer's name, raises.
+This module and :mod:`reapx._native.boundary` check that all tensors are on one device and in a layout that the kernel
+takes; ``csrc/bindings.cpp`` checks dtypes and every size relation. A numerical failure comes back as an index. The
+caller knows the layer's name and raises the error.
 
-Every function takes ``core``, the name of an instruction set out of :func:`cores`; the default is
-the best one. ``torch.get_num_threads()`` threads are used; results do not depend on how many. Tensors on a GPU
-are worked on in torch's current stream, without waiting; what indices they hold is not checked there.
+Every function takes ``core``, the name of an instruction set from :func:`cores`; the default is the best one. The
+CPU's kernels use ``torch.get_num_threads()`` threads, and results do not depend on how many. On a GPU, work is queued
+on torch's current stream and nothing waits for it; the values of index tensors are not checked there.
 """
 
 from __future__ import annotations
@@ -43,13 +43,17 @@ __all__ = [
 
 
 def cores() -> list[str]:
-    """Names of the instruction sets this machine can run, best first."""
+    """Names of the instruction sets that this machine can run, best first."""
     names: list[str] = backend(torch.device("cpu"))[0].cores()
     return names
 
 
 def require(device: torch.device) -> None:
-    """Raise BackendError unless there are kernels for a device."""
+    """Refuse a device for which this build has no kernels.
+
+    Raises:
+        BackendError: this build has no kernels for the device.
+    """
     backend(device)
 
 
@@ -76,32 +80,32 @@ def gram_accumulate(
         gram[g] += X_gᵀ X_g    total[g] += column sums of X_g
         cross[g] += Y_gᵀ X_g   target_total += column sums of Y   target_square += those of Y²
 
-    Reading outside the image gives zero. Products are float32 over at most 256 positions and added
-    up in float64. The patch matrix is never built. A linear layer is x viewed as (N, C, 1, 1).
+    Positions outside the image count as zero. Products are summed in float32 over at most 256 positions and these
+    partial sums in float64. The patch matrix is never built. For a linear layer, x is viewed as (N, C, 1, 1).
 
-    Half precision is exact in float32, and gives what a float32 copy would, to the bit. The CUDA kernel reads it as
-    it is; for the CPU's it is copied to float32 here.
+    Half precision gives the same bits as a float32 copy. The CUDA kernel reads it directly; for the CPU kernel it is
+    copied to float32 here.
 
     Args:
-        x: (B, C, H, W) float32, float16 or bfloat16, contiguous or channels-last.
+        x: (B, C, H, W) float32, float16 or bfloat16, contiguous or channels-last: the layer's input.
         window: kernel, stride, padding, dilation and groups.
         output_size: (Ho, Wo).
-        gram: (groups, D, D) float64: the upper triangle is added to. The lower one has no meaning until
-            :func:`gram_mirror`, after the last batch.
+        gram: (groups, D, D) float64; the upper triangle is added to. The lower triangle is undefined until
+            :func:`gram_mirror` is called after the last batch.
         total: (groups, D) float64, added to.
-        target: (B, M, Ho, Wo), dtype and layout as of x, but not necessarily the same ones; then the next three are
-            needed.
+        target: (B, M, Ho, Wo), with any dtype and layout that x may have, or None. With a target, the next three
+            arguments are required.
         cross: (groups, M / groups, D) float64, added to.
         target_total: (M,) float64, added to.
         target_square: (M,) float64, added to.
-        positions: (B, n) int64 output positions, ``row * Wo + column``, of each image: then only these are
-            rows of X and Y, as often as they are named. None for all.
-        core: see the module.
-        form: "rows" or "shift" forces one way of computing the sums, where it can be used; "" takes the faster.
+        positions: (B, n) int64 output positions ``row * Wo + column`` of each image. Only these become rows of X and
+            Y, each as often as it is listed. None for all positions.
+        core: Instruction set; see the module.
+        form: "rows" or "shift" forces one of the two algorithms where it applies; "" takes the faster one.
 
     Raises:
-        BackendError: there are no kernels for the tensors' device.
-        ValueError: a dtype, size or layout does not fit.
+        BackendError: this build has no kernels for the tensors' device.
+        ValueError: tensors are on different devices, or a dtype, size or layout is not as above.
     """
     outputs = {
         "gram": gram,
@@ -114,7 +118,8 @@ def gram_accumulate(
     device = device_of([*inputs.items(), *outputs.items(), ("positions", positions)])
     module, where = backend(device, core)
     passed = {name: packed(name, t) for name, t in outputs.items()}
-    inputs = {name: readable(name, t, half=module.reads_half) for name, t in inputs.items()}  # may be new: kept alive
+    # Copies are held by ``inputs``, since they must outlive the call.
+    inputs = {name: readable(name, t, half=module.reads_half) for name, t in inputs.items()}
     images = {name: None if t is None else given(name, t, images=True) for name, t in inputs.items()}
     module.gram_accumulate(
         images["x"],
@@ -146,13 +151,13 @@ def basis_compute(
 
     Args:
         grams: (D, D) float64 each, symmetric; sizes may differ.
-        ridges: added to the diagonals.
+        ridges: One absolute damping value for each matrix, added to its diagonal.
         bases: (D, D) float64 each, overwritten; exactly symmetric.
-        core: see the module.
+        core: Instruction set; see the module.
 
     Returns:
-        For each matrix -1, or the first Cholesky pivot that was not above
-        ``D * eps * max(diag(gram + ridge I))``; that basis is then untouched.
+        For each matrix -1, or the index of the first Cholesky pivot that was not above
+        ``D * eps * max(diag(gram + ridge I))``; the basis of such a matrix is left as it was.
     """
     device = device_of([*tensors("grams", grams), *tensors("bases", bases)])
     module, where = backend(device, core)
@@ -163,10 +168,10 @@ def basis_compute(
 
 
 def path_eliminate(tasks: Sequence[PathTask], *, core: str = "") -> None:
-    """Remove units one by one, always the one whose removal costs least; see :class:`PathTask`.
+    """Remove units one by one, each time the unit whose removal costs least; see :class:`PathTask`.
 
-    The cost of unit u, exact for least-squares weights, is ``sum_j scale_j tr(W_u P_uu⁻¹ W_uᵀ)``
-    with P and W brought up to date after every step. Ties go to the lowest index.
+    The cost of removing unit u is ``sum_j scale_j tr(W_u P_uu⁻¹ W_uᵀ)``, with P and W updated after every step. It is
+    exact where W are least-squares weights. Ties go to the lowest index.
     """
     module, where = backend(device_of(tensors("tasks", tasks)), core)
     module.path_eliminate(packed("tasks", tasks), where)
@@ -182,8 +187,8 @@ def batch_solve(tasks: Sequence[SolveTask], *, core: str = "") -> list[int]:
     """Solve for the weights on the kept features of each task; see :class:`SolveTask`.
 
     Returns:
-        For each task -1, or the first failing pivot, a position in ``kept`` (the test is that of
-        :func:`basis_compute`); that weight is then untouched.
+        For each task -1, or the first pivot that fails the test of :func:`basis_compute`, as a position in ``kept``;
+        the weight of such a task is left as it was.
     """
     device = device_of(tensors("tasks", tasks))
     module, where = backend(device, core)
@@ -193,34 +198,38 @@ def batch_solve(tasks: Sequence[SolveTask], *, core: str = "") -> list[int]:
 
 
 def pair_scan(tasks: Sequence[PairTask], *, core: str = "") -> None:
-    """Find what it costs to let one unit emulate another, and merge units greedily; see :class:`PairTask`.
+    """Compute what it costs to let one unit emulate another, and merge units greedily; see :class:`PairTask`.
 
-    With W_q (M, taps) the weights on unit q, A_q = W_qᵀ W_q, Δ what the steps so far changed in W, and
-    R_qp = <W_q, (Δ G)_p>, letting p emulate q raises the total error ``sum_j scale_j tr(Δ G Δᵀ)`` by::
+    W_q (M, taps) are the weights on unit q, A_q = W_qᵀ W_q, Δ is the change that the steps so far made to W, and
+    R_qp = <W_q, (Δ G)_p>. Letting p emulate q raises the total error ``sum_j scale_j tr(Δ G Δᵀ)`` by::
 
         err(q -> p) = sum_j scale_j (<A_q, G_qq> - 2 R_qq - a (<A_q, G_qp> - R_qp))
         a = (<A_q, G_qp> - R_qp) / <A_q, G_pp>
 
-    with a gain ``a`` for each consumer, of any sign (0 where p is dead). Each step takes the pair, of units still
-    there, with which the total is least, ties going to the lowest q and then the lowest p, adds ``a W_q`` to W_p and
-    zeroes W_q. An error that is not finite counts as inf.
+    Each consumer has a gain ``a`` of its own, of any sign; it is 0 where p is dead. Each step takes the pair of
+    remaining units with the least total error, adds ``a W_q`` to W_p and sets W_q to zero. Ties go to the lowest q,
+    then to the lowest p. An error that is not finite counts as inf.
     """
     module, where = backend(device_of(tensors("tasks", tasks)), core)
     module.pair_scan(packed("tasks", tasks), where)
 
 
 def zero_scan(weights: Sequence[Tensor], *, core: str = "") -> list[tuple[Tensor, Tensor]]:
-    """Find the largest magnitude in each row and column of all weights, in one pass over them.
+    """Find the largest magnitude in each row and each column of every weight, in one pass.
 
-    A unit none of whose weights differ from zero has a maximum of zero. NaN is larger than everything.
+    A maximum of zero means that all weights of the unit are zero. NaN counts as larger than any number.
 
     Args:
         weights: (A, B, ...) float32 each, contiguous, such as (outputs, inputs / groups, height, width).
-        core: see the module.
+        core: Instruction set; see the module.
 
     Returns:
-        For each weight the maxima of its rows (A,) and of its columns (B,), over all other axes; 0 where
-        there is nothing to look at.
+        For each weight the maxima of its rows (A,) and of its columns (B,), over all other axes; 0 for a row or
+        column without elements.
+
+    Raises:
+        BackendError: this build has no kernels for the weights' device.
+        ValueError: a weight has fewer than two axes, or is not contiguous.
     """
     named = [(f"weights[{i}]", weight) for i, weight in enumerate(weights)]
     module, where = backend(device_of(named), core)
@@ -238,6 +247,6 @@ def zero_scan(weights: Sequence[Tensor], *, core: str = "") -> list[tuple[Tensor
 
 
 def _read(failed: Tensor) -> list[int]:
-    """What a kernel wrote for each task; the only thing that waits for a GPU."""
+    """The index that a kernel wrote for each task. Reading it waits for the GPU; no other function does."""
     indices: list[int] = failed.tolist()
     return indices

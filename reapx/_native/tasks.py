@@ -1,6 +1,6 @@
-"""What the kernels are given: tensors by the names of their equations. Passed on by :mod:`reapx._native`.
+"""Arguments of the kernels: tensors, named after the symbols of their equations. :mod:`reapx._native` exports them.
 
-Fields are in the order in which ``csrc/bindings.cpp`` reads them.
+The fields stand in the order in which ``csrc/bindings.cpp`` reads them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 class Window:
     """How a convolution reads its input; every pair is (rows, columns).
 
-    ``padding`` counts the zeros before the first row and column. Zeros after the last ones follow
-    from the output size, so they may differ.
+    ``padding`` counts the zeros before the first row and column. The number of zeros after the last row and column
+    follows from the output size and may differ.
     """
 
     kernel: tuple[int, int] = (1, 1)
@@ -33,7 +33,7 @@ class PathConsumer:
         basis: (D, D) float64, symmetric: the inverse of the (damped) Gram matrix.
         weight: (M, D) float64: the full weights, refitted, so that the errors below are exact.
         columns: (U, q) int64, distinct: the columns of each unit. Columns may belong to no unit.
-        scale: this consumer's share in the score.
+        scale: factor of this consumer's error in the score.
         factor: (T * q, D) float64, overwritten: Lᵀ. Weights after t steps are
             ``weight - residual[: t * q].T @ factor[: t * q]``.
         residual: (T * q, M) float64, overwritten: V.
@@ -49,15 +49,15 @@ class PathConsumer:
 
 @dataclass
 class PathTask:
-    """U units that leave one by one, T of them, from all consumers at once.
+    """T of U units leave one by one, each from all consumers at once.
 
     Args:
         consumers: at least one; all with the same U, each with its own q.
-        forced: (F,) int64: units that leave first, in this order.
+        forced: (F,) int64: units that must leave first, in this order.
         order: (T,) int64, overwritten: the unit that left at each step.
-        errors: (T,) float64, overwritten: by how much the scaled error grew at each step.
-        status: (1,) int64, overwritten: -1, or the step whose pivot block was not positive
-            definite; outputs from that step on are zero.
+        errors: (T,) float64, overwritten: increase of the scaled error at each step.
+        status: (1,) int64, overwritten: -1, or the first step whose pivot block was not positive
+            definite; all outputs of that step and later ones are zero.
     """
 
     consumers: list[PathConsumer]
@@ -69,15 +69,15 @@ class PathTask:
 
 @dataclass
 class CutsTask:
-    """One consumer of a path that was found, and the cuts at which its weights are wanted.
+    """One consumer of a path that ``path_eliminate`` found, and the cuts at which its weights are computed.
 
     Args:
         weight: (M, D) float64: the full weights.
         columns: (U, q) int64, distinct.
         order: (T,) int64: the units that left.
-        factor: (T * q, D) float64, as :class:`PathConsumer` has it after ``path_eliminate``.
-        residual: (T * q, M) float64, likewise.
-        cuts: (n,) int64, ascending: numbers of units that have left, 0 .. T.
+        factor: (T * q, D) float64, that of :class:`PathConsumer` after ``path_eliminate``.
+        residual: (T * q, M) float64, that of :class:`PathConsumer` after ``path_eliminate``.
+        cuts: (n,) int64, ascending: numbers of removed units, 0 .. T.
         weights: (n, M, D) float64, overwritten: at cut t ``weight - residual[: t * q].T @ factor[: t * q]``, with
             exact zeros in the columns of units that have left.
     """
@@ -100,7 +100,7 @@ class SolveTask:
         cross: (M, D) float64: YᵀX.
         kept: (n,) int64, distinct: R.
         ridge: added to the diagonal.
-        reference: (M, D) float64, what the damping pulls towards; None for zero.
+        reference: (M, D) float64, the weights that damping pulls towards; None for zero.
         weight: (M, n) float64, overwritten.
     """
 
@@ -120,9 +120,9 @@ class PairConsumer:
         gram: (D, D) float64, symmetric.
         weight: (M, D) float64, updated in place by the T steps.
         columns: (U, q) int64, distinct: the columns of each unit. Columns may belong to no unit.
-        scale: this consumer's share in the error, not negative.
-        gains: (T,) float64, overwritten: by what the removed unit's taps were multiplied when they were added
-            to its partner's.
+        scale: factor of this consumer's error in the total, not negative.
+        gains: (T,) float64, overwritten: the gain of each step, by which the removed unit's weights were multiplied
+            before they were added to its partner's.
     """
 
     gram: Tensor
@@ -134,17 +134,17 @@ class PairConsumer:
 
 @dataclass
 class PairTask:
-    """U units of which T, fewer than U, are emulated by others, one by one, for all consumers at once.
+    """T of U units, T < U, leave one by one; each is emulated by another unit, in all consumers at once.
 
     Args:
         consumers: at least one; all with the same U, each with its own q.
-        table: (U, U) float64, overwritten: before any step, the error of letting the column's unit emulate the
-            row's; inf on the diagonal. None if it is not wanted.
+        table: (U, U) float64, overwritten: before any step, the error where the column's unit emulates the row's;
+            inf on the diagonal. None to skip it.
         removed: (T,) int64, overwritten: the unit that left at each step.
         partner: (T,) int64, overwritten: the unit that emulates it from then on. It may leave later.
-        errors: (T,) float64, overwritten: by how much each step raised the total error, which is the scaled error of
-            the weights as they are then against those before the first step. It may fall. The sum is that of the
-            weights at the end.
+        errors: (T,) float64, overwritten: the change of the total error at each step; a step may lower it. The total
+            error compares the present weights with those before the first step, so the entries sum to the error
+            of the final weights.
     """
 
     consumers: list[PairConsumer]

@@ -1,4 +1,4 @@
-"""The widths that each group may have: multiples, bounds, and none at all where a branch may go."""
+"""The widths that each group may have: multiples of a step, within bounds; 0 where a whole branch may leave."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ..groups.channel_groups import Group
 
 Widths = npt.NDArray[np.int64]
 AllowedWidths = dict[str, Widths]
-"""Group name -> widths that it may have, rising."""
+"""Group name -> its allowed widths in units, ascending."""
 
 
 @dataclass(frozen=True)
 class WidthRules:
-    """What the user allows.
+    """The user's restrictions on widths.
 
     Attributes:
-        round_to: Widths are multiples of it where the group is larger than it; the full width stays allowed.
-        streams: Whether residual streams take part.
-        bounds: Group name -> (fewest, most) units that it keeps, for those that have bounds.
-        droppable: Names of groups that may go as a whole.
+        round_to: Widths are multiples of this number of channels; the full width is allowed as well.
+        streams: Whether residual streams may lose channels.
+        bounds: Group name -> (fewest, most) units that it keeps; only groups with bounds.
+        droppable: Names of groups that may leave as a whole.
     """
 
     round_to: int = 1
@@ -35,10 +35,10 @@ class WidthRules:
     droppable: frozenset[str] = frozenset()
 
     def allowed(self, groups: Sequence[Group]) -> AllowedWidths:
-        """The widths that each group may have.
+        """The allowed widths of each group.
 
         Raises:
-            InputError: bounds leave a group none.
+            InputError: the bounds allow no width of a group, or bound a residual stream that must stay whole.
         """
         return {group.name: np.array(self._widths(group), dtype=np.int64) for group in groups}
 
@@ -74,7 +74,7 @@ def largest(allowed: AllowedWidths) -> dict[str, int]:
 
 
 def refusal(budget: Budget, costs: Costs, groups: Sequence[Group], width_rules: WidthRules) -> str:
-    """Why a budget cannot be reached, and what would help."""
+    """The error text for a budget that cannot be reached: the smallest cost, and which restrictions to loosen."""
     kind = type(budget)
     name, full = kind.__name__, costs.of(kind)
     limit, least = budget.limit(full), _least(kind, costs, groups, width_rules)

@@ -1,7 +1,7 @@
-"""Error curves: what each group's pruning does to the network's outputs, at every width, from a few measured widths.
+"""Error curves: the error at the network's outputs at every width of a group, from a few measured widths.
 
-Between measured widths the curve follows the group's own path, whose reconstruction error is known exactly after each
-removal: errors at the outputs are taken as a power of it.
+The group's path has an exact reconstruction error after each removal. Between two measured widths, the error at the
+outputs is modelled as a power of this reconstruction error.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class ErrorCurve:
     """The error at the network's outputs as one group loses units.
 
     Attributes:
-        errors: (size + 1,) float64 after 0, 1, ..., size removals; not falling.
-        measured: (removals, error) of the widths that were run.
+        errors: (size + 1,) float64 after 0, 1, ..., size removals; never decreasing.
+        measured: (removals, error) of the measured widths.
     """
 
     errors: Curve
@@ -34,15 +34,15 @@ class ErrorCurve:
 
 
 def fit_curve(steps: Curve, measured: Sequence[tuple[int, float]], start: int = 0) -> ErrorCurve:
-    """The curve through measured errors that follows a path's reconstruction errors.
+    """Interpolate measured errors along a path's reconstruction errors.
 
-    With E the reconstruction error added since ``start``, log error is linear in log E between two measured points, and
-    proportional to E before the first and after the last.
+    Let E be the reconstruction error added since ``start``. Between two measured points log error is linear in log E.
+    Before the first and after the last point the error is proportional to E.
 
     Args:
-        steps: (size,) float64, what each removal adds to the reconstruction error, not negative.
-        measured: (removals, error), removals beyond ``start``.
-        start: Removals at which the curve is zero, and before.
+        steps: (size,) float64, increase of the reconstruction error at each removal, not negative.
+        measured: (removals, error) pairs with more removals than ``start``.
+        start: Number of removals up to which the curve is zero.
     """
     path = np.concatenate([[0.0], np.cumsum(steps)])
     path = np.maximum(path - path[start], 0.0)

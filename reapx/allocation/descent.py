@@ -1,4 +1,4 @@
-"""The way from the full network down: always the group whose next channels cost least error for what they save."""
+"""The descent from the full network: each step prunes the group with the least added error per saved cost."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .curves import ErrorCurve
 
 @dataclass(frozen=True)
 class TradeoffPoint:
-    """One point of the trade-off.
+    """One point of the trade-off between cost and error.
 
     Attributes:
-        cost: In the budget's unit.
-        share: ``cost`` as a share of the original's.
-        error: Sum of the errors at the outputs that the groups cause one at a time. It ranks budgets; the sweep of
-            ``Plan.apply`` repairs much of it, so that the pruned network's own error is smaller.
+        cost: Cost of the network in the budget's unit.
+        share: ``cost`` as a share of the original network's cost.
+        error: Sum of the errors at the outputs, each measured with one group pruned alone. It ranks budgets. The
+            pruned network's own error is smaller, since the sweep of ``Plan.apply`` repairs much of it.
         widths: Group name -> kept units.
     """
 
@@ -33,7 +33,11 @@ class TradeoffPoint:
 
 
 def idle_without(groups: Sequence[Group], costs: Costs) -> dict[str, set[str]]:
-    """Group name -> groups that do nothing once it is gone: those that only feed it, and constants without it."""
+    """Group name -> groups that have no effect once it has left.
+
+    These are the groups that feed only this one, and the groups whose producers read only this one: the channels of the
+    latter are then constant.
+    """
     producers = {layer.weight: group for group in groups for layer in group.producers}
     found: dict[str, set[str]] = {}
     for group in groups:
@@ -51,14 +55,24 @@ def idle_without(groups: Sequence[Group], costs: Costs) -> dict[str, set[str]]:
 
 
 class Descent:
-    """Steepest saving first, along the lower convex hulls of the groups' errors over their savings.
+    """Widths that shrink step by step along the lower convex hulls of the groups' errors over their savings.
 
-    A group's next step goes to the width, of all that it may still have, at which the added error for each saved unit
-    of cost is smallest: the next corner of the lower convex hull. Savings are those at the other groups' present
-    widths.
+    A group's next step goes to the allowed width with the smallest added error per saved cost, which is the next corner
+    of its lower convex hull. Savings hold at the other groups' present widths, so a step changes the savings of every
+    group that shares a layer with the moved one.
+
+    Example: groups a and b may both have widths 0, 2 and 4, and ``idle = {"a": {"b"}}``: b feeds only a. A step
+    ``_move("a", 2)`` changes ``cost`` and ``widths["a"]``, and updates the next steps of a and of its partner b. Then
+    ``_move("a", 0)`` removes a as a whole, and b has no effect any more: b's error curve becomes flat at its present
+    value, b's next step is updated, and a recursive ``_move("b", 0)`` takes b to its smallest allowed width. This one
+    call changes the cost, both widths, b's curve and the next steps of both.
 
     Source: K. Kamma, S. Inoue and T. Wada, "Pruning Ratio Optimization with Layer-Wise Pruning Method for Accelerating
     Convolutional Neural Networks", IEICE Trans. Inf. & Syst. E105-D(1), 2022; there with savings of the full network.
+
+    Attributes:
+        widths: Group name -> present width.
+        cost: Cost of the network at these widths.
     """
 
     def __init__(
@@ -85,7 +99,7 @@ class Descent:
         return float(sum(errors[self.widths[name]] for name, errors in self._errors.items()))
 
     def _best(self, name: str) -> tuple[float, int, float] | None:
-        """(error per saving, width, saving) of a group's next step; None where it has none that saves."""
+        """(error per saving, width, saving) of a group's next step; None where no allowed width saves anything."""
         width = self.widths[name]
         below = self._allowed[name][: bisect_left(self._allowed[name], width)]
         if len(below) == 0:
@@ -98,7 +112,11 @@ class Descent:
         return None if not np.isfinite(slopes[best]) else (float(slopes[best]), int(below[best]), float(saved[best]))
 
     def step(self, limit: float = 0.0) -> bool:
-        """Take the steepest step, or as much of it as just reaches ``limit``; False where there is none."""
+        """Take the step with the least error per saving, but no further below ``limit`` than needed.
+
+        Returns:
+            False where no group has a step left.
+        """
         steps = [(found, name) for name, found in self._next.items() if found is not None]
         if not steps:
             return False
@@ -119,6 +137,11 @@ class Descent:
         return [int(width) for width in self._allowed[name] if lowest <= width < highest]
 
     def _move(self, name: str, width: int) -> None:
+        """Set one group's width and update all that depends on it; the class docstring has an example.
+
+        The cost changes, idle groups get flat error curves, the next steps of all affected groups are updated, and idle
+        groups move to their smallest allowed widths.
+        """
         cost = self._costs.along(self._kind, name, self.widths)
         self.cost += float(cost[width] - cost[self.widths[name]])
         self.widths[name] = width
@@ -131,7 +154,7 @@ class Descent:
                 self._move(other, int(self._allowed[other][0]))
 
     def _end(self, name: str, width: int) -> set[str]:
-        """Groups that do nothing more once this one is gone: taking more from them adds no error from now on."""
+        """The groups that are idle at this width. Their error curves become flat: pruning them adds no error."""
         idle = self._idle.get(name, set()) if width == 0 else set()
         for other in idle:
             if other in self._errors:
@@ -139,9 +162,12 @@ class Descent:
         return idle
 
     def give_back(self, limit: float) -> None:
-        """Grow groups, the one that gains most error for its cost first, until not one more width fits.
+        """Grow groups until the budget is used up to the last width that fits.
 
-        Groups that do nothing any more stay as they are.
+        Each step grows the group with the largest error reduction per added cost. Idle groups do not grow.
+
+        Args:
+            limit: Largest cost.
         """
         while True:
             gains = []

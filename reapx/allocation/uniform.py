@@ -10,16 +10,16 @@ from .allowed_widths import AllowedWidths, WidthRules, largest
 
 
 def uniform(groups: Sequence[Group], costs: Costs, budget: Budget, width_rules: WidthRules) -> dict[str, int]:
-    """One ratio for all groups that take part.
+    """One ratio of kept units for all groups that may lose channels.
 
-    The largest common ratio that meets the budget is found by bisection; what rounding leaves over is
-    then given back a step at a time, first to the groups that lost most by rounding.
+    Bisection finds the largest common ratio that meets the budget. Rounding to allowed widths leaves some of the budget
+    unused. Groups then grow by single steps until it is used up, those that lost most by rounding first.
 
     Args:
         groups: All groups that can be pruned.
         costs: Cost of the network as a function of widths.
-        budget: Never exceeded; the smallest allowed widths meet it.
-        width_rules: Widths that groups may have.
+        budget: Never exceeded; the caller has checked that the smallest allowed widths meet it.
+        width_rules: The user's restrictions on widths.
 
     Returns:
         Group name -> kept units.
@@ -44,7 +44,7 @@ def uniform(groups: Sequence[Group], costs: Costs, budget: Budget, width_rules: 
 
 
 def _at_most(allowed: AllowedWidths, name: str, width: float) -> int:
-    """The largest allowed width that is not above ``width``, else the smallest."""
+    """The largest allowed width that is at most ``width``; the smallest allowed width where there is none."""
     widths = allowed[name]
     return int(widths[max(int((widths <= width).sum()) - 1, 0)])
 
@@ -52,7 +52,7 @@ def _at_most(allowed: AllowedWidths, name: str, width: float) -> int:
 def _given_back(
     widths: dict[str, int], allowed: AllowedWidths, ratio: float, costs: Costs, kind: type[Budget], limit: float
 ) -> dict[str, int]:
-    """Widths grown a step at a time, the group that lost most by rounding first, until nothing more fits."""
+    """Widths grown by single steps, the group that lost most by rounding first, until no further step fits."""
     growing = list(allowed)
     while growing:
         growing.sort(key=lambda name: widths[name] / costs.full[name] - ratio)

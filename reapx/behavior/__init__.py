@@ -1,1 +1,1 @@
-"""Behaviors: which channels of a layer act alike, and what it costs to emulate one by another."""
+"""Behaviors: which channels of a layer behave alike, and what it costs to emulate one by another."""

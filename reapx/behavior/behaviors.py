@@ -1,7 +1,7 @@
 """Neuro-coding: which output channels of a layer behave alike over the images, and which could stand in for which.
 
-A channel's behaviour is the vector of its values over all images and positions, as the layers that read it see them.
-Nothing of that length is stored: inner products of behaviours are sums of the readers' Gram matrices.
+A channel's behaviour is the vector of its values over all images and positions, as its consumers read them. These
+vectors are never stored: their inner products follow from the consumers' Gram matrices.
 
 Source: K. Kamma, Y. Isoda, S. Inoue and T. Wada, "Neural Behavior-Based Approach for Neural Network Pruning",
 IEICE Trans. Inf. & Syst. E103-D(5), 2020.
@@ -31,17 +31,17 @@ from .channel_similarity import angular_order, correlate, emulation_errors
 from .similarity_figure import Similarity, write_similarity
 
 ALIKE = 0.9
-"""Magnitude of a correlation above which the text calls two channels alike."""
+"""Magnitude of a correlation above which two channels count as alike."""
 
 
 class Pair(NamedTuple):
-    """One channel that another could emulate; both are rows of :class:`Behaviors`' tables.
+    """A unit, and another unit that could emulate it; both are row numbers of the tables in :class:`Behaviors`.
 
     Attributes:
-        removed: The channel that would leave.
-        partner: The channel that would emulate it.
-        error: What that costs, as in ``Behaviors.errors``.
-        correlation: Of their behaviours.
+        removed: The unit that would leave.
+        partner: The unit that would emulate it.
+        error: Error of the emulation, as in ``Behaviors.errors``.
+        correlation: Correlation of the two behaviours.
     """
 
     removed: int
@@ -52,26 +52,27 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Behaviors:
-    """How alike the output channels of one layer behave; ``print`` it, or ``plot`` it.
+    """How similarly the output channels of one layer behave; ``print`` it, or ``plot`` it.
 
-    Tables have a row for each unit of the layer's group: for each channel, unless channels leave only together.
+    Tables have one row for each unit of the layer's channel group. A unit is one channel, or several that leave
+    together.
 
     Attributes:
         layer: Name of the layer.
         group: Name of its channel group.
-        readers: Names of the layers that read the group: it is their inputs that are compared.
-        others: Where the layer's other channels are, which are not looked at here: for each further group, and for each
-            reason to stay, a line.
-        channels: (units, count) int64, the layer's output channels that each row stands for.
-        correlation: (units, units) float64 in [-1, 1], between behaviours; those of dead units are uncorrelated.
-        errors: (units, units) float64, the share of the readers' output variance that is lost where the column's unit
-            emulates the row's, each reader with the best gain of its own; inf on the diagonal. Averaged over readers;
-            of readers that fit no intercept, the share of the mean square.
-        order: (units,) int64, an order in which similar units are neighbours, dead ones last.
-        dead: (count,) int64, units that never change, to float32's rounding. One that is not zero still marks the
-            borders of a padded convolution, so that its removal is not free.
+        readers: Names of the group's consumers, whose inputs are compared.
+        others: Lines on the layer's channels that are not compared: one line for each other group, and one for each
+            reason why channels are frozen.
+        channels: (units, count) int64, the layer's output channels in each unit.
+        correlation: (units, units) float64 in [-1, 1], correlations of behaviours; 0 for dead units.
+        errors: (units, units) float64, the share of a consumer's output variance that is lost where the column's unit
+            emulates the row's, with the consumer's best gain, averaged over consumers; inf on the diagonal. For a
+            consumer without an intercept it is the share of the outputs' mean square.
+        order: (units,) int64, an order in which similar units are neighbours; dead units come last.
+        dead: (count,) int64, units whose value is constant up to float32 rounding. Removing a dead unit of nonzero
+            value is not free where a convolution zero-pads it, since it differs at the border.
         images: Number of images.
-        positions: Random positions looked at in each feature map; None for all.
+        positions: Number of random positions compared in each feature map; None for all.
     """
 
     layer: str
@@ -87,21 +88,21 @@ class Behaviors:
     positions: int | None
 
     def pairs(self, count: int = 10) -> list[Pair]:
-        """The cheapest pairs, the cheapest first.
+        """The pairs with the smallest errors, in ascending order of errors.
 
-        They can be carried out together: no unit leaves twice, and none leaves that emulates another.
+        All of them can be applied together: no unit leaves twice, and no unit that emulates another leaves.
 
         Args:
-            count: At most so many.
+            count: Largest number of pairs.
         """
         size = len(self.errors)
         flat = self.errors.flatten()
         removed: set[int] = set()
         partners: set[int] = set()
         found: list[Pair] = []
-        for place in flat.argsort(stable=True).tolist():
-            unit, partner = divmod(place, size)
-            error = float(flat[place])
+        for index in flat.argsort(stable=True).tolist():
+            unit, partner = divmod(index, size)
+            error = float(flat[index])
             if len(found) >= count or not math.isfinite(error):
                 break
             if unit not in removed and unit not in partners and partner not in removed:
@@ -122,7 +123,7 @@ class Behaviors:
 
     @property
     def title(self) -> str:
-        """What was compared, in a line."""
+        """One line on what was compared."""
         size, per_unit = self.channels.shape
         channels = f"{size} channels" if per_unit == 1 else f"{size} units of {per_unit} channels"
         where = "all positions" if self.positions is None else f"{self.positions} random positions of each feature map"
@@ -144,16 +145,16 @@ class Behaviors:
         return "\n".join([*lines, text])
 
     def plot(self, path: str | Path) -> Path:
-        """Draw the correlations and the errors of all pairs, similar units next to each other.
+        """Draw the correlations and the errors of all pairs, with similar units next to each other.
 
         Args:
-            path: File to write, ``.png`` or ``.svg``; its folder is made if need be.
+            path: File to write, ``.png`` or ``.svg``; its folder is created if it does not exist.
 
         Returns:
             The path.
 
         Raises:
-            InputError: the path ends in something else.
+            InputError: the path has another suffix.
             ReapxError: matplotlib is not installed.
         """
         return write_similarity(self._picture(), path)
@@ -175,29 +176,31 @@ def behaviors(
     memory: int | None = None,
     progress: bool | None = None,
 ) -> Behaviors:
-    """Compare the output channels of one layer by what they do on images; nothing is touched.
+    """Compare the output channels of one layer by their values on images; the model is not changed.
 
-    They are compared as the layers that read them see them: after norm and activation. Of padded convolutions, which
-    read zeros beyond the borders, only the kernel's middle tap is asked.
+    The values are those that the consumers read, after norm and activation. Where a consumer zero-pads its input, only
+    the middle tap of its kernel is used, since the other taps also read the padding.
 
     Args:
         model: Module in eval mode.
-        images: As for ``reapx.plan``.
-        layer: Name of a layer, or of a group in ``reapx.inspect(model, images).groups`` where the layer's channels
-            are in several; a name that is both means the group.
-        positions: Look only at this many random positions of each feature map, the same on every run, as the source
-            does; all by default. Of vectors and tokens all are looked at.
-        memory: Bytes of the device's memory for images before they go to disk; as for ``reapx.plan``.
-        progress: Show a progress bar; by default when the terminal is one.
+        images: A tensor (images, ...) or an iterable of batches, as for ``reapx.plan``.
+        layer: Name of a layer; or name of a group in ``reapx.inspect(model, images).groups``, where the layer's
+            channels are in several groups. A name that is both means the group.
+        positions: Number of random positions to compare in each feature map, the same on every run; None for all.
+            Vectors and tokens are compared at all positions.
+        memory: Bytes of the device's memory for images before they move to disk, as for ``reapx.plan``.
+        progress: Whether to show a progress bar; by default if stderr is a terminal.
 
     Returns:
         Correlations, errors of emulation and an order of the channels.
 
     Raises:
-        InputError: images or arguments cannot be used, no layer has this name, its channels are frozen, or they are
-            in several groups.
-        CaptureError: torch.export refuses the model.
-        NumericalError: NaN or Inf in an activation.
+        InputError: images cannot be used, there is only one value per channel, the model is in train mode,
+            ``positions`` is not a whole number from 1, no layer has this name, its channels are frozen, or they are in
+            several groups.
+        CaptureError: torch.export refuses the model, or the model fixes its batch size.
+        NumericalError: an activation is NaN or infinite.
+        BackendError: there are no kernels for the model's device.
     """
     if not isinstance(layer, str):
         raise InputError(f"layer is a {type(layer).__name__}: give a layer's name, as in model.named_modules()")
@@ -209,7 +212,7 @@ def behaviors(
     if max(parts[0].rows for parts in moments.values()) < 2:
         raise InputError("one image gives each channel a single value, which compares with nothing: give more images")
     dead, correlation = correlate(group.consumers, moments)
-    sampled = positions is not None and any(_places(graph, c.layer) > positions for c in group.consumers)
+    sampled = positions is not None and any(_positions(graph, c.layer) > positions for c in group.consumers)
     return Behaviors(
         layer=own.name,
         group=group.name,
@@ -225,13 +228,13 @@ def behaviors(
     )
 
 
-def _places(graph: Graph, layer: Layer) -> int:
-    """Positions of a layer's output that may be sampled: 1 for vectors and tokens."""
+def _positions(graph: Graph, layer: Layer) -> int:
+    """Number of positions of a layer's output that can be sampled; 1 for vectors and tokens."""
     return math.prod(graph.shape(layer.node)[2:]) if layer.spatial else 1
 
 
 def _find(found: Inspection, name: str) -> tuple[Group, Layer, list[str]]:
-    """The group that a name means, the layer of that name in it, and where the layer's other channels are."""
+    """The group that a name means, the layer of that name in it, and a line on each of the layer's other channels."""
     channels = found._channels
     producers = {group.name: channels.all_producers(group) for group in found.groups}
     named = [group for group in found.groups if group.name == name]
@@ -246,13 +249,13 @@ def _find(found: Inspection, name: str) -> tuple[Group, Layer, list[str]]:
     group = (named or made)[0]
     layer = next((layer for layer in producers[group.name] if layer.name == name), group.producers[0])
     other = [g for g in found.groups if g is not group and layer in producers[g.name]]
-    places = [f"{g.cuts[layer.weight, layer.out_axis].size} channels in the group {g.name}" for g in other]
+    other_groups = [f"{g.cuts[layer.weight, layer.out_axis].size} channels in the group {g.name}" for g in other]
     stay = [f"{entry.channels} channels stay: {entry.reason}" for entry in found.frozen if entry.layer == layer.name]
-    return group, layer, places + stay
+    return group, layer, other_groups + stay
 
 
 def _refusal(found: Inspection, name: str) -> str:
-    """Why a name means no group, and what to do."""
+    """The error text for a name that means no group: why, and which names can be used."""
     able = list(dict.fromkeys(layer.name for group in found.groups for layer in found._channels.all_producers(group)))
     reasons = [f"{entry.reason} ({entry.channels} channels)" for entry in found.frozen if entry.layer == name]
     if reasons or any(layer.name == name for layer in found._channels.layers):

@@ -1,7 +1,7 @@
-"""Which units of a group behave alike, and what it costs to let one emulate another, from Gram matrices alone.
+"""Similarity of a group's units, and the errors where one unit emulates another, from Gram matrices alone.
 
-With I_c the columns that a consumer reads unit c with, the inner product of two units' behaviours is the sum over
-consumers and taps a of G[I_c[a], I_d[a]], about each column's mean.
+Let I_c be the columns with which a consumer reads unit c. The inner product of the behaviours of units c and d is the
+sum over consumers and taps a of G[I_c[a], I_d[a]], with G about each column's mean.
 
 Source: K. Kamma, Y. Isoda, S. Inoue and T. Wada, "Neural Behavior-Based Approach for Neural Network Pruning",
 IEICE Trans. Inf. & Syst. E103-D(5), 2020.
@@ -22,18 +22,18 @@ from ..selection.paths.channel_grams import inner_products
 from ..selection.paths.consumers import MeasuredConsumer
 
 _CONSTANT = 256 * torch.finfo(torch.float32).eps
-"""Variance, as a share of the mean square, that float32 sums of 256 products cannot tell from none."""
+"""Variance, as a share of the mean square, below which float32 sums of 256 products cannot tell it from zero."""
 
 
 def correlate(consumers: Sequence[Consumer], moments: Mapping[str, list[Moments]]) -> tuple[Tensor, Tensor]:
     """Correlations of behaviours, from inner products about each tap's mean, summed over consumers and taps.
 
     Args:
-        consumers: At least one; all of one group.
-        moments: Weight name -> moments of each conv group of that layer's input, not centred.
+        consumers: All consumers of one group, at least one.
+        moments: Weight name -> moments of the layer's input for each conv group, not centred.
 
     Returns:
-        (units,) bool, the units that never change; (units, units) float64 correlations; on the CPU.
+        (units,) bool, whether a unit is constant; (units, units) float64 correlations. Both are on the CPU.
     """
     size = len(consumers[0].channels)
     device = moments[consumers[0].layer.weight][0].gram.device
@@ -51,8 +51,10 @@ def correlate(consumers: Sequence[Consumer], moments: Mapping[str, list[Moments]
 
 
 def _inside(consumer: Consumer) -> Tensor:
-    """(units, count) int64: columns that a consumer reads units with. Of a padded one, those of its kernel's middle
-    tap, since the others read zeros beyond the borders too, which would make all units alike.
+    """(units, count) int64: the columns with which a consumer reads each unit.
+
+    With padding, only the columns of the kernel's middle tap are used. The other taps also read zeros beyond the
+    border, which would make all units alike.
     """
     window, columns = consumer.layer.window, consumer.columns()
     if window.padding == (0, 0):
@@ -62,14 +64,14 @@ def _inside(consumer: Consumer) -> Tensor:
 
 
 def emulation_errors(consumers: Sequence[MeasuredConsumer]) -> Tensor:
-    """What it costs to let one unit emulate another, all gains folded into the readers' weights.
+    """Errors where one unit emulates another, with the gains folded into the consumers' weights.
 
     Args:
-        consumers: At least one; all of one group, with moments.
+        consumers: All consumers of one group, at least one, with moments.
 
     Returns:
-        (units, units) float64, shares of the readers' outputs, averaged over readers; row leaves, column stays; on the
-        CPU.
+        (units, units) float64 on the CPU: shares of the outputs' variance, averaged over consumers. The row's unit
+        leaves, the column's unit emulates it.
     """
     size = len(consumers[0].columns)
     errors = consumers[0].weight.new_empty(size, size)
@@ -78,7 +80,7 @@ def emulation_errors(consumers: Sequence[MeasuredConsumer]) -> Tensor:
 
 
 def angular_order(correlation: Tensor, dead: Tensor) -> Tensor:
-    """Units by their angle in the plane of the two leading eigenvectors, cut open at the largest gap; dead ones last.
+    """Units by their angle in the plane of the two leading eigenvectors, from the largest gap on; dead units come last.
 
     Args:
         correlation: (units, units) float64.
@@ -94,7 +96,7 @@ def angular_order(correlation: Tensor, dead: Tensor) -> Tensor:
     if len(living) > 2:
         vectors = torch.linalg.eigh(correlation[living][:, living]).eigenvectors[:, -2:]
         largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-        second, first = (vectors * largest.sign()).T  # eigenvectors have no sign of their own
+        second, first = (vectors * largest.sign()).T  # the sign of an eigenvector is arbitrary
         angles, turns = torch.atan2(second, first).sort(stable=True)
         gaps = torch.cat([angles[1:], angles[:1] + 2 * math.pi]) - angles
         living = living[turns.roll(-1 - int(gaps.argmax()))]

@@ -1,4 +1,4 @@
-"""The picture of a layer's behaviours: correlations, and what it costs to let one unit emulate another."""
+"""The figure of a layer's behaviours: correlations, and errors where one unit emulates another."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 LABELLED = 40
-"""Up to so many units are all labelled along the axes."""
+"""Largest number of units that are labelled along the axes."""
 
 DECADES = 5
-"""The colours of errors span at most so many below the largest; smaller ones, and none, look like the least."""
+"""Largest number of decades that the colours of errors span; smaller errors take the colour of the lowest."""
 
 INK, FRAME, EMPTY = "#1c2127", "#b9c4d0", "#dde2e7"
 
@@ -32,13 +32,13 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """What the picture shows.
+    """Contents of the figure.
 
     Attributes:
-        title: Above both panels.
-        labels: Of the units, in the order in which they are drawn.
+        title: Title above both panels.
+        labels: Labels of the units, in the order in which they are drawn.
         correlation: (units, units), in that order.
-        errors: (units, units), in that order: of letting the column's unit emulate the row's; inf for none.
+        errors: (units, units), in that order, errors where the column's unit emulates the row's; inf where unknown.
     """
 
     title: str
@@ -48,7 +48,12 @@ class Similarity:
 
 
 def write_similarity(shown: Similarity, path: str | Path) -> Path:
-    """Write the picture to a file, ``.png`` or ``.svg``, whose folder is made if need be."""
+    """Write the figure to a ``.png`` or ``.svg`` file, and return the path; its folder is created if needed.
+
+    Raises:
+        InputError: the path has another suffix.
+        ReapxError: matplotlib is not installed.
+    """
     target = Path(path)
     if target.suffix.lower() not in (".png", ".svg"):
         raise InputError(f"{target.name!r}: pictures are written as .png or .svg; give a path that ends in one of them")
@@ -78,7 +83,7 @@ def similarity_figure(shown: Similarity) -> Figure:
 
 
 def _errors(figure: Figure, axes: Axes, errors: Values) -> None:
-    """Errors of all pairs by colour, logarithmic; grey where there is none to tell."""
+    """Errors of all pairs as colours on a logarithmic scale; grey where the error is unknown."""
     import matplotlib
     from matplotlib.colors import LogNorm
 
@@ -88,7 +93,7 @@ def _errors(figure: Figure, axes: Axes, errors: Values) -> None:
     low = min(float(positive.min(initial=top)), top / 2)
     colours = matplotlib.colormaps["viridis_r"].with_extremes(bad=EMPTY)
     drawn = np.ma.masked_invalid(np.where(np.isfinite(errors), np.maximum(errors, low), np.nan))
-    # Colours that were averaged would mix with the grey of the diagonal.
+    # Interpolated colours would mix with the grey of the diagonal.
     shown = axes.imshow(drawn, cmap=colours, norm=LogNorm(low, top), interpolation="nearest")
     below = len(known) > 0 and float(known.min()) < low
     marks = {value: f"{float(f'{100 * value:.2g}'):g} %" for value in ticks(low, top)}
@@ -96,7 +101,7 @@ def _errors(figure: Figure, axes: Axes, errors: Values) -> None:
 
 
 def ticks(low: float, top: float) -> list[float]:
-    """Round values between two positive ones: 1, 2 and 5 of each decade, or only its 1 where these are too many."""
+    """Round values between two positive ones: 1, 2 and 5 of each decade, or only 1 where there are more than 8."""
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(top))) + 1)
     fine = [value for k in decades for step in (1, 2, 5) if low <= (value := float(f"{step}e{k}")) <= top]
     coarse = [value for value in fine if f"{value:e}".startswith("1.")]
@@ -108,7 +113,7 @@ def ticks(low: float, top: float) -> list[float]:
 def _bar(
     figure: Figure, axes: Axes, shown: AxesImage, marks: Mapping[float, str], text: str = "", below: bool = False
 ) -> None:
-    """A colour bar with marks, pointed where there are values below its end."""
+    """A colour bar with marks; its lower end is pointed where values lie below it."""
     bar = figure.colorbar(shown, ax=axes, shrink=0.85, pad=0.02, extend="min" if below else "neither")
     bar.set_ticks(list(marks), labels=list(marks.values()))
     bar.ax.minorticks_off()
@@ -118,7 +123,7 @@ def _bar(
 
 
 def _panel(axes: Axes, labels: list[str], title: str, across: str, down: str) -> None:
-    """Labels along both axes where they fit, else only what the axes are."""
+    """Labels of the units along both axes where they fit; else only the axes' names."""
     axes.set_title(title, fontsize=11, color=INK)
     axes.spines[:].set_color(FRAME)
     axes.tick_params(length=0, labelcolor=INK)

@@ -1,4 +1,4 @@
-"""What outlives a kill: sums and measured values, stored in a folder as they come."""
+"""Checkpoints: accumulated tensors and measured values, stored while they are measured, so that a call can resume."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..errors import CheckpointError, InputError
 from .images import Images
 
 INTERVAL = 10.0
-"""Seconds between two stores of what is not complete."""
+"""Seconds between two stores of an incomplete result."""
 
 FORMAT = 1
 KEY = "key"
@@ -28,22 +28,22 @@ _DIGESTS = {"model": "the model's tensors differ", "images": "the images differ"
 
 
 class Checkpoint:
-    """A folder of results, for one process at a time, that the same call finds again after a kill.
+    """A folder of results from which the same call resumes after it was interrupted; for one process at a time.
 
-    A file is complete or not there: it is written beside its place, then moved over the earlier version.
+    A file is complete or absent: it is written beside its final path, then moved over the earlier version.
     """
 
     def __init__(self, folder: str | Path, key: Mapping[str, object], interval: float = INTERVAL) -> None:
-        """Open a folder, which is made if need be.
+        """Open a folder; it is created if it does not exist.
 
         Args:
-            folder: Where results are and will be stored.
-            key: What must be equal for stored results to be of use, as JSON has it; see :func:`fingerprint`.
-            interval: Seconds between two stores of what is not complete.
+            folder: Folder of the results.
+            key: JSON values that must be equal for stored results to be reused; see :func:`fingerprint`.
+            interval: Seconds between two stores of an incomplete result.
 
         Raises:
-            InputError: the folder's results were measured with another key, or it is no folder.
-            CheckpointError: the folder's key is damaged, or cannot be written.
+            InputError: the folder's results were measured with another key, or the path cannot be made a folder.
+            CheckpointError: the folder's key file is damaged or cannot be written.
         """
         self.folder = Path(folder)
         self.interval = interval
@@ -67,10 +67,10 @@ class Checkpoint:
             )
 
     def tensors(self, name: str) -> tuple[int, dict[str, Tensor]]:
-        """Batches done and the tensors stored under a name; (0, {}) if there are none.
+        """The number of finished batches and the tensors stored under a name; (0, {}) if nothing is stored.
 
         Raises:
-            CheckpointError: the file is damaged, or of another call.
+            CheckpointError: the file is damaged, or was stored with another key.
         """
         path = self._path(name, "safetensors")
         if not path.exists():
@@ -88,13 +88,13 @@ class Checkpoint:
         return batches, found
 
     def keep_tensors(self, name: str, batches: int, tensors: Mapping[str, Tensor], last: bool) -> None:
-        """Store tensors under a name, over earlier ones; nothing happens before the interval has passed.
+        """Store tensors under a name in place of earlier ones, if the interval has passed or they are complete.
 
         Args:
-            name: File name without ending.
-            batches: How many batches they are the sums of.
-            tensors: Contiguous, each with memory of its own.
-            last: Whether they are complete, and stored at once.
+            name: File name without suffix.
+            batches: Number of batches that the tensors are accumulated over.
+            tensors: Contiguous tensors that share no memory.
+            last: Whether they are complete; complete tensors are stored at once.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -105,13 +105,17 @@ class Checkpoint:
             self._write(self._path(name, "safetensors"), lambda part: save_file(near, part, head))
 
     def restore(self, name: str, tensors: Mapping[str, Tensor]) -> int:
-        """Copy what is stored under a name into tensors, if it is of the same names, shapes and dtypes.
+        """Copy the stored tensors into ``tensors``, if names, shapes and dtypes are the same.
+
+        Args:
+            name: File name without suffix.
+            tensors: Overwritten in place.
 
         Returns:
-            Batches done; 0 where nothing fits, and ``tensors`` is as it was.
+            Number of finished batches; 0 where nothing fits, and ``tensors`` is then unchanged.
 
         Raises:
-            CheckpointError: the file is damaged, or of another call.
+            CheckpointError: the file is damaged, or was stored with another key.
         """
         batches, found = self.tensors(name)
         if {part: (value.shape, value.dtype) for part, value in found.items()} != {
@@ -123,18 +127,19 @@ class Checkpoint:
         return batches
 
     def values(self, name: str) -> dict[str, Any] | None:
-        """The page stored under a name, as JSON gives it back; None if there is none.
+        """The JSON object stored under a name; None if nothing is stored.
 
         Raises:
-            CheckpointError: the file is damaged, or of another call.
+            CheckpointError: the file is damaged, or was stored with another key.
         """
         return self._read_page(name)
 
     def keep_values(self, name: str, page: Mapping[str, object], last: bool) -> None:
-        """Store a page of JSON under a name, as :meth:`keep_tensors` does.
+        """Store a JSON object under a name; ``last`` is as for :meth:`keep_tensors`.
 
         Raises:
             CheckpointError: the file cannot be written.
+            ValueError: the name is that of the checkpoint's key file.
         """
         if name == KEY:
             raise ValueError(f"{KEY!r} is the name of the checkpoint's own page")
@@ -145,7 +150,7 @@ class Checkpoint:
         return self.folder / f"{name}.{ending}"
 
     def _read_page(self, name: str, own: bool = True) -> dict[str, Any] | None:
-        """``own``: whether the page must have been stored under this key."""
+        """A stored JSON object, or None; ``own`` says whether it must have been stored with this checkpoint's key."""
         path = self._path(name, "json")
         if not path.exists():
             return None
@@ -162,7 +167,7 @@ class Checkpoint:
         return page
 
     def _write_page(self, name: str, page: Mapping[str, object]) -> None:
-        plain = json.loads(json.dumps(page))  # the checksum is of what will be read
+        plain = json.loads(json.dumps(page))  # the checksum is taken over the values as JSON reads them back
         stored = {"key": self._digest, "check": zlib.crc32(json.dumps(plain).encode()), "page": plain}
         text = json.dumps(stored, indent=1) + "\n"
         self._write(self._path(name, "json"), lambda part: part.write_text(text, encoding="utf-8"))
@@ -175,7 +180,7 @@ class Checkpoint:
         return last or time.monotonic() >= self._next
 
     def _write(self, path: Path, write: Callable[[Path], object]) -> None:
-        """Let ``write`` make a file beside ``path`` and move it there once it is on the disk."""
+        """Let ``write`` create a file beside ``path``, and move it to ``path`` once it is on the disk."""
         start = time.monotonic()
         part = path.with_name(path.name + ".part")
         try:
@@ -187,7 +192,7 @@ class Checkpoint:
             part.unlink(missing_ok=True)
             raise CheckpointError(f"{path} cannot be written ({error}): make room, or give another folder") from error
         end = time.monotonic()
-        # Where a store takes long, the next one waits in proportion, so that most of the time goes into measuring.
+        # After a slow store the next one waits longer in proportion, so that most of the time is spent on measuring.
         self._next = end + self.interval * max(1.0, end - start)
 
 
@@ -195,8 +200,9 @@ def fingerprint(graph_tensors: Mapping[str, Tensor], images: Images) -> dict[str
     """SHA-256 of a network's tensors, in the order of their names, and of all images.
 
     Args:
-        graph_tensors: ``Graph.tensors``. How the network computes with them has no part in this.
-        images: Names, shapes, dtypes, values and division into batches count; of several processes, those of all.
+        graph_tensors: ``Graph.tensors``. The network's operators do not enter the digest.
+        images: Calibration images of all processes. Names, shapes, dtypes, values and the division into batches enter
+            the digest.
 
     Returns:
         ``{"model": digest, "images": digest}``, entries for a :class:`Checkpoint`'s key.
@@ -211,7 +217,7 @@ def fingerprint(graph_tensors: Mapping[str, Tensor], images: Images) -> dict[str
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors with their names, dtypes and shapes."""
+    """SHA-256 of tensors, including their names, dtypes and shapes."""
     digest = hashlib.sha256()
     for part in _bytes(tensors):
         digest.update(part)

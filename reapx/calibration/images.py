@@ -15,36 +15,41 @@ from .processes import ALONE, Processes
 from .store import TensorStore
 
 BATCH_IMAGES, BATCH_BYTES = 100, 4 * 2**20
-"""Where one tensor holds all images: at most so many in a batch, and so many bytes."""
+"""Largest number of images, and of bytes, in a batch that is cut from a single tensor of images."""
 
 ON_A_GPU = 16
-"""How many times larger batches are there, where starting an operator takes longer than a small batch."""
+"""Factor by which these batches are larger on a GPU, where launching an operator takes longer than a small batch."""
 
 MEMORY = 512 * 2**20
-"""Bytes of memory for images, and again for activations, before they go to disk."""
+"""Bytes of memory for images before they move to disk; the same amount again for activations."""
 
 FIRST_IMAGES = 100
-"""Of the first batch, at most so many are known to all processes."""
+"""Largest number of images of rank 0's first batch that every process holds."""
 
 
 class Images:
     """The calibration set as a list of batches, each a tuple of tensors in the model's argument order.
 
-    Where several processes share the work, it is one process's share, and all of them have called :meth:`meet`.
+    Where several processes share the work, each holds its own part, and all have called :meth:`meet`.
 
     Attributes:
         names: Keyword of each tensor where batches are dicts, else None.
-        count: Number of images of all processes.
-        batches: Number of batches of this process.
+        count: Number of images in all processes.
+        batches: Number of batches in this process.
         lengths: Number of images in each batch of each process.
-        before: Number of batches of the processes of lower rank.
-        memory: Bytes of memory before batches go to disk.
-        device: The model's; batches on the CPU are copied there.
-        processes: Those that share the work.
+        before: Number of batches in all processes of lower rank.
+        memory: Bytes of memory before batches move to disk.
+        device: The model's device; batches on the CPU are copied there.
+        processes: The processes that share the work.
     """
 
     def __init__(self, source: object, device: torch.device, memory: int | None = None) -> None:
-        """``memory`` is as for ``reapx.plan``."""
+        """Read and check all batches of a source; ``source`` and ``memory`` are as for ``reapx.plan``.
+
+        Raises:
+            InputError: there is no batch, or batches differ in keys, shape or dtype, are on another device, or contain
+                NaN or Inf.
+        """
         memory = _memory(device) if memory is None else memory
         self.names: tuple[str, ...] | None = None
         self.memory = memory
@@ -55,11 +60,11 @@ class Images:
         self.processes = ALONE
         self._first: tuple[Tensor, ...] | None = None
         self.lengths: list[list[int]] = [[]]
-        held = isinstance(source, Tensor | list | tuple)  # by the caller anyway
+        held = isinstance(source, Tensor | list | tuple)  # the caller keeps these in memory anyway
         self._store = TensorStore(math.inf if held else memory)
         self._shapes: list[tuple[int, ...]] = []
         self._dtypes: list[torch.dtype] = []
-        self._reused = not held  # a loader may give the same memory again and again
+        self._reused = not held  # a loader may reuse its memory for every batch
         for batch in _batches(source, device, memory):
             self._add(self._tensors(batch))
         if self.count == 0:
@@ -121,7 +126,7 @@ class Images:
         for index, value in enumerate(tensors):
             own = value.detach().to(device)
             if value.device != device:
-                self._store.limit = self.memory  # copies are not the caller's
+                self._store.limit = self.memory  # copies on the device take memory of our own
             elif self._reused:
                 own = own.clone()
             self._store.put((self.batches, index), own)
@@ -130,10 +135,13 @@ class Images:
         self.lengths[0].append(len(tensors[0]))
 
     def meet(self, processes: Processes) -> None:
-        """Make these images one process's share of them all; those of rank 0 come first.
+        """Make these images one process's part of the whole set; the images of rank 0 come first.
+
+        Args:
+            processes: All of them call this together.
 
         Raises:
-            InputError: other processes have images of another kind; all raise it.
+            InputError: images of different processes differ in names, shape or dtype; all processes raise it.
         """
         layouts = processes.gather((self.names, self._shapes, [str(dtype) for dtype in self._dtypes]))
         for rank, layout in enumerate(layouts):
@@ -143,7 +151,7 @@ class Images:
                     "processes images of one kind"
                 )
         self.processes = processes
-        self.memory = min(processes.gather(self.memory))  # it decides how often the images are passed through
+        self.memory = min(processes.gather(self.memory))  # it decides the number of passes over the images
         self.lengths = processes.gather(self.lengths[0])
         self.count = sum(map(sum, self.lengths))
         self.before = sum(map(len, self.lengths[: processes.rank]))
@@ -152,7 +160,7 @@ class Images:
             self._first = self.shared(0, 0, length)
 
     def shared(self, rank: int, batch: int, length: int) -> tuple[Tensor, ...]:
-        """The first images of a process's batch, on all processes, which call this together."""
+        """The first ``length`` images of batch ``batch`` of process ``rank``; all processes call this together."""
         if rank == self.processes.rank:
             given = [value[:length] for value in self[batch]]
         else:
@@ -174,16 +182,16 @@ class Images:
         return (self[batch] for batch in range(self.batches))
 
     def example(self, count: int) -> tuple[Tensor, ...]:
-        """Copies of the first images of the first batch, at most ``count``; in all processes those of rank 0."""
+        """Copies of at most ``count`` first images of the first batch; in all processes those of rank 0."""
         return tuple(value[:count].clone() for value in self._first or self[0])
 
     def as_inputs(self, count: int) -> tuple[Tensor, ...] | dict[str, Tensor]:
-        """The first images as the model takes them: positional tensors, or keyword tensors."""
+        """At most ``count`` first images as the model takes them: positional tensors or keyword tensors."""
         tensors = self.example(count)
         return tensors if self.names is None else dict(zip(self.names, tensors, strict=True))
 
     def call(self, model: nn.Module, tensors: tuple[Tensor, ...]) -> Any:
-        """The model's output for tensors of one batch."""
+        """The model's output for the tensors of one batch."""
         if self.names is None:
             return model(*tensors)
         return model(**dict(zip(self.names, tensors, strict=True)))
@@ -195,13 +203,15 @@ def _layout(names: tuple[str, ...] | None, shapes: list[tuple[int, ...]], dtypes
 
 
 def share_of(source: object, device: torch.device, rank: int, size: int) -> Iterable[object]:
-    """The batches of one of ``size`` processes; all have about as many, and those of rank 0 come first.
+    """The batches of one of ``size`` processes; all get about the same number, and those of rank 0 come first.
 
-    One tensor that makes fewer batches than there are processes is shared by images.
+    A single tensor that gives fewer batches than there are processes is divided by images instead.
 
     Args:
-        source: The images of all, as for ``reapx.plan``: the same in each process.
-        device: The model's.
+        source: The whole set, as for ``reapx.plan``; the same in each process.
+        device: The model's device.
+        rank: Index of this process.
+        size: Number of processes.
 
     Raises:
         InputError: there are fewer batches than processes.
@@ -211,7 +221,7 @@ def share_of(source: object, device: torch.device, rank: int, size: int) -> Iter
         return [source[rank * len(source) // size : (rank + 1) * len(source) // size]]
     try:
         count = len(batches)  # type: ignore[arg-type]
-    except TypeError:  # a generator, or a loader that does not know
+    except TypeError:  # a generator, or a loader of unknown length
         batches = list(batches)
         count = len(batches)
     if count < size:
@@ -224,10 +234,13 @@ def share_of(source: object, device: torch.device, rank: int, size: int) -> Iter
 
 
 def _memory(device: torch.device) -> int:
-    """``MEMORY``; of a GPU an eighth of what is free at most: a power of two, so that calls seldom differ."""
+    """Default memory: ``MEMORY`` on the CPU; on a GPU the largest power of two below an eighth of the free memory.
+
+    Powers of two keep the value, and so the number of passes, the same from call to call.
+    """
     if device.type != "cuda":
         return MEMORY
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for others to come
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # reserved, but free
     return 1 << max((torch.cuda.mem_get_info(device)[0] + held).bit_length() - 4, 20)
 
 
@@ -242,10 +255,10 @@ def _batches(source: object, device: torch.device, memory: int) -> Iterable[obje
             return []
         images, size = BATCH_IMAGES, BATCH_BYTES
         if device.type == "cuda":
-            images, size = ON_A_GPU * images, min(ON_A_GPU * size, memory // 64)  # of which activations take many
+            images, size = ON_A_GPU * images, min(ON_A_GPU * size, memory // 64)  # activations take far more
         most = max(min(size // max(source[0].nbytes, 1), images), 8)
         if device.type == "cuda":
-            most = -(-len(source) // -(-len(source) // most))  # all of about one size
+            most = -(-len(source) // -(-len(source) // most))  # batches of about equal size
         return torch.split(source, most)
     if isinstance(source, Mapping) or not isinstance(source, Iterable):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Processes that share the work through ``torch.distributed``: each measures its own images, and sums are exchanged."""
+"""Processes that share the work through ``torch.distributed``: each measures its own images; sums are exchanged."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that share the work, and this one's place among them.
+    """The processes that share the work, and the rank of this one.
 
-    All of them call the same methods in the same order. Alone, a process exchanges nothing.
+    All processes call the same methods in the same order. A single process exchanges nothing.
 
     Attributes:
-        rank: This process, from 0.
-        size: How many there are.
-        device: The one that everything has to lie on to be exchanged, as NCCL wants it; None for any.
+        rank: Index of this process, from 0.
+        size: Number of processes.
+        device: Device on which tensors must be to be exchanged, as NCCL requires; None for any device.
     """
 
     rank: int = 0
@@ -45,11 +45,11 @@ class Processes:
                     tensor.copy_(near)
 
     def share(self, value: Tensor, source: int = 0) -> Tensor:
-        """The tensor of one process, contiguous, on all; ``value`` itself if alone.
+        """The tensor of one process, contiguous, in all processes; ``value`` itself in a single process.
 
         Args:
-            value: Of the same shape and dtype everywhere; what it holds counts only in the process that shares it.
-            source: The rank of that process.
+            value: Of the same shape and dtype in all processes; its contents matter only in the source process.
+            source: Rank of the source process.
         """
         if self.size == 1 or value.numel() == 0:
             return value
@@ -63,7 +63,7 @@ class Processes:
         return shared
 
     def gather(self, value: Value) -> list[Value]:
-        """Each process's value, small and known to pickle, in the order of their ranks."""
+        """The values of all processes in the order of their ranks; each must be small and picklable."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -73,21 +73,25 @@ class Processes:
         return found
 
     def first(self, make: Callable[[], Value]) -> Value:
-        """What the first process makes, on all; the others wait. If that fails, it fails on all."""
+        """The value that rank 0 computes, in all processes; the others wait. An error in rank 0 is raised in all."""
         with self.together():
             value = make() if self.rank == 0 else None
         return self.gather(value)[0]  # type: ignore[return-value]
 
     def odd(self, value: object) -> int | None:
-        """The first rank whose value is not that of rank 0, or None if all are equal."""
+        """The first rank whose value differs from that of rank 0; None if all are equal."""
         found = self.gather(value)
         return next((rank for rank, other in enumerate(found) if other != found[0]), None)
 
     def check_rounding(self, what: str, value: object) -> None:
-        """Refuse processes that computed different values from the same sums.
+        """Refuse processes that computed different values from the same sums, because they round differently.
+
+        Args:
+            what: Name of the value in the error message.
+            value: This process's value.
 
         Raises:
-            NumericalError: they did; all raise it.
+            NumericalError: values differ; all processes raise it.
         """
         rank = self.odd(value)
         if rank is not None:
@@ -98,9 +102,9 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """All processes come through the block, or none: an error in one of them is raised by all at its end.
+        """A block that all processes pass or none: an error in one process is raised by all at the end of the block.
 
-        Nothing may be exchanged inside, where another process may have failed already.
+        Inside the block nothing may be exchanged, since another process may have failed already.
         """
         failure: Exception | None = None
         try:
@@ -119,21 +123,25 @@ class Processes:
                 raise (kind or ReapxError)(f"rank {rank}: {text if kind else f'{name}: {text}'}") from failure
 
     def _near(self, tensor: Tensor) -> Tensor:
-        """The tensor itself, or a copy where it cannot be exchanged from."""
+        """The tensor, contiguous, on the device from which it can be exchanged."""
         return (tensor if self.device is None else tensor.to(self.device)).contiguous()
 
 
 ALONE = Processes()
 
 PATIENCE = timedelta(hours=12)
-"""How long processes wait for one that reads its images, or measures milliseconds; torchrun ends all when one fails."""
+"""How long processes wait for one that reads its images or measures milliseconds. torchrun ends all if one fails."""
 
 
 def processes_of(distributed: bool, model: nn.Module) -> Processes:
-    """The processes of ``torch.distributed``'s default group, if they are to share the work.
+    """The processes of ``torch.distributed``'s default group; a single process unless ``distributed``.
+
+    Args:
+        distributed: Whether the processes share the work.
+        model: The model, whose device the group's backend must support.
 
     Raises:
-        InputError: there is no such group, or it does not reach the model's device.
+        InputError: there is no default group, or its backend does not support the model's device.
     """
     if not distributed:
         return ALONE
@@ -155,12 +163,12 @@ def processes_of(distributed: bool, model: nn.Module) -> Processes:
 
 @dataclass(frozen=True)
 class Launch:
-    """What torchrun says of the processes that it started.
+    """The processes that torchrun started, read from the environment.
 
     Attributes:
-        rank: This process, from 0.
-        size: How many there are.
-        local: This process among those on this machine.
+        rank: Index of this process, from 0.
+        size: Number of processes.
+        local: Index of this process among those on this machine.
     """
 
     rank: int = 0
@@ -169,10 +177,10 @@ class Launch:
 
 
 def launched() -> Launch:
-    """The processes that torchrun started, from its environment; one without it.
+    """The processes that torchrun started; a single one without torchrun.
 
     Raises:
-        InputError: the environment says that there are several, but not where they meet.
+        InputError: WORLD_SIZE is 2 or more, but another variable of torchrun is missing.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size < 2:
@@ -188,13 +196,13 @@ def launched() -> Launch:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[Processes]:
-    """The processes that torchrun started, joined in a group until the block ends; alone without it.
+    """The processes that torchrun started, joined in a group until the block ends; a single one without torchrun.
 
     Args:
-        device: What this process's model is on: it decides how they talk.
+        device: Device of this process's model; a GPU takes the backend nccl, the CPU gloo.
 
     Raises:
-        InputError: see :func:`launched`.
+        InputError: WORLD_SIZE is 2 or more, but another variable of torchrun is missing.
     """
     launch = launched()
     if launch.size == 1:

@@ -1,4 +1,4 @@
-"""A sample of the images of all processes, on each of them."""
+"""A sample of the images of all processes, held by each of them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .store import TensorStore
 
 
 class Sample:
-    """The first images of every batch, the batches of all processes in the order of their ranks.
+    """The first images of every batch, with the batches of all processes in the order of their ranks.
 
-    A network's inputs are small next to what it computes from them, so each process gets those of the others.
+    Inputs are small compared with activations, so each process receives the inputs of all others.
 
     Attributes:
-        share: Of each batch, rounded up to whole images.
+        share: Share of each batch that is in the sample, rounded up to whole images.
     """
 
     def __init__(self, images: Images, count: int | None) -> None:
-        """Made by all processes together. ``count`` is the number of images, about; None for all."""
+        """All processes call this together. ``count`` is the approximate number of images; None for all."""
         self.share = 1.0 if count is None else min(count / images.count, 1.0)
         self._images = images
         self._others = TensorStore(images.memory)
@@ -42,11 +42,11 @@ class Sample:
         if rank != images.processes.rank:
             return tuple(self._others.get((index, part)) for part in range(len(images[0])))
         values = tuple(value[: self._cut(len(value))] for value in images[batch])
-        # With the same strides in all processes, they compute the same bits.
+        # Equal strides in all processes give equal bits.
         return values if images.processes.size == 1 else tuple(value.contiguous() for value in values)
 
     def close(self) -> None:
-        """Forget what other processes gave."""
+        """Free the images of other processes."""
         self._others.close()
 
     def _cut(self, length: int) -> int:

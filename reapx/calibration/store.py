@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 class TensorStore:
-    """Tensors by key; what exceeds ``limit`` bytes of memory is written to a temporary folder.
+    """Tensors by key; tensors that exceed ``limit`` bytes of memory are written to a temporary folder.
 
-    The first tensors stay in memory and later ones go to disk, which suits readers that go
-    through all of them again and again in the same order. The folder goes with the store.
+    The first tensors stay in memory and later ones go to disk. This suits callers that read all tensors repeatedly in
+    the same order. The folder is deleted together with the store.
     """
 
     def __init__(self, limit: float) -> None:
@@ -28,7 +28,7 @@ class TensorStore:
         self._folder: Path | None = None
 
     def put(self, key: object, value: Tensor) -> None:
-        """Keep a tensor; an earlier one under the same key is replaced."""
+        """Store a tensor in place of an earlier one under the same key."""
         self.drop(key)
         if self._used + value.nbytes <= self.limit:
             self._memory[key] = value
@@ -45,7 +45,7 @@ class TensorStore:
         self._files[key] = (path, value.dtype, flat.shape, last, value.device)
 
     def get(self, key: object) -> Tensor:
-        """The tensor under a key, on the device and in the memory format it was given in."""
+        """The tensor under a key, on the device and in the memory format in which it was stored."""
         if key in self._memory:
             return self._memory[key]
         path, dtype, shape, last, device = self._files[key]
@@ -53,7 +53,7 @@ class TensorStore:
         return value.permute(0, 3, 1, 2) if last else value
 
     def drop(self, key: object) -> None:
-        """Forget a key; unknown keys are ignored."""
+        """Remove a key and its tensor; unknown keys are ignored."""
         value = self._memory.pop(key, None)
         if value is not None:
             self._used -= value.nbytes
@@ -62,7 +62,7 @@ class TensorStore:
             entry[0].unlink()
 
     def close(self) -> None:
-        """Free everything."""
+        """Free all tensors and delete the folder."""
         self._memory.clear()
         self._files.clear()
         self._used = 0

@@ -1,4 +1,4 @@
-"""Execution: running a captured graph, whole or in part, with any parameters."""
+"""Execution: run a captured graph, as a whole or in part, with any parameters."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ Returned = TypeVar("Returned")
 
 
 def evaluate(node: Node, value_of: Callable[[Node], Any]) -> object:
-    """The value of one operator node, its arguments looked up by ``value_of``."""
+    """The value of one operator node; ``value_of`` gives the values of its arguments."""
     args = torch.fx.map_arg(node.args, value_of)
     kwargs = torch.fx.map_arg(node.kwargs, value_of)
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def in_widest_dtype(call: Callable[[torch.dtype], Returned]) -> tuple[Returned, torch.dtype]:
-    """What a call gives in float64, or in float32 where forward() has a dtype written down; and which it was."""
+    """The result of a call in float64, or in float32 where forward() fixes a dtype; and the dtype that was used."""
     try:
         return call(torch.float64), torch.float64
-    except torch.OutOfMemoryError:  # says nothing about the dtype
+    except torch.OutOfMemoryError:  # not caused by the dtype
         raise
     except (RuntimeError, TypeError):
-        pass  # outside, the error no longer holds what the first call made
+        pass  # retry outside of this block, where the error no longer keeps the first call's tensors alive
     return call(torch.float32), torch.float32
 
 
 def last_reads(nodes: Sequence[Node], keep: Container[Node]) -> dict[Node, list[Node]]:
-    """Each of some nodes, to be run in this order -> the values, but parameters and inputs, that none reads after it.
+    """Node -> the values that no later node reads, and which can be freed after it; never parameters or inputs.
 
     Args:
-        nodes: In execution order.
-        keep: Values that are needed afterwards.
+        nodes: Nodes to run, in execution order.
+        keep: Nodes whose values are needed afterwards.
     """
     last = {argument: node for node in nodes for argument in (node, *node.all_input_nodes)}
     spent: dict[Node, list[Node]] = {node: [] for node in nodes}
@@ -56,13 +56,14 @@ def run(
     visit: Callable[[Node, Mapping[Node, object], object], None] | None = None,
     last: int | None = None,
 ) -> list[Tensor]:
-    """Run one batch with the given parameters; values are freed after their last reader.
+    """Run one batch with the given parameters; each value is freed after the last node that reads it.
 
     Args:
+        graph: The captured network.
         inputs: The batch, in the order of ``graph.inputs``.
         tensors: Qualified name -> parameter.
-        visit: Called after each node with the node, all values that still live, and its own value.
-        last: Stop after the node of this order; then nothing is returned.
+        visit: Called after each node with the node, all values that are still alive, and the node's own value.
+        last: Index in ``graph.nodes`` of the last node to run; the result is then empty. None to run all nodes.
 
     Returns:
         The model's outputs.

@@ -1,7 +1,6 @@
 """Capture: a model as a functional ATen graph that can be analysed and run in parts.
 
-The graph is never edited for the user's sake: surgery is done on the user's own module, by
-parameter name, and the result is captured afresh.
+Surgery never edits the graph. It changes the user's own module, by parameter name, and the result is captured again.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ VIEWS = frozenset(
     "view reshape flatten unflatten slice select narrow chunk split split_with_sizes unbind permute transpose t "
     "squeeze unsqueeze expand movedim alias detach getitem dropout feature_dropout contiguous to _to_copy".split()
 )
-"""Operators whose result shares memory with their input, so that writing into one changes the other."""
+"""Operators whose result may share memory with their input, so that writing into one changes the other."""
 _VIEW, _RESHAPE = torch.ops.aten.view.default, torch.ops.aten.reshape.default
 
 
@@ -41,7 +40,7 @@ def operator_name(node: Node) -> str:
 
 
 def arguments(node: Node) -> dict[str, Any]:
-    """An operator's arguments by the names of its schema, defaults filled in."""
+    """An operator's arguments by their names in its schema, including defaults."""
     schema = node.target._schema  # type: ignore[union-attr]
     names = [argument.name for argument in schema.arguments]
     defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
@@ -59,15 +58,16 @@ class Graph:
 
     Attributes:
         nodes: Operator nodes in execution order.
-        inputs: Names of the placeholders that take the images.
+        inputs: Placeholders of the images.
         outputs: Nodes whose values the model returns.
-        parameters: Placeholder name -> qualified name of a parameter, buffer or constant.
-        tensors: Qualified name -> its tensor (the model's own, not a copy).
+        parameters: Placeholder -> qualified name of a parameter, buffer or constant.
+        tensors: Qualified name -> tensor (the model's own, not a copy).
         constants: Qualified names in ``tensors`` that no module holds, such as literals.
-        trained: Qualified names that are parameters, not buffers.
-        shared: Qualified name -> who else reads or holds the same tensor; such a tensor is never changed.
+        trained: Qualified names of parameters, without buffers.
+        shared: Qualified name of a tensor that several operators read or several modules hold -> their names, for
+            messages. Such a tensor is never changed.
         users: Node -> operator nodes that read it.
-        versions: Qualified name -> how often the tensor had been written to.
+        versions: Qualified name -> version counter of the tensor at capture; every write raises it.
     """
 
     nodes: list[Node]
@@ -82,22 +82,22 @@ class Graph:
     versions: dict[str, int] = field(default_factory=dict)
 
     def shape(self, node: Node) -> tuple[int, ...]:
-        """Shape of a node's value, with the example's batch size."""
+        """Shape of a node's value, with the batch size of the captured example."""
         return tuple(_concrete(size) for size in node.meta["val"].shape)
 
     @property
     def device(self) -> torch.device:
-        """That of the model's tensors; literals of forward() may lie elsewhere."""
+        """Device of the model's tensors; literals in forward() may be on another one."""
         own = (tensor.device for name, tensor in self.tensors.items() if name not in self.constants)
         return next(own, torch.device("cpu"))
 
     @property
     def batch(self) -> int:
-        """The example's batch size, which ``shape`` shows."""
+        """Batch size of the captured example, as in ``shape``."""
         return self.shape(self.inputs[0])[0]
 
     def changed(self, model: nn.Module) -> str | None:
-        """Name of a tensor that is not in the model as it was at capture, or None."""
+        """Name of a tensor that was replaced, moved or written to since the capture; None if all are as they were."""
         own = tensors_of(model)
         for name, version in self.versions.items():
             now, then = own.get(name), self.tensors[name]
@@ -106,16 +106,16 @@ class Graph:
         return None
 
     def digest(self) -> str:
-        """SHA-256 of the operators and how they are joined, whatever the parameters' values."""
+        """SHA-256 of the operators and their arguments; parameter values do not enter."""
         lines = []
-        for node in self.nodes:  # the same on all GPUs: a device counts, but not its number
+        for node in self.nodes:  # the type of a device enters, its index does not
             given = tree_map_only(torch.device, lambda device: device.type, (node.args, node.kwargs))
             lines.append(f"{node.name} {node.target} {given}")
         text = "\n".join(lines)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def parameter_of(self, argument: object) -> str | None:
-        """Qualified name of the parameter that an argument is, or None."""
+        """Qualified name of the parameter that an argument stands for, or None."""
         return self.parameters.get(argument) if isinstance(argument, Node) else None
 
 
@@ -136,14 +136,15 @@ def is_tensor(value: object) -> bool:
 
 
 def capture(model: nn.Module, inputs: Inputs) -> Graph:
-    """The model as a graph, traced by ``torch.export`` with the first axis of every input dynamic.
+    """Capture a model as a graph, by ``torch.export`` with a dynamic first axis of every input.
 
     Args:
         model: Module in eval mode; not changed.
-        inputs: One batch: positional tensors, or keyword tensors, each (batch, ...).
+        inputs: One batch of positional tensors or keyword tensors, each (batch, ...).
 
     Raises:
-        CaptureError: torch.export refuses the model, or the model fixes its batch size.
+        CaptureError: torch.export refuses the model, the model fixes its batch size, or an in-place operator has no
+            functional form.
     """
     program = _export(model, inputs)
     rewritten = _mutates_views(program.graph.nodes)
@@ -166,7 +167,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
                 graph.tensors[name] = state[name].detach()
         elif node.op == "call_function":
             _make_functional(node)
-            node.meta["in_place"] |= rewritten  # which does not show what was in place
+            node.meta["in_place"] |= rewritten  # decompositions hide which operators were in place
             node.meta["order"] = len(graph.nodes)
             graph.nodes.append(node)
             for argument in dict.fromkeys(node.all_input_nodes):
@@ -210,7 +211,7 @@ def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
                 dynamic_shapes=dynamic,
                 strict=False,
             )
-    except Exception as error:  # whatever user code or torch.export raises
+    except Exception as error:  # user code and torch.export may raise anything
         reason = " ".join(str(error).split()).partition(" For more information")[0][:600]
         raise CaptureError(
             f"torch.export cannot capture {type(model).__name__}: {reason or type(error).__name__}. What to do: make "
@@ -232,7 +233,7 @@ def _mutates_views(nodes: Iterable[Node]) -> bool:
 
 
 def _make_functional(node: Node) -> None:
-    """``relu_`` becomes ``relu``, and is marked; ``view`` becomes ``reshape``, which takes any memory format."""
+    """Replace ``relu_`` by ``relu`` and mark it; replace ``view`` by ``reshape``, which takes any memory format."""
     node.meta["in_place"] = _is_in_place(node)
     if node.target is _VIEW:
         node.target = _RESHAPE
@@ -245,7 +246,7 @@ def _make_functional(node: Node) -> None:
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers by qualified name, also tied ones and those that a state dict leaves out."""
+    """All parameters and buffers by qualified name, including tied ones and those that a state dict omits."""
     own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     own.update(model.named_buffers(remove_duplicate=False))
     return own
@@ -270,7 +271,7 @@ def _use_live_tensors(graph: Graph, model: nn.Module) -> None:
 
 
 def ancestors(nodes: Iterable[Node]) -> set[Node]:
-    """The nodes and all that they depend on."""
+    """The given nodes and all nodes that they depend on."""
     found: set[Node] = set()
     stack = list(nodes)
     while stack:

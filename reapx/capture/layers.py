@@ -1,7 +1,7 @@
-"""Linear layers as the kernels see them: convolutions, transposed convolutions, fully connected.
+"""Linear layers as the kernels see them: convolutions, transposed convolutions and fully connected layers.
 
-Every one is Y = X Wᵀ with X the patches of its input and W (groups, outputs, features), features
-channel-major: feature = (input channel within its group, kernel row, kernel column).
+Each computes Y = X Wᵀ, with X the patches of its input and W (groups, outputs, features). Features are channel-major:
+feature = (input channel within the conv group, kernel row, kernel column).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Kind = Literal["conv", "transposed", "linear"]
 LAYERS = ("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution linear").split()
 NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
 MAX_FEATURES = 16384
-"""Layers with more input features are not measured: a Gram matrix of this size takes 2 GB."""
+"""Layers with more input features are not measured: their Gram matrix would take more than 2 GB."""
 _NO_OPERATION = ("dropout", "feature_dropout", "clone", "contiguous", "detach", "alias")
 
 
@@ -39,7 +39,7 @@ class Layer:
         window: Kernel, stride, padding, dilation, groups; for a transposed convolution those of
             the equal plain convolution over the zero-stuffed input.
         upsampling: Zero-stuffing factor per spatial axis, (1, 1) but for transposed convolutions.
-        positions: Positions per image at which every weight is used once.
+        positions: Number of positions per image at which each weight is used.
         features: Columns of the patch matrix, per conv group.
     """
 
@@ -56,17 +56,17 @@ class Layer:
 
     @property
     def in_axis(self) -> int:
-        """Axis of the weight that the input channels run along (within a conv group)."""
+        """Axis of the weight along which the input channels of a conv group run."""
         return 0 if self.kind == "transposed" else 1
 
     @property
     def out_axis(self) -> int:
-        """Axis of the weight that the output channels run along."""
+        """Axis of the weight along which the output channels run."""
         return 1 if self.kind == "transposed" else 0
 
     @property
     def depthwise(self) -> bool:
-        """Whether every output channel reads a single input channel of many."""
+        """Whether each output channel reads one input channel only, of several."""
         return self.window.groups > 1 and self.features == self.taps
 
     @property
@@ -122,7 +122,7 @@ class Layer:
 
 
 def _in_readable_dtype(value: Tensor) -> Tensor:
-    """Half precision stays, so that it is not copied where the kernels read it."""
+    """The value in float32; half precision stays as it is, since some kernels read it without a copy."""
     return value.detach() if value.dtype in HALF else value.detach().float()
 
 
@@ -142,7 +142,7 @@ def name_of(graph: Graph, node: Node) -> str:
 
 
 def describe(graph: Graph, node: Node) -> Layer | str | None:
-    """The layer that a node is; None for other operators; a reason where reapx cannot refit it."""
+    """The layer of a node; None for other operators; as text, the reason why reapx cannot refit the layer."""
     operator = operator_name(node)
     if operator not in LAYERS:
         return None
@@ -205,10 +205,11 @@ def _convolution(
 
 
 def differs_at_border(node: Node, taps: int) -> bool:
-    """Whether a convolution's operator makes something else of a constant at the border than inside.
+    """Whether a layer maps a constant input to other values at the border than inside, as zero padding does.
 
     Args:
-        taps: Kernel positions.
+        node: The layer's operator.
+        taps: Number of kernel positions.
     """
     given, name = arguments(node), operator_name(node)
     if name == "linear":
@@ -219,7 +220,7 @@ def differs_at_border(node: Node, taps: int) -> bool:
 
 
 def can_refit(graph: Graph, layer: Layer) -> bool:
-    """Whether the layer's weight and bias are parameters that nothing else reads or holds."""
+    """Whether the layer's weight is a parameter, and no other operator or module uses its weight or bias."""
     if layer.weight in graph.shared or layer.weight not in graph.trained:
         return False
     return layer.bias is None or layer.bias not in graph.shared
@@ -227,12 +228,12 @@ def can_refit(graph: Graph, layer: Layer) -> bool:
 
 @dataclass(frozen=True)
 class Tail:
-    """What follows a layer, as far as it matters for its reconstruction.
+    """The operators behind a layer that matter for its reconstruction.
 
     Attributes:
-        norm: The batch norm that alone reads the layer, or None.
-        total: The residual add that the branch ends in, or None.
-        other: The add's other operand, or None.
+        norm: The batch norm that is the only operator to read the layer, or None.
+        total: The residual add at which the branch ends, or None.
+        other: The other operand of that add, or None.
     """
 
     norm: Node | None = None
@@ -241,7 +242,7 @@ class Tail:
 
 
 def tail_of(graph: Graph, layer: Layer) -> Tail:
-    """Follow the layer's output through norm and no-operations to a residual add."""
+    """Follow the layer's output through a norm and operators that change nothing, up to a residual add."""
     node, norm = layer.node, None
     while node not in graph.outputs:
         users = graph.users.get(node, [])
@@ -260,7 +261,7 @@ def tail_of(graph: Graph, layer: Layer) -> Tail:
 
 
 def _is_norm_of(graph: Graph, norm: Node, layer: Layer) -> bool:
-    """Whether a batch norm runs along the layer's outputs, with a running mean that is its alone."""
+    """Whether a batch norm normalises the layer's outputs, with a running mean that no other operator uses."""
     mean = graph.parameter_of(norm.args[3])
     along_outputs = layer.spatial > 0 or len(graph.shape(layer.node)) == 2
     return along_outputs and mean is not None and mean not in graph.shared

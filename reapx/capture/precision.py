@@ -1,4 +1,4 @@
-"""What a GPU is asked for while networks are run, so that it computes what the CPU would, and the same each time."""
+"""Precision of a GPU while networks are run: full float32, and deterministic algorithms."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 
 
 class exact(ContextDecorator):
-    """Within it, float32 products on a GPU are not rounded to TF32, and algorithms are deterministic.
+    """Context in which float32 products on a GPU are not rounded to TF32, and cuDNN's algorithms are deterministic.
 
-    TF32 keeps 11 bits of what is multiplied. torch takes it for convolutions unless told otherwise; what least squares
-    are fitted to would then be off by 1e-3, and a proof in float32 would fail.
+    TF32 keeps 11 bits of each factor, and torch uses it for convolutions by default. The targets of least squares would
+    then be off by 1e-3, and a proof in float32 would fail.
     """
 
     def __enter__(self) -> None:
         backends: Any = torch.backends
-        # Since torch 2.9, a word for each operator, its own or inherited; before it, only switches.
+        # Since torch 2.9 each operator has a word for its precision, its own or inherited. Before, there are switches.
         settings: list[Any] = [getattr(backends.cudnn, name, None) for name in ("conv", "rnn")] + [backends.cuda.matmul]
         self._words: list[tuple[Any, str]] = [(x, x.fp32_precision) for x in settings if hasattr(x, "fp32_precision")]
         self._found: list[tuple[str, object]] = []
@@ -30,7 +30,7 @@ class exact(ContextDecorator):
             self._products = torch.get_float32_matmul_precision()
             if self._products != "highest":
                 torch.set_float32_matmul_precision("highest")
-        except RuntimeError:  # the user chose by words: beside some, the switches cannot be read
+        except RuntimeError:  # the user set words that the switches cannot express
             pass
         for setting, _ in self._words:
             if setting.fp32_precision == "tf32":
@@ -53,4 +53,4 @@ class exact(ContextDecorator):
                 setting.fp32_precision = word
 
     def _recreate_cm(self) -> exact:
-        return exact()  # one for each call: they nest
+        return exact()  # a new context for each call, since calls nest

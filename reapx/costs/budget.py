@@ -1,4 +1,4 @@
-"""Budgets, and what a network costs at given widths."""
+"""Budgets, and the cost of a network as a function of its widths."""
 
 from __future__ import annotations
 
@@ -17,20 +17,27 @@ from ..errors import BudgetError
 from ..groups.channel_groups import ChannelAnalysis, Group, ParameterAxis
 
 AxisSizes = Sequence[Any]
-"""Size of each axis of a tensor: numbers, or arrays of numbers where one width takes many values at once."""
+"""Sizes of a tensor's axes. They are numbers, or arrays of numbers to compute the costs of many widths at once."""
 
 Cost = Callable[[AxisSizes], Any]
-"""What a layer or parameter costs, given its tensor's sizes; arrays in, an array out."""
+"""Cost of a layer or parameter, given the sizes of its tensor's axes; arrays give an array."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What the pruned network may cost: a fraction of the original (up to 1), or an absolute number."""
+    """Largest cost of the pruned network.
+
+    Args:
+        amount: Up to 1 a fraction of the original network's cost, above 1 an absolute number.
+
+    Raises:
+        BudgetError: ``amount`` is not a positive finite number.
+    """
 
     amount: float
 
     unit = ""
-    """What absolute numbers count."""
+    """Unit of absolute numbers."""
 
     def __post_init__(self) -> None:
         if not (isinstance(self.amount, Real) and not isinstance(self.amount, bool) and 0 < self.amount < math.inf):
@@ -45,11 +52,25 @@ class Budget:
 
 
 class MACs(Budget):
-    """Multiply-accumulates per image of all convolutions and linear layers whose weights are stored tensors."""
+    """Budget in multiply-accumulates per image, over all convolutions and linear layers whose weights are stored.
+
+    Args:
+        amount: Up to 1 a fraction of the original network's MACs, above 1 an absolute number.
+
+    Raises:
+        BudgetError: ``amount`` is not a positive finite number.
+    """
 
 
 class Params(Budget):
-    """Number of parameters (buffers such as running means do not count)."""
+    """Budget in parameters, without buffers such as running means.
+
+    Args:
+        amount: Up to 1 a fraction of the original network's parameters, above 1 an absolute number.
+
+    Raises:
+        BudgetError: ``amount`` is not a positive finite number.
+    """
 
 
 def _product(factor: int, sizes: AxisSizes) -> Any:
@@ -57,11 +78,11 @@ def _product(factor: int, sizes: AxisSizes) -> Any:
 
 
 class Costs:
-    """What a network costs as a function of the groups' kept widths.
+    """Cost of a network as a function of the groups' kept widths.
 
-    At width 0 a layer without inputs or outputs costs no MACs and has no weights. The constant that it leaves counts
-    as the bias and the norm that were there: the parameters are overstated where it takes in both, and understated, by
-    one for each of its outputs, only where there was neither.
+    At width 0 a layer without inputs or outputs costs no MACs and has no weights. The constant that replaces it is
+    counted as the bias and the norm that were there. The number of parameters is therefore too large where the constant
+    replaces both, and too small, by one for each output, where there was neither.
     """
 
     def __init__(self, graph: Graph, channels: ChannelAnalysis) -> None:
@@ -79,13 +100,18 @@ class Costs:
         self._terms_of_group: dict[tuple[type[Budget], str], list[tuple[str, Cost]]] = {}
 
     def use(self, budget: Budget, terms: list[tuple[str, Cost]]) -> None:
-        """Count budgets like this one, whatever their amounts, by these costs of tensors, by qualified name."""
+        """Set the costs that a kind of budget counts.
+
+        Args:
+            budget: Costs hold for budgets of its type and options, whatever their amounts.
+            terms: (qualified name of a tensor, its cost).
+        """
         self._terms[type(budget)] = terms
         self._measured[type(budget)] = budget
         self._terms_of_group.clear()
 
     def knows(self, budget: Budget) -> bool:
-        """Whether what a budget counts is known."""
+        """Whether the costs that a budget counts are known."""
         given = self._measured.get(type(budget))
         return type(budget) in self._terms and given in (None, replace(budget, amount=given.amount if given else 1))
 
@@ -101,15 +127,25 @@ class Costs:
         return tuple(self._sizes(name, widths))
 
     def of(self, budget: type[Budget], widths: Mapping[str, int] | None = None) -> Any:
-        """The cost that a kind of budget counts."""
+        """The network's cost.
+
+        Args:
+            budget: Type of the budget, which says what counts.
+            widths: Group name -> kept units; None for the full network.
+        """
         kept = self.full if widths is None else widths
         return sum(cost(self._sizes(name, kept)) for name, cost in self._terms[budget])
 
     def along(self, budget: type[Budget], group: str, widths: Mapping[str, int]) -> npt.NDArray[np.float64]:
-        """Cost of everything that one group's width changes, at its widths 0, 1, ..., size; the others stay.
+        """Cost of all tensors that one group's width changes, at its widths 0, 1, ..., size.
+
+        Args:
+            budget: Type of the budget, which says what counts.
+            group: Name of the group.
+            widths: Group name -> kept units of the other groups.
 
         Returns:
-            (size + 1,) float64; differences are those of ``of``.
+            (size + 1,) float64. Differences between entries are differences of the whole network's cost.
         """
         key = (budget, group)
         if key not in self._terms_of_group:
@@ -127,7 +163,7 @@ class Costs:
         return total
 
     def partners(self) -> dict[str, set[str]]:
-        """Group name -> the groups, itself among them, on whose widths the cost of its own depends."""
+        """Group name -> the groups, including itself, that share a tensor with it: their widths change its savings."""
         members: dict[str, set[str]] = {}
         for (name, _), found in self._owners.items():
             members.setdefault(name, set()).update(group.name for group, _ in found)

@@ -20,24 +20,24 @@ from .budget import AxisSizes, Budget, Cost
 from .layer_times import Configuration, LayerTimes, measure_layer, median, milliseconds, settle_allocator
 
 NETWORK_REPEATS, NETWORK_SECONDS = 15, 3.0
-"""Times the whole network is run, unless that takes longer; the median counts."""
+"""Number of timed runs of the whole network, and the seconds after which timing ends earlier; the median counts."""
 
 
 @dataclass(frozen=True)
 class Latency(Budget):
     """Milliseconds of one forward pass over a batch, measured on this machine.
 
-    What is measured is the model as it is, in eval mode, where it is (on the CPU with ``torch.get_num_threads()``
-    threads), without gradients, in its own dtype (float32 as a rule). The time at fewer channels is predicted from
-    tables of layer times; another machine, device, number of threads or batch size gives other milliseconds and other
-    plans. On a GPU a small batch takes as long as its operators take to start, whatever their widths.
+    The model is timed in eval mode, without gradients, on its own device and in its own dtype; on the CPU with
+    ``torch.get_num_threads()`` threads. The time at smaller widths is predicted from tables of layer times. Another
+    machine, device, number of threads or batch size gives other milliseconds and other plans. On a GPU, a small batch
+    takes as long as launching its operators, whatever their widths.
 
     Attributes:
-        amount: Up to 1 a fraction of the original network's milliseconds, above 1 milliseconds.
-        batch: Images in a batch.
+        amount: Up to 1 a fraction of the original network's milliseconds, above 1 a number of milliseconds.
+        batch: Number of images in a batch.
 
     Raises:
-        BudgetError: ``amount`` is not a positive number, or ``batch`` not a whole number from 1.
+        BudgetError: ``amount`` is not a positive finite number, or ``batch`` not a whole number from 1.
     """
 
     batch: int = 1
@@ -53,7 +53,7 @@ class Latency(Budget):
             )
 
     def limit(self, full: float) -> float:
-        """The budget in milliseconds, given those of the full network."""
+        """The budget in milliseconds, given the milliseconds of the full network."""
         return float(self.amount * full if self.amount <= 1 else self.amount)
 
 
@@ -61,12 +61,12 @@ def measure_milliseconds(models: Sequence[nn.Module], images: Images, batch: int
     """Time whole networks on this machine, without gradients.
 
     Args:
-        models: Modules in eval mode, run in turn so that a drift of the machine hits all alike; copies are run.
-        images: The calibration set, whose first images are repeated or cut to one batch.
-        batch: Images in a batch.
+        models: Modules in eval mode. Copies are run in turn, so that a drift of the machine's speed affects all alike.
+        images: The calibration set; its first images are repeated or cut to one batch.
+        batch: Number of images in a batch.
 
     Returns:
-        Median milliseconds a batch of each.
+        Median milliseconds per batch of each model.
     """
     copies = [copy.deepcopy(model) for model in models]  # forward() may change buffers
     example = images.example(batch)
@@ -83,7 +83,14 @@ def measure_milliseconds(models: Sequence[nn.Module], images: Images, batch: int
 
 @dataclass(frozen=True)
 class _Term:
-    """One layer's milliseconds, with what follows it: the rest of the network per channel of ``weight.shape[axis]``."""
+    """Milliseconds of one layer, and of its share of the other operators, which is proportional to its output channels.
+
+    Attributes:
+        times: Measured times of the layer.
+        factor: Factor that scales the layers' times to the network's, at most 1.
+        rest: Milliseconds of the other operators per output channel.
+        axis: Axis of the weight along which the output channels run.
+    """
 
     times: LayerTimes
     factor: float
@@ -97,21 +104,21 @@ class _Term:
 def latency_terms(
     model: nn.Module, graph: Graph, layers: Sequence[Layer], images: Images, batch: int
 ) -> list[tuple[str, Cost]]:
-    """Measure what ``Costs.use(Latency, ...)`` wants: milliseconds a batch as functions of the weights' sizes.
+    """Measure milliseconds per batch as functions of the weights' sizes, for :meth:`Costs.use`.
 
-    Layers of equal configuration are measured once. What is not a layer (norms, activations, adds) takes the rest of
-    the measured time; it is shared out in proportion to the layers' output elements and grows with their output
-    channels. Where the layers alone take longer than the network, they are scaled to it.
+    Layers of equal configuration are measured once. The other operators (norms, activations, adds) take the rest of the
+    network's time. This rest is divided among the layers in proportion to their output elements, and each part is
+    proportional to the layer's output channels. Where the layers' times exceed the network's, they are scaled down.
 
     Args:
         model: Module in eval mode.
         graph: The model as captured.
-        layers: Its layers.
+        layers: The layers of the graph.
         images: The calibration set.
-        batch: Images in a batch.
+        batch: Number of images in a batch.
 
     Returns:
-        Name of each layer's weight and its cost; at full widths they add up to the measured time of the network.
+        (name of the weight, cost) of each layer; at full widths the costs add up to the network's measured time.
     """
     (total,) = measure_milliseconds([model], images, batch)
     configurations = [Configuration.of(graph, layer, batch) for layer in layers]

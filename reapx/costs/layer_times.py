@@ -17,23 +17,23 @@ from ..capture.layers import Layer
 from .budget import AxisSizes
 
 SHARES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
-"""Shares of a layer's channels at which it is timed, besides the least width there is."""
+"""Shares of a layer's channels at which it is timed, besides the smallest possible width."""
 REPEATS = 7
-"""Times a layer is run at each pair of widths; the median counts."""
+"""Number of timed runs of a layer at each pair of widths; the median counts."""
 POINT_SECONDS = 0.05
-"""A pair of widths that has taken so long is not run again."""
+"""Seconds after which a pair of widths is not run again."""
 
 Times = npt.NDArray[np.float64]
 
 
 class LayerTimes:
-    """What one layer takes as a function of its weight's first two axis sizes, linear between those measured.
+    """Milliseconds of one layer as a bilinear function of the sizes of its weight's first two axes.
 
     Args:
-        first: Increasing sizes of the weight's first axis.
-        second: Increasing sizes of its second axis.
-        milliseconds: (first, second): what was measured. Where it falls as a width grows, it is replaced by the
-            nearest table that does not.
+        first: Ascending sizes of the weight's first axis.
+        second: Ascending sizes of the weight's second axis.
+        milliseconds: (first, second) measured times. A table that decreases along an axis is replaced by the nearest
+            table that does not.
     """
 
     def __init__(self, first: Sequence[int], second: Sequence[int], milliseconds: npt.ArrayLike) -> None:
@@ -42,7 +42,7 @@ class LayerTimes:
         self._table = np.pad(_non_decreasing(np.asarray(milliseconds, dtype=np.float64)), ((1, 0), (1, 0)))
 
     def __call__(self, sizes: AxisSizes) -> Any:
-        """Milliseconds at these sizes; width 0 takes none. Arrays in, an array out."""
+        """Milliseconds at these sizes, 0 at size 0; arrays give an array."""
         row, down = _between(self._first, sizes[0])
         column, right = _between(self._second, sizes[1])
         upper = (1 - right) * self._table[row, column] + right * self._table[row, column + 1]
@@ -51,7 +51,7 @@ class LayerTimes:
 
 
 def _non_decreasing(table: Times) -> Times:
-    """The table that never falls along either axis and whose largest distance to the given one is least."""
+    """The table that decreases along no axis and has the smallest maximum distance to the given one."""
     above, below = table, table
     for axis in (0, 1):
         above = np.maximum.accumulate(above, axis)
@@ -60,7 +60,7 @@ def _non_decreasing(table: Times) -> Times:
 
 
 def _between(knots: Times, size: Any) -> tuple[Any, Any]:
-    """Index of the knot at or before each size, and how far it is to the next one, 0 to 1."""
+    """Index of the knot at or before each size, and the size's relative position (0 to 1) between it and the next."""
     size = np.asarray(size, dtype=np.float64)
     index = np.clip(np.searchsorted(knots, size, side="right") - 1, 0, len(knots) - 2)
     return index, (size - knots[index]) / (knots[index + 1] - knots[index])
@@ -68,18 +68,18 @@ def _between(knots: Times, size: Any) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Configuration:
-    """All that a layer's time depends on; equal ones are measured once.
+    """Everything that a layer's time depends on; layers with equal configurations are measured once.
 
     Attributes:
-        operator: What is called.
-        options: Its other arguments: stride, padding, dilation, groups.
+        operator: The operator to call.
+        options: Its arguments besides input, weight and bias: stride, padding, dilation, groups.
         transposed: Whether the weight's first axis runs along the input channels.
-        depthwise: Whether the conv groups become fewer with the channels.
+        depthwise: Whether the number of conv groups shrinks with the number of channels.
         weight: Shape of the weight.
         images: Size of the input's first axis.
         spatial: Sizes of the input's spatial axes.
-        bias: Whether there is one.
-        dtype, device: Those of the weight.
+        bias: Whether the layer has a bias.
+        dtype, device: Of the weight.
     """
 
     operator: Any
@@ -95,7 +95,7 @@ class Configuration:
 
     @classmethod
     def of(cls, graph: Graph, layer: Layer, batch: int) -> Configuration:
-        """The configuration of a layer of a captured graph when a batch has so many images."""
+        """The configuration of a layer of a captured graph at a batch size."""
         given = arguments(layer.node)
         options = tuple(
             (name, tuple(value) if isinstance(value, list) else value)
@@ -136,12 +136,18 @@ class Configuration:
         return _widths(first, self._groups), _widths(second, 1)
 
     def random(self, *shape: int) -> Tensor:
-        """Random values, the same on every run."""
+        """A tensor of random values, the same on every run."""
         generator = torch.Generator().manual_seed(0)
         return torch.randn(shape, generator=generator, dtype=self.dtype).to(self.device)
 
     def call(self, data: Tensor, first: int, second: int) -> Callable[[], object]:
-        """The layer with random weights of these sizes, on an input with all of its channels, ready to be run."""
+        """A function that runs the layer once, with random weights of these sizes.
+
+        Args:
+            data: Input with as many channels as ``inputs_at`` says.
+            first: Size of the weight's first axis.
+            second: Size of its second axis.
+        """
         groups = self._groups_at(first)
         weight = self.random(first, second, *self.weight[2:])
         outputs = second * groups if self.transposed else first
@@ -153,19 +159,19 @@ class Configuration:
 
 
 def _widths(size: int, step: int) -> list[int]:
-    """``step`` and the shares of a size, in multiples of ``step``."""
+    """The widths at which a layer is timed: ``step``, and the ``SHARES`` of a size, in multiples of ``step``."""
     return sorted({step, *(max(round(size * share / step), 1) * step for share in SHARES)})
 
 
 def settle_allocator() -> None:
-    """Bring the C library's allocator to the state that a process with large tensors reaches in the end."""
-    # Until glibc has seen a block just below 32 MB freed, it gives memory back to the system after single layers and
-    # fetches it again page by page; whether it does is chance, and doubles the time of a layer.
+    """Bring the C library's allocator into the state that it reaches in a long-running process with large tensors."""
+    # Before glibc has freed a block just below 32 MB, it may return memory to the system after each layer and fetch it
+    # again page by page, which doubles the layer's time. Whether it does so depends on chance.
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
 def milliseconds(run: Callable[[], object], device: torch.device) -> float:
-    """Time of one run, from an idle device to an idle device."""
+    """Milliseconds of one run, from an idle device to an idle device."""
     _wait(device)
     start = time.perf_counter()
     run()
@@ -179,7 +185,7 @@ def _wait(device: torch.device) -> None:
 
 
 def median(times: Sequence[float]) -> float:
-    """Median without the first run, which also prepares, unless it is the only one."""
+    """Median without the first run, which includes preparations, unless it is the only run."""
     return float(np.median(times[1:] or times))
 
 
@@ -187,7 +193,7 @@ def measure_layer(configuration: Configuration) -> LayerTimes:
     """Time a layer at a grid of widths on this machine.
 
     Returns:
-        Medians of repetitions in turns, so that what disturbs the machine for a while disturbs all widths alike.
+        Median times. All widths are run in turn, so that a disturbance of the machine affects all of them alike.
     """
     first, second = configuration.grid()
     points: dict[int, list[tuple[int, int]]] = {}

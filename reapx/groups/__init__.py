@@ -1,1 +1,1 @@
-"""Channel groups: which channels must leave together, and which cannot leave and why."""
+"""Channel groups: which channels must leave together, which cannot leave, and why."""

@@ -1,4 +1,4 @@
-"""What is known on the way through a graph: each value's layout so far, and the channel table."""
+"""The state of the channel analysis: the layouts of all values so far, and the channel table."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from ..capture.graph import Graph
 from .channel_table import ChannelTable, Layout
 
 NodeLayout = Layout | tuple[Layout, ...]
-"""Layout of a node's value; a tuple where it has several values."""
+"""Layout of a node's value; a tuple of layouts where the node returns several values."""
 
 
 class AnalysisState:
     """State of one pass over a graph.
 
     Attributes:
-        table: The joined and frozen channels.
+        graph: The captured network.
+        table: All channels: which are joined, and which are frozen.
         parameters: Qualified name -> layout of that parameter.
         layouts: Node -> layout of its value.
     """
@@ -28,24 +29,24 @@ class AnalysisState:
         self.layouts: dict[Node, NodeLayout] = {}
 
     def layout(self, node: Node) -> Layout:
-        """Layout of a node's value; of the first one where it has several."""
+        """Layout of a node's value; of the first value where the node returns several."""
         found = self.layouts[node]
         return found[0] if isinstance(found, tuple) else found
 
     def layout_at(self, node: Node, index: int) -> Layout:
-        """Layout of one of a node's several values."""
+        """Layout of one of the several values that a node returns."""
         found = self.layouts[node]
         return found[index] if isinstance(found, tuple) else []
 
     def untracked(self, node: Node) -> NodeLayout:
-        """Layout of a value that carries no channels."""
+        """Layout of a node's value that carries no channels: None for each axis."""
         value = node.meta.get("val")
         if isinstance(value, list | tuple):
             return tuple([None] * getattr(item, "ndim", 0) for item in value)
         return [None] * value.ndim if isinstance(value, Tensor) else []
 
     def freeze_inputs(self, node: Node, reason: str) -> NodeLayout:
-        """Freeze whatever an operator reads; its result carries no channels."""
+        """Freeze all inputs of an operator; its result carries no channels."""
         for argument in node.all_input_nodes:
             self.freeze(argument, reason)
         return self.untracked(node)

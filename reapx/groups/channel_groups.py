@@ -1,4 +1,4 @@
-"""Channel groups: the units that can be removed, what leaves with each, and what stays and why."""
+"""Channel groups: the units that can be removed, the parameters that shrink with them, and the frozen channels."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ParameterAxis = tuple[str, int]
 
 @dataclass(frozen=True)
 class Consumer:
-    """A layer that reads a group, restricted to one of its conv groups.
+    """A layer that reads a group's channels, restricted to one of its conv groups.
 
     Attributes:
         layer: The layer.
-        conv_group: Which of the layer's conv groups.
-        channels: (units, count) input channels, within the conv group, that each unit feeds.
+        conv_group: Index of the conv group.
+        channels: (units, count) int64, the input channels of the conv group that belong to each unit.
     """
 
     layer: Layer
@@ -35,7 +35,7 @@ class Consumer:
     channels: Positions
 
     def columns(self) -> Tensor:
-        """(units, count * taps) int64: the columns of the patch matrix that each unit owns."""
+        """(units, count * taps) int64: the columns of the patch matrix that belong to each unit."""
         taps = self.layer.taps
         columns = self.channels[:, :, None] * taps + np.arange(taps)
         return torch.from_numpy(columns.reshape(len(self.channels), -1))
@@ -43,15 +43,15 @@ class Consumer:
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that are coupled in the same way and pruned together.
+    """Units with the same producers and consumers; each unit is a set of channels that leave together.
 
     Attributes:
-        name: The layers that produce it, ``a + b`` for several (shortened).
-        size: Number of removable units.
-        producers: Layers whose output channels they are.
-        consumers: Layers that read them.
-        cuts: Axis of a parameter -> (units, count) positions that each unit owns there.
-        residual_stream: Whether the channels are a sum of several layers' outputs (a residual stream).
+        name: Names of the producers, ``a + b`` for several; long lists are shortened.
+        size: Number of units.
+        producers: Layers that write the channels, without depthwise ones.
+        consumers: Layers that read the channels.
+        cuts: Axis of a parameter -> (units, count) int64, the positions on it that leave with each unit.
+        residual_stream: Whether the channels are a sum of several layers' outputs.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Group:
 
     @property
     def per_unit(self) -> int:
-        """Channels of the first producer that leave with one unit."""
+        """Number of the first producer's output channels in one unit."""
         layer = self.producers[0]
         return int(self.cuts[layer.weight, layer.out_axis].shape[1])
 
@@ -74,13 +74,19 @@ class Group:
 
     @property
     def consumer_names(self) -> list[str]:
-        """Names of the layers that read the group, each once."""
+        """Names of the consumers, each once."""
         return list(dict.fromkeys(consumer.layer.name for consumer in self.consumers))
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """Output channels of a layer that stay, and why."""
+    """Output channels of a layer that cannot be removed.
+
+    Attributes:
+        layer: Name of the layer.
+        channels: Number of these channels.
+        reason: Why they stay.
+    """
 
     layer: str
     channels: int
@@ -89,14 +95,20 @@ class Frozen:
 
 @dataclass
 class ChannelAnalysis:
-    """Everything that the analysis of one graph finds out about channels."""
+    """Result of the channel analysis of one graph.
+
+    Attributes:
+        groups: Groups in the order of their first producers.
+        frozen: Channels that cannot be removed, and why.
+        layers: All layers that reapx can measure and refit.
+    """
 
     groups: list[Group]
     frozen: list[Frozen]
     layers: list[Layer]
 
     def all_producers(self, group: Group) -> list[Layer]:
-        """The layers whose outputs are a group's channels, depthwise ones among them."""
+        """All layers that write a group's channels, including depthwise ones."""
         return [layer for layer in self.layers if (layer.weight, layer.out_axis) in group.cuts]
 
 
@@ -110,13 +122,15 @@ class _Unit:
 
 
 def find_groups(graph: Graph, *, measured: bool = True) -> ChannelAnalysis:
-    """Analyse a captured graph.
+    """Find the channel groups of a captured graph.
 
     Args:
-        measured: Whether layers are to be measured: what those read that are too wide for it stays.
+        graph: The captured network.
+        measured: Whether the layers will be measured. If so, the inputs of layers with more than ``MAX_FEATURES``
+            features are frozen.
 
     Returns:
-        Groups in the order of their first producer, and for every layer the channels that stay.
+        Groups in the order of their first producers, and the frozen channels of every layer.
     """
     analysis = Propagation(graph)
     reasons = analysis.table.frozen_reasons()
@@ -140,7 +154,7 @@ def find_groups(graph: Graph, *, measured: bool = True) -> ChannelAnalysis:
 
 
 def _unreadable(graph: Graph, layers: list[Layer], measured: bool) -> str | None:
-    """Why the layers that read a unit cannot be refitted without it, or None."""
+    """Why the layers that read a unit cannot be refitted without it; None if they can."""
     if not layers:
         return "no convolution or linear layer reads these channels"
     for layer in layers:
@@ -153,7 +167,7 @@ def _unreadable(graph: Graph, layers: list[Layer], measured: bool) -> str | None
 
 
 def _units(analysis: Propagation) -> dict[int, _Unit]:
-    """Representative -> everything that its class owns in the parameters."""
+    """Representative of a set of joined channels -> the unit: the positions of these channels in all parameters."""
     owners: list[ParameterAxis] = []
     rows: list[Positions] = []
     for name, layout in analysis.parameters.items():

@@ -1,8 +1,8 @@
-"""Channel bookkeeping: which positions of which tensor axes must leave together.
+"""Channel table: which positions of which tensor axes must leave together.
 
-Every position of every tracked axis carries an integer, its *channel*. Operators that act per channel hand the
-integers on; operators that combine two tensors join them (union-find). What is left at the end are
-classes of positions, over all parameters, that can only be removed together.
+Every position of every tracked axis carries an integer, its *channel*. Operators that act per channel pass the integers
+on. Operators that combine two tensors join their channels (union-find). In the end, each set of joined channels holds
+the positions, over all parameters, that can only be removed together.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 Channels = npt.NDArray[np.int64]
 Layout = list[Channels | None]
-"""Per axis of a tensor: the channel at each position, or None where nothing can be removed."""
+"""For each axis of a tensor the channels of its positions; None for an axis from which nothing can be removed."""
 
 
 class ChannelTable:
@@ -31,7 +31,7 @@ class ChannelTable:
         return self._size
 
     def fresh(self, count: int) -> Channels:
-        """``count`` new channels, each in a class of its own."""
+        """``count`` new channels, joined with no other."""
         start, self._size = self._size, self._size + count
         if self._size > len(self._parent):
             grown = np.arange(max(2 * len(self._parent), self._size, 1024))
@@ -40,7 +40,7 @@ class ChannelTable:
         return np.arange(start, self._size)
 
     def find(self, channels: Channels) -> Channels:
-        """The representative of each channel's class."""
+        """The representative of the set of joined channels to which each channel belongs."""
         root = self._parent[channels]
         while True:
             above = self._parent[root]
@@ -49,7 +49,7 @@ class ChannelTable:
             root = above
 
     def join(self, first: Channels, second: Channels) -> None:
-        """Position by position, the two channels leave together from now on."""
+        """Join two arrays of channels position by position: both channels at a position then leave together."""
         while True:
             a, b = self.find(first), self.find(second)
             apart = a != b
@@ -59,22 +59,22 @@ class ChannelTable:
             np.minimum.at(self._parent, high, low)
 
     def freeze(self, channels: Channels, reason: str) -> None:
-        """These channels stay, whatever happens; ``reason`` is shown to the user."""
+        """Forbid the removal of these channels; ``reason`` is shown to the user."""
         self._frozen.append((channels.reshape(-1), reason))
 
     def freeze_layout(self, layout: Layout, reason: str, axes: Iterable[int] | None = None) -> None:
-        """Freeze the given axes (all of them without ``axes``) of a layout."""
+        """Freeze the channels along some axes of a layout; along all axes without ``axes``."""
         for axis in range(len(layout)) if axes is None else axes:
             channels = layout[axis]
             if channels is not None:
                 self.freeze(channels, reason)
 
     def mark_residual_stream(self, channels: Channels) -> None:
-        """These channels carry a sum of several layers' outputs (a residual stream)."""
+        """Mark channels as those of a residual stream."""
         self._residual_streams.append(channels.reshape(-1))
 
     def frozen_reasons(self) -> dict[int, str]:
-        """Representative -> first reason why its class is frozen."""
+        """Representative of each frozen set of joined channels -> the first reason why it is frozen."""
         reasons: dict[int, str] = {}
         for channels, reason in self._frozen:
             for root in np.unique(self.find(channels)).tolist():
@@ -82,7 +82,7 @@ class ChannelTable:
         return reasons
 
     def residual_stream_roots(self) -> set[int]:
-        """Representatives of the classes that lie on a residual stream."""
+        """Representatives of the sets of joined channels that lie on a residual stream."""
         return {root for c in self._residual_streams for root in np.unique(self.find(c)).tolist()}
 
 
@@ -92,9 +92,15 @@ def broadcast(
     shape: tuple[int, ...],
     reason: str,
 ) -> Layout:
-    """Layout of an elementwise result: operands' channels are joined axis by axis.
+    """Layout of an elementwise result: the operands' channels are joined axis by axis.
 
-    An axis that one operand tracks and another does not (a model input, a literal) is frozen.
+    An axis that some operands track and others do not (a model input, a literal) is frozen.
+
+    Args:
+        table: The channel table.
+        operands: (layout, shape) of each operand.
+        shape: Shape of the result.
+        reason: Why such an axis is frozen.
     """
     result: Layout = [None] * len(shape)
     for axis in range(len(shape)):
@@ -115,7 +121,7 @@ def broadcast(
 
 
 def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
-    """Smallest runs of axes of the two shapes that hold the same elements."""
+    """Pairs of shortest runs of axes, of the old and of the new shape, that hold the same elements."""
     blocks, i, j = [], 0, 0
     while i < len(old) or j < len(new):
         start_i, start_j = i, j
@@ -136,8 +142,8 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]
 def reshape(table: ChannelTable, layout: Layout, old: tuple[int, ...], new: tuple[int, ...]) -> Layout:
     """Layout after a reshape from ``old`` to ``new``.
 
-    Channels that end up on one axis keep their exact positions. Where one axis becomes several, the
-    longest of them keeps the channels and those along the others are joined.
+    Channels whose axes merge into one axis keep their exact positions. Where one axis is split, the longest new axis
+    keeps the channels, and channels along the other new axes are joined.
     """
     result: Layout = [None] * len(new)
     if 0 in old:
@@ -179,7 +185,7 @@ def _spread(
         values = np.broadcast_to(channels.reshape(view), shape).reshape(-1)
         if axis == tracked[0]:
             spread[:] = values
-        else:  # two tracked axes merge into one: no removal keeps the product a product
+        else:  # of two merged axes, no removal leaves a product of two axes
             table.freeze(values, "two channel axes are merged by a reshape")
             table.join(spread, values)
     return spread

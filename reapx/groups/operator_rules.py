@@ -26,7 +26,7 @@ ELEMENTWISE = (
     "lerp addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_not type_as "
     "zeros_like ones_like full_like masked_fill"
 ).split()
-"""Operators that act on positions one by one, with broadcasting."""
+"""Operators that act on each position by itself, with broadcasting."""
 PER_CHANNEL = (
     "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d "
     "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
@@ -36,12 +36,12 @@ PER_CHANNEL = (
 ).split()
 """Operators that pool or resize the positions of each channel."""
 REDUCTIONS = ("mean sum amax amin var std prod logsumexp linalg_vector_norm").split()
-"""Operators that make one value of all along some axes."""
+"""Operators that combine all values along some axes into one."""
 _RESHAPES = "reshape view _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as".split()
 
 
 def _elementwise(state: AnalysisState, node: Node) -> Layout:
-    """Rule of operators that act on positions one by one, with broadcasting."""
+    """Operators that act on each position by itself, with broadcasting."""
     tensors = [argument for argument in node.all_input_nodes if is_tensor(argument)]
     operands = [(state.layout(tensor), state.graph.shape(tensor)) for tensor in tensors]
     name = operator_name(node)
@@ -56,7 +56,7 @@ def _elementwise(state: AnalysisState, node: Node) -> Layout:
 
 
 def _join_parameters(state: AnalysisState, node: Node) -> Layout:
-    """A per-channel norm or activation: its vectors run along axis 1 of its input."""
+    """Norms and activations per channel: their parameters run along axis 1 of the input."""
     layout = source(state, node)
     for argument in node.all_input_nodes[1:]:
         vector = state.layout(argument)[0]
@@ -76,7 +76,7 @@ def _batch_norm(state: AnalysisState, node: Node) -> NodeLayout:
 
 
 def _group_norm(state: AnalysisState, node: Node) -> Layout:
-    """A norm group leaves as a whole: the statistics of the others do not change."""
+    """All channels of a norm group leave together, so that the statistics of the other norm groups do not change."""
     layout = _join_parameters(state, node)
     groups, channels = int(arguments(node)["num_groups"]), layout[1]
     if channels is not None:
@@ -117,7 +117,7 @@ def _reduction(state: AnalysisState, node: Node) -> Layout:
 
 
 def _along(state: AnalysisState, node: Node) -> Layout:
-    """softmax, cumsum, flip, roll: positions along the given axes meet or move, the other axes stay."""
+    """softmax, cumsum, flip, roll: positions along the given axes are combined or move; other axes are unchanged."""
     layout, given = source(state, node), arguments(node)
     axes = axes_of(given.get("dim", given.get("dims")), len(layout))
     state.table.freeze_layout(layout, f"{operator_name(node)} combines the channels", axes)
@@ -125,7 +125,7 @@ def _along(state: AnalysisState, node: Node) -> Layout:
 
 
 def _extremum(state: AnalysisState, node: Node) -> NodeLayout:
-    """max and min: of two tensors, or along an axis with the positions as a second result."""
+    """max and min: of two tensors, or along an axis, with the indices as a second result."""
     if "other" in arguments(node):
         return _elementwise(state, node)
     layout = _reduction(state, node)

@@ -1,6 +1,6 @@
-"""Propagation: one pass over a graph that gives every axis of every tensor its channels.
+"""Propagation: one pass over a graph that assigns channels to every axis of every tensor.
 
-An operator without a rule freezes every axis that it meets; none is assumed to act elementwise.
+An operator without an operator rule freezes all axes of its inputs; no operator is assumed to act elementwise.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .operator_rules import OPERATOR_RULES, SKIPPED
 
 
 class Propagation(AnalysisState):
-    """The analysis of one graph.
+    """The channel analysis of one graph.
 
     Attributes:
-        layers: Convolutions and linear layers that least squares can refit.
-        refused: (name, output channels, reason) of those that it cannot.
+        layers: Convolutions and linear layers that reapx can describe.
+        refused: (name, output channels, reason) of the other convolutions and linear layers.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -51,7 +51,7 @@ class Propagation(AnalysisState):
     def _apply(self, node: Node) -> NodeLayout:
         name = operator_name(node)
         if name in SKIPPED or not isinstance(node.meta.get("val"), Tensor | list | tuple):
-            return []  # sizes, and checks of sizes
+            return []  # sizes and checks of sizes carry no channels
         layer = describe(self.graph, node)
         if isinstance(layer, Layer):
             return self._layer(node, layer)

@@ -1,4 +1,4 @@
-"""Rules of operators that move, cut, join or reshape axes."""
+"""Operator rules of operators that move, cut, join or reshape axes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .channel_table import Channels, Layout, broadcast, reshape
 
 
 def source(state: AnalysisState, node: Node) -> Layout:
-    """Layout of an operator's first input, to be changed at will."""
+    """A copy of the layout of an operator's first input."""
     return list(state.layout(node.all_input_nodes[0]))
 
 
@@ -29,7 +29,7 @@ def movedim_rule(state: AnalysisState, node: Node) -> Layout:
 
 
 def axes_of(value: object, rank: int) -> list[int]:
-    """An operator's axes argument as non-negative axes; all of them where none are given."""
+    """An operator's axes argument as non-negative axes; all axes where the argument is missing."""
     if isinstance(value, int):
         return [value % rank]
     return [axis % rank for axis in value] if isinstance(value, list | tuple) else list(range(rank))
@@ -98,7 +98,7 @@ def pad_rule(state: AnalysisState, node: Node) -> Layout:
 
 
 def _even_parts(state: AnalysisState, channels: Channels, parts: int) -> None:
-    """Equal parts lose the same channels, so that they stay equal."""
+    """Join the channels of equal parts position by position, so that the parts stay equally long."""
     rows = channels.reshape(parts, -1)
     for row in rows[1:]:
         state.table.join(rows[0], row)
@@ -159,7 +159,7 @@ def glu_rule(state: AnalysisState, node: Node) -> Layout:
 
 
 def pixel_shuffle_rule(state: AnalysisState, node: Node) -> Layout:
-    """factor² neighbouring channels become one, or the other way round."""
+    """pixel_shuffle turns factor² neighbouring channels into one; pixel_unshuffle turns one into factor²."""
     layout, given = source(state, node), arguments(node)
     factor, axis = int(given.get("upscale_factor") or given["downscale_factor"]) ** 2, len(layout) - 3
     channels = layout[axis]

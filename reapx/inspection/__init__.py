@@ -1,1 +1,1 @@
-"""Inspection: what can be removed from a model, found before anything is measured."""
+"""Inspection: find what can be removed from a model, before anything is measured."""

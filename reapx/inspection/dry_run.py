@@ -1,7 +1,7 @@
-"""Trial: does the user's forward() really run, and agree, when channels are fewer?
+"""Dry run: check on a copy that the user's forward() runs with fewer channels and gives the right outputs.
 
-Sizes that forward() writes down as numbers cannot be told from sizes that it computes, so one unit
-of every group is removed on a copy and the outcome compared.
+The captured graph does not show whether forward() computes a size or fixes it as a number. So one unit of every group
+is removed from a copy, and its outputs are compared with those of the masked original.
 """
 
 from __future__ import annotations
@@ -22,9 +22,18 @@ from ..surgery.proof import TOLERANCE, difference, masked_tensors
 
 
 def freeze_failing(model: nn.Module, graph: Graph, channels: ChannelAnalysis, images: Images) -> ChannelAnalysis:
-    """The channels without the groups whose removal the user's forward() does not survive.
+    """Freeze the groups without which the user's forward() fails or gives wrong outputs, and groups of a single unit.
 
-    All groups are tried at once; only if that fails, one after another.
+    All groups are tried at once. Only if that fails, they are tried one after another.
+
+    Args:
+        model: The user's model; only copies are changed.
+        graph: The captured model.
+        channels: The channel analysis.
+        images: Calibration images.
+
+    Returns:
+        The channel analysis with these groups frozen.
     """
     groups = [group for group in channels.groups if group.size > 1]
     frozen = list(channels.frozen)
@@ -47,13 +56,13 @@ def freeze_failing(model: nn.Module, graph: Graph, channels: ChannelAnalysis, im
 def _failure(
     model: nn.Module, graph: Graph, groups: list[Group], images: Images, count: int | None = None
 ) -> str | None:
-    """Why removing the last ``count`` units of each group, by default all of them, fails; or None."""
+    """Why removing the last ``count`` units of each group (by default all) fails; None if it works."""
     removed = {group.name: torch.arange(group.size)[-(count or group.size) :] for group in groups}
     kept = kept_positions(groups, removed, graph.tensors)
     try:
         tried = shrunk_exactly(model, kept, {}, find_endings(graph, groups, kept))
         gap, dtype = difference(tried, graph, masked_tensors(graph, groups, kept, {}), images, 2)
-    except torch.OutOfMemoryError:  # says nothing about the channels
+    except torch.OutOfMemoryError:  # not caused by the channels
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, ProofError) as error:
         return " ".join(str(error).split())[:160] or type(error).__name__
@@ -63,11 +72,11 @@ def _failure(
 
 
 def find_droppable(model: nn.Module, graph: Graph, channels: ChannelAnalysis, images: Images) -> frozenset[str]:
-    """Names of the groups that may go as a whole, because what they leave is a constant in a residual branch.
+    """Names of the groups that may leave as a whole, since the residual branch then adds only a constant.
 
-    A group inside a branch qualifies if a layer that reads it ends in a residual add, or puts out a group that
-    qualifies; and if the user's forward() runs without it, and agrees. All are tried at once; only if that fails,
-    one after another.
+    A group inside a branch qualifies if one of its consumers ends in a residual add, or produces a group that
+    qualifies, and if the user's forward() works without the group. All groups are tried at once. Only if that fails,
+    they are tried one after another.
     """
     ends: list[Group] = []
     before: list[Group] = []

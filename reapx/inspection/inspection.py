@@ -1,4 +1,4 @@
-"""Inspection: what can be removed from a model, what cannot and why, before anything is measured."""
+"""Inspection: what can be removed from a model, what cannot, and why, before anything is measured."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class Inspection:
     """The channel groups of a model; ``print`` it.
 
     Attributes:
-        groups: Coupled channels that can be pruned together.
-        frozen: Channels that stay, and why.
+        groups: Channel groups that can be pruned.
+        frozen: Channels that cannot be removed, and why.
         costs: MACs and parameters as functions of the groups' widths.
-        droppable: Names of groups that may go as a whole: the inside of a residual branch, which leaves a constant.
+        droppable: Names of groups that may leave as a whole: those inside a residual branch, which then adds only a
+            constant.
     """
 
     groups: list[Group]
@@ -57,18 +58,23 @@ def inspect(
     memory: int | None = None,
     distributed: bool = False,
 ) -> Inspection:
-    """Find the channel groups of a model; nothing is touched.
+    """Find the channel groups of a model; the model is not changed.
 
     Args:
         model: Module in eval mode.
-        images: As for ``reapx.plan``; only a few are run.
+        images: A tensor (images, ...) or an iterable of batches, as for ``reapx.plan``; only a few images are run.
         exclude: Layer names, patterns (``"layer3.*"``) or modules whose output channels stay.
-        memory: Bytes of the device's memory for images before they go to disk; as for ``reapx.plan``.
-        distributed: As for ``reapx.plan``.
+        memory: Bytes of the device's memory for images before they move to disk, as for ``reapx.plan``.
+        distributed: Whether several processes share the work, as for ``reapx.plan``.
+
+    Returns:
+        The groups, the frozen channels and the network's costs.
 
     Raises:
-        InputError: the images cannot be used, the model is in train mode, or nothing can be removed.
-        CaptureError: torch.export refuses the model.
+        InputError: images cannot be used, the model is in train mode or does not run on them, a pattern in ``exclude``
+            matches no layer, no channel can be removed, or processes have different models.
+        CaptureError: torch.export refuses the model, or the model fixes its batch size.
+        NumericalError: the model's output is NaN; the message names the first layer with a non-finite input.
         BackendError: there are no kernels for the model's device.
     """
     found = examine(model, images, exclude=exclude, memory=memory, distributed=distributed)
@@ -87,11 +93,11 @@ def examine(
     measured: bool = True,
     distributed: bool = False,
 ) -> Inspection:
-    """What ``inspect`` finds, even if it is nothing.
+    """As ``inspect``, but a model without removable channels is not refused.
 
     Args:
-        measured: Whether layers are to be measured: what those read that are too wide for it stays.
-        distributed: As for ``reapx.plan``.
+        measured: Whether the layers will be measured. If so, the inputs of layers with more than ``MAX_FEATURES``
+            features are frozen.
     """
     check_arguments(distributed=distributed)
     processes = processes_of(distributed, model)

@@ -1,4 +1,4 @@
-"""Pictures of the sizes of nodes: over training, and as a histogram beside the limit below which they are dead."""
+"""Figures of node sizes: over training, and as a histogram with the limit up to which a node counts as dead."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ ENDINGS = (".png", ".svg", ".pdf")
 INK, SOFT, GRID, ALIVE, DEAD = "#1c2127", "#5b6570", "#e6eaee", "#1f6fb2", "#d9662b"
 
 DECADES = 16
-"""Curves so far below the largest are drawn at the floor, as zeros are: what follows is only how fast they fall."""
+"""Decades that the axis spans below the largest size; smaller sizes and zeros are drawn at its lower end."""
 
 COLUMNS = 4
 LINES = 400
-"""So many records are drawn at most, evenly chosen: more are finer than a pixel."""
+"""Largest number of records that are drawn, evenly chosen; more would be finer than a pixel."""
 
 VECTORS = 50_000
-"""Of a picture with more points than these, the lines are stored as pixels in .svg and .pdf, too."""
+"""Number of points above which the lines are stored as pixels in .svg and .pdf as well."""
 
 BINS = 48
 
@@ -42,11 +42,11 @@ class NodeCurves:
     """Sizes of nodes over training.
 
     Attributes:
-        steps: Where they were recorded, one per record.
-        unit: What steps count.
+        steps: Step of each record.
+        unit: Name of what the steps count.
         norms: Layer -> (records, nodes).
-        alive: Layer -> (nodes,) bool, at the last record.
-        threshold: At most so large a share of the largest is dead.
+        alive: Layer -> (nodes,) bool, whether a node is alive at the last record.
+        threshold: Share of the largest squared norm up to which a node counts as dead.
     """
 
     steps: Sequence[int]
@@ -57,17 +57,17 @@ class NodeCurves:
 
 
 def write_curves(shown: NodeCurves, path: str | Path) -> Path:
-    """Draw a line for each node over the steps, a panel for each layer, and write the picture.
+    """Draw the sizes of all nodes over the steps, with a panel for each layer, and write the figure.
 
     Args:
-        shown: What to draw.
-        path: File to write, ``.png``, ``.svg`` or ``.pdf``; its folder is made if need be.
+        shown: Sizes to draw.
+        path: File to write, ``.png``, ``.svg`` or ``.pdf``; its folder is created if it does not exist.
 
     Returns:
         The path.
 
     Raises:
-        InputError: the path ends in something else.
+        InputError: the path has another suffix.
         ReapxError: matplotlib is not installed.
     """
     target = checked_target(path)
@@ -90,13 +90,13 @@ def write_curves(shown: NodeCurves, path: str | Path) -> Path:
 
 
 def write_histogram(path: str | Path, values: Mapping[str, Tensor], limits: Mapping[str, float]) -> Path:
-    """Draw a histogram of the nodes' sizes on a logarithmic axis, a panel for each layer, and write the picture.
+    """Draw a histogram of node sizes on a logarithmic axis, with a panel for each layer, and write the figure.
 
-    A line marks the layer's limit. Nodes up to it are dead and have another colour, and zeros have a bar of their own
-    at the left, so that the gap between dead and live nodes is seen.
+    A line marks the layer's limit. Nodes up to the limit are dead and have another colour. Zeros have a bar of their
+    own at the left.
 
     Args:
-        path: File to write, ``.png``, ``.svg`` or ``.pdf``; its folder is made if need be.
+        path: File to write, ``.png``, ``.svg`` or ``.pdf``; its folder is created if it does not exist.
         values: Layer -> (nodes,) finite sizes from 0.
         limits: Layer -> the largest size of a dead node; 0 where only zeros are dead.
 
@@ -104,7 +104,7 @@ def write_histogram(path: str | Path, values: Mapping[str, Tensor], limits: Mapp
         The path.
 
     Raises:
-        InputError: the path ends in something else, or there is nothing to draw.
+        InputError: the path has another suffix, or there are no layers.
         ReapxError: matplotlib is not installed.
     """
     target = checked_target(path)
@@ -121,7 +121,11 @@ def write_histogram(path: str | Path, values: Mapping[str, Tensor], limits: Mapp
 
 
 def checked_target(path: str | Path) -> Path:
-    """A path that pictures can be written to; refuses other endings."""
+    """The path, if figures can be written to it.
+
+    Raises:
+        InputError: the suffix is not one of ``ENDINGS``.
+    """
     target = Path(path)
     if target.suffix.lower() not in ENDINGS:
         raise InputError(f"{target.name!r}: pictures are written as {', '.join(ENDINGS)}; give a path that ends so")
@@ -134,7 +138,7 @@ def _values(tensor: Tensor) -> Values:
 
 
 def _grid(layers: Sequence[str]) -> tuple[Figure, list[Axes]]:
-    """A white figure and a bare panel for each layer, of a size that suits their number."""
+    """A white figure with an empty panel for each layer; its size depends on their number."""
     plots.require()
     from matplotlib.figure import Figure
 
@@ -153,35 +157,35 @@ def _grid(layers: Sequence[str]) -> tuple[Figure, list[Axes]]:
     return figure, list(places[: len(layers)])
 
 
-def _title(axes: Axes, layer: str, left: int, nodes: int) -> None:
-    """The layer's name, its end where it is long, above how many are left."""
+def _title(axes: Axes, layer: str, alive: int, nodes: int) -> None:
+    """Title of a panel: the layer's name (the end of a long one) and how many nodes are alive."""
     name = layer if len(layer) <= 30 else f"…{layer[-29:]}"
     own = f"{name}: " if name else ""
-    axes.set_title(f"{own}{left} of {nodes} left", fontsize=9.5, color=INK, loc="left", parse_math=False)
+    axes.set_title(f"{own}{alive} of {nodes} left", fontsize=9.5, color=INK, loc="left", parse_math=False)
 
 
 def _range(curves: Sequence[Values]) -> tuple[float, float]:
-    """Ends of the axis, powers of ten: from below what is drawn, or the floor, to above the largest."""
+    """Ends of the axis, as powers of ten: above the largest size, and below the smallest within ``DECADES``."""
     positive = np.concatenate([values[np.isfinite(values) & (values > 0)] for values in curves])
     top = float(positive.max(initial=0.0)) or 1.0
     high = math.ceil(math.log10(top) + 0.05)
     least = float(positive.min(initial=top))
     low = max(math.floor(math.log10(least) - 0.05), high - DECADES)
     if low > high - DECADES and any(bool((values == 0).any()) for values in curves):
-        low -= 1  # zeros lie below the least of the others
+        low -= 1  # zeros are drawn below the smallest positive size
     return 10.0**low, 10.0**high
 
 
 def _lines(
     axes: Axes, steps: npt.NDArray[np.int64], values: Values, alive: npt.NDArray[np.bool_], pixels: bool
 ) -> None:
-    """A line for each node; dots where a single record has no lines."""
+    """A line for each node; dots where there is a single record."""
     from matplotlib.collections import LineCollection
     from matplotlib.ticker import MaxNLocator
 
     dots = len(steps) == 1
     for chosen, colour in ((alive, ALIVE), (~alive, DEAD)):
-        opacity = min(0.8, max(0.12, 18 / max(int(chosen.sum()), 1)))  # many lines lie on top of each other
+        opacity = min(0.8, max(0.12, 18 / max(int(chosen.sum()), 1)))  # many lines overlap
         points = [np.column_stack([steps, column]) for column in values[:, chosen].T]
         axes.add_collection(LineCollection(points, colors=colour, linewidths=0.8, alpha=opacity, rasterized=pixels))
         if dots:
@@ -193,7 +197,7 @@ def _lines(
 
 
 def _log_axis(axes: Axes, low: float, high: float, floored: bool) -> None:
-    """Powers of ten; the lowest is marked as the floor where something lies at or below it."""
+    """Marks at powers of ten; the lowest is marked with ≤ where values lie at or below it."""
     bottom, top = round(math.log10(low)), round(math.log10(high))
     axes.set_yscale("log")
     axes.set_ylim(low * 10 ** (-0.03 * (top - bottom)), high)
@@ -204,11 +208,11 @@ def _log_axis(axes: Axes, low: float, high: float, floored: bool) -> None:
     axes.set_yticks([10.0**mark for mark in marks], labels=labels)
     axes.minorticks_off()
     spec = axes.get_subplotspec()
-    axes.tick_params(labelleft=spec is None or spec.is_first_col())  # all panels have the same axis
+    axes.tick_params(labelleft=spec is None or spec.is_first_col())  # panels share the axis
 
 
 def _bars(axes: Axes, sizes: Values, limit: float) -> None:
-    """Bars whose edges meet the limit, so that none is of both colours, and one for zeros left of them."""
+    """Bars with an edge at the limit, so that each bar has one colour; a separate bar at the left counts zeros."""
     positive = np.log10(sizes[sizes > 0])
     line = math.log10(limit) if limit > 0 else None
     shown = [*positive, *([] if line is None else [line])] or [0.0]
@@ -216,7 +220,7 @@ def _bars(axes: Axes, sizes: Values, limit: float) -> None:
     width = max((most - least) / BINS, 0.05)
     origin = least if line is None else line
     bins = np.ceil((positive - origin) / width).astype(int)
-    alive = sizes[sizes > 0] > limit  # decided before rounding to logarithms and bins
+    alive = sizes[sizes > 0] > limit  # before rounding to logarithms and bins
     bins = np.where(alive, np.maximum(bins, 1), np.minimum(bins, 0)) if line is not None else bins
     zeros = int((sizes == 0).sum())
     left = least - 4 * width
@@ -237,7 +241,7 @@ def _bars(axes: Axes, sizes: Values, limit: float) -> None:
 
 
 def _count_axis(axes: Axes, most: int) -> None:
-    """From 0, by square roots, so that a single node is seen beside hundreds."""
+    """A count axis from 0, scaled by square roots, so that one node is visible beside hundreds."""
     axes.grid(axis="x", visible=False)
     axes.set_yscale("function", functions=(lambda count: np.sqrt(np.maximum(count, 0)), np.square))
     axes.set_ylim(0, 1.1 * most)
@@ -249,7 +253,7 @@ def _count_axis(axes: Axes, most: int) -> None:
 
 
 def _round_sizes(least: float, most: float) -> Iterator[tuple[float, str]]:
-    """Logarithms and labels of powers of ten in a range; of 1, 2 and 5 times these where it holds fewer than two."""
+    """Logarithms and labels of powers of ten in a range; of 1, 2 and 5 times them where it holds fewer than two."""
     low, high = math.floor(least), math.ceil(most)
     if math.floor(most) - math.ceil(least) >= 1:
         for power in range(low, high + 1, max(1, math.ceil((high - low) / 6))):

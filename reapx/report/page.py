@@ -1,4 +1,4 @@
-"""HTML pages that need nothing but themselves: no scripts, no links to other files, plots inline."""
+"""Self-contained HTML pages: no scripts, no links to other files, plots inline."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ svg text { font-family: inherit !important; }
 
 
 def page(title: str, sections: Sequence[str], lead: str = "") -> str:
-    """A whole document.
+    """A complete HTML document.
 
     Args:
         title: Plain text.
-        sections: HTML, as ``section`` returns it.
+        sections: HTML of the sections, as ``section`` returns it.
         lead: Plain text below the title.
     """
     head = (
@@ -67,7 +67,7 @@ def page(title: str, sections: Sequence[str], lead: str = "") -> str:
 
 
 def section(heading: str, *parts: str) -> str:
-    """A heading (plain text) and HTML below it."""
+    """A section: a heading (plain text) and HTML below it."""
     return "\n".join(["<section>", f"<h2>{escape(heading)}</h2>", *parts, "</section>"])
 
 
@@ -77,7 +77,7 @@ def paragraph(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Plain text cells: the first ``left`` columns to the left, the others to the right."""
+    """A table of plain text; the first ``left`` columns are left-aligned, the others right-aligned."""
 
     def line(kind: str, cells: Sequence[str]) -> str:
         shown = (
@@ -98,7 +98,7 @@ def figure(drawing: Figure, caption: str) -> str:
 
 
 def tiles(entries: Sequence[tuple[str, str, str]]) -> str:
-    """Key numbers in boxes: (what, value, note), plain text."""
+    """Key numbers in boxes; each entry is (name, value, note) in plain text."""
     boxes = "\n".join(
         f'<div class="tile"><span>{escape(what)}</span><b>{escape(value)}</b><span>{escape(note)}</span></div>'
         for what, value, note in entries
@@ -107,8 +107,7 @@ def tiles(entries: Sequence[tuple[str, str, str]]) -> str:
 
 
 def result_sections(result: Result | Plan) -> list[str]:
-    """What a result, or a plan alone, has to tell, as sections of a page: summary, allocation, widths, errors, and what
-    stays."""
+    """Sections of the page about a result or a plan: summary, allocation, widths, errors and frozen channels."""
     plan = result if isinstance(result, Plan) else result.plan
     found = [_summary(plan, None if isinstance(result, Plan) else result)]
     if plan._tradeoff is not None:
@@ -124,7 +123,7 @@ def write_report(result: Result | Plan, path: str | Path) -> Path:
 
     Args:
         result: What ``Plan.apply`` or ``reapx.plan`` returned.
-        path: File to write; its folder is made if need be.
+        path: File to write; its folder is created if it does not exist.
 
     Returns:
         The path.
@@ -137,7 +136,7 @@ def write_report(result: Result | Plan, path: str | Path) -> Path:
 
 
 def write_page(text: str, path: str | Path) -> Path:
-    """Write a page to a file whose folder is made if need be, and return its path."""
+    """Write a page to a file and return its path; the folder is created if it does not exist."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")
@@ -172,7 +171,7 @@ def _summary(plan: Plan, result: Result | None) -> str:
 
 
 def _milliseconds_tile(plan: Plan, milliseconds: Sequence[float]) -> tuple[str, str, str]:
-    """Before and predicted, or measured where it was."""
+    """The box of the milliseconds before and after; after is measured for a result, predicted for a plan."""
     before, predicted, *measured = milliseconds
     after = measured[0] if measured else predicted
     what = f"ms for a batch of {getattr(plan.budget, 'batch', 1)}"

@@ -1,7 +1,7 @@
-"""Plots for the HTML pages, drawn by matplotlib without its global state and written as inline SVG.
+"""Plots for the HTML pages: drawn by matplotlib without its global state, and written as inline SVG.
 
-Colours are roles (``INK``, ``BEFORE``, ...) that the page's style sheet fills in, so that plots
-follow the page into dark mode.
+Colours are placeholders (``INK``, ``BEFORE``, ...) for colours of the page's style sheet, so that plots follow the page
+into dark mode.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 INK, LINE, BEFORE, AFTER, PAPER = "#010101", "#010102", "#010103", "#010104", "#010105"
 DEPTHS = tuple(f"#01011{step}" for step in range(8))
-"""From the front of the network to its end."""
+"""Placeholders of the groups' colours, from the front of the network to its end."""
 
 ROLES = {
     INK: "currentColor",
@@ -35,22 +35,22 @@ ROLES = {
     PAPER: "var(--paper)",
     **{colour: f"var(--depth{step})" for step, colour in enumerate(DEPTHS)},
 }
-"""Colour that matplotlib writes -> what it becomes in the page."""
+"""Placeholder colour that matplotlib writes -> the colour in the page."""
 
 WIDTH = 7.4
-"""Inches; the page shows one as 96 pixels."""
+"""Width of a plot in inches; the page shows an inch as 96 pixels."""
 
 TIP = "tip:"
 
 FLOOR = 1e-8
-"""Errors below it are drawn there, since the axis is logarithmic."""
+"""Smaller errors are drawn at this value, since the axis is logarithmic."""
 
 
 def require() -> None:
-    """Do nothing if plots can be drawn.
+    """Check that matplotlib is installed.
 
     Raises:
-        ReapxError: matplotlib is not installed; names the cure.
+        ReapxError: matplotlib is not installed.
     """
     try:
         import matplotlib  # noqa: F401
@@ -61,7 +61,7 @@ def require() -> None:
 
 
 def empty_figure(height: float) -> Figure:
-    """A transparent figure of the page's width and ``height`` inches, free of pyplot."""
+    """A transparent figure of the page's width and ``height`` inches, made without pyplot."""
     require()
     from matplotlib.figure import Figure
 
@@ -69,11 +69,10 @@ def empty_figure(height: float) -> Figure:
 
 
 def svg(figure: Figure, label: str) -> str:
-    """The figure as an ``<svg>`` element for the inside of a page.
+    """The figure as an ``<svg>`` element for an HTML page.
 
-    Text stays text in the page's own font, and nothing refers to anything outside: no metadata, no
-    namespaces, and only those ids that the drawing itself refers to. What has a gid that starts with ``TIP`` shows the
-    rest of it where the mouse points at it.
+    Text stays text in the page's font. The element has no metadata, no namespaces, and only those ids that the drawing
+    itself refers to. An artist whose gid starts with ``TIP`` shows the rest of its gid as a tooltip.
     """
     import matplotlib
 
@@ -92,7 +91,7 @@ def svg(figure: Figure, label: str) -> str:
 
 
 def widths_figure(plan: Plan) -> Figure:
-    """Channels of each group: the whole bar before, the filled part after."""
+    """Channels of each group: the whole bar before pruning, the filled part after it."""
     figure = empty_figure(0.8 + 0.26 * len(plan.groups))
     axes = _rows(figure, [entry.group.name for entry in plan.groups])
     sizes = [entry.channels[0] for entry in plan.groups]
@@ -111,7 +110,7 @@ def widths_figure(plan: Plan) -> Figure:
 
 
 def errors_figure(fits: Sequence[LayerRefit]) -> Figure:
-    """Each refitted layer's error before and after, on a logarithmic axis."""
+    """Error of each refitted layer before and after its refit, on a logarithmic axis."""
     figure = empty_figure(0.8 + 0.26 * len(fits))
     axes = _rows(figure, [fit.layer for fit in fits])
     before = [_drawable(fit.before) for fit in fits]
@@ -132,10 +131,10 @@ def errors_figure(fits: Sequence[LayerRefit]) -> Figure:
 
 
 def panels_figure(labels: Sequence[str], panels: Sequence[tuple[str, Sequence[float]]]) -> Figure:
-    """Bars side by side: a panel for each quantity, a bar for each label.
+    """Bars side by side: a panel for each quantity, and in it a bar for each label.
 
     Args:
-        labels: Names of the bars; the first is drawn as what was before.
+        labels: Names of the bars; the first has the colour of ``BEFORE``.
         panels: (title, one value per label).
     """
     figure = empty_figure(0.9 + 0.3 * len(labels))
@@ -168,10 +167,13 @@ def _label_rows(axes: Axes, labels: Sequence[str]) -> None:
 
 
 def save(figure: Figure, target: Path, dpi: int, salt: str) -> Path:
-    """Write a picture, whose folder is made if need be; the same file from the same call.
+    """Write a figure to a file and return its path; the same call writes the same bytes.
 
     Args:
-        salt: What the names inside an .svg are made from.
+        figure: The figure.
+        target: File to write; its folder is created if it does not exist.
+        dpi: Dots per inch of pixels.
+        salt: Seed of the ids inside an .svg.
     """
     import matplotlib
 
@@ -183,7 +185,7 @@ def save(figure: Figure, target: Path, dpi: int, salt: str) -> Path:
 
 
 def plain(axes: Axes) -> None:
-    """Thin vertical grid, no frame."""
+    """Give axes a thin vertical grid and no frame."""
     axes.set_facecolor("none")
     axes.spines[:].set_visible(False)
     axes.grid(axis="x", color=LINE, linewidth=0.6)

@@ -1,4 +1,4 @@
-"""Plots of an allocation: what each group's pruning does to the network's outputs, and what all of it gives."""
+"""Plots of PRO's allocation: error curves of the groups, and the trade-off between error and cost."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 Values = npt.NDArray[np.float64]
 
 DECADES = 5
-"""A logarithmic axis shows so many below its top; smaller errors, and none, are drawn on its lower edge."""
+"""Decades that a logarithmic axis spans; smaller errors and zeros are drawn at its lower edge."""
 
 DASHED = (0.0, (4.0, 2.0))
 
 NAMED = 6
-"""Up to so many groups are all named beside a plot; of more, the first, the middle and the last."""
+"""Largest number of groups that are all named beside a plot; of more, the first, middle and last are named."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One group, pruned alone: one entry for each number of units that may leave, the fewest first.
+    """The curve of one group, pruned alone; arrays have an entry for each number of removed units, in ascending order.
 
     Attributes:
-        name: The group.
+        name: Name of the group.
         residual_stream: Whether it is a residual stream.
-        colour: By its place between the network's front and end.
-        removed: Units that leave, as a share of the group.
-        saved: What that saves, as a share of the whole network's cost.
+        colour: Depends on the group's position between the network's front and end.
+        removed: Removed units as a share of the group.
+        saved: Saved cost as a share of the whole network's cost.
         errors: Error at the network's outputs.
-        hull: Entries that are corners of the lower convex hull of ``errors`` over ``saved``.
-        measured: (removed, saved, error) of the widths that were run.
+        hull: Indices of the corners of the lower convex hull of ``errors`` over ``saved``.
+        measured: (removed, saved, error) of the measured widths.
         chosen: (removed, saved, error) of the plan's width.
     """
 
@@ -59,7 +59,7 @@ class Line:
 
 
 def lines(plan: Plan) -> list[Line]:
-    """The curves of a plan's groups, those that can lose units, from the front of the network to its end.
+    """The curves of all groups of a plan that can lose units, from the front of the network to its end.
 
     Raises:
         InputError: the plan's allocation measured no errors.
@@ -110,7 +110,10 @@ def _line(
 
 
 def lower_hull(saved: Values, errors: Values) -> list[int]:
-    """Corners of the lower convex hull of errors over savings, from the first entry on to later ones that save more."""
+    """Indices of the corners of the lower convex hull of errors over savings, starting at the first entry.
+
+    Example: savings 0, 1, 2, 3 and errors 0, 4, 2, 6 give the corners 0, 2, 3.
+    """
     corners = [0]
     while True:
         present = corners[-1]
@@ -122,7 +125,7 @@ def lower_hull(saved: Values, errors: Values) -> list[int]:
 
 
 def removal_figure(plan: Plan) -> Figure:
-    """Error at the outputs over the share of a group's units that leave, a line for each group; logarithmic errors."""
+    """Error at the outputs over the share of a group's removed units: a line for each group, on a logarithmic axis."""
     shown = lines(plan)
     figure = plots.empty_figure(4.4)
     axes = _axes(figure, plan)
@@ -141,7 +144,7 @@ def removal_figure(plan: Plan) -> Figure:
 def saving_figure(plan: Plan) -> Figure:
     """Error at the outputs over the share of the network's cost that pruning one group alone saves, with its hull.
 
-    Both axes are linear, since steepness is what counts, and end a little above the largest chosen error.
+    Both axes are linear, since slopes decide. They end a little above the largest chosen error.
     """
     shown = lines(plan)
     figure = plots.empty_figure(4.4)
@@ -165,7 +168,7 @@ def saving_figure(plan: Plan) -> Figure:
 
 
 def tradeoff_figure(plan: Plan) -> Figure:
-    """Predicted error at the outputs over what is left of the network's cost, and where the plan is on it."""
+    """Predicted error at the outputs over the remaining share of the network's cost, with the plan's point marked."""
     points = plan.tradeoff()
     assert plan._tradeoff is not None
     at = plan._tradeoff.at(plan.budget)
@@ -186,12 +189,12 @@ def tradeoff_figure(plan: Plan) -> Figure:
 
 
 def cost_name(budget: Budget) -> str:
-    """What a budget counts, in words."""
+    """Name of what a budget counts."""
     return {MACs: "MACs", Params: "parameters"}.get(type(budget), "milliseconds")
 
 
 def _crossing(saved: Values, errors: Values, top: float) -> float:
-    """The most that is saved by a curve before it leaves the plot."""
+    """The largest saving at which a curve is still inside the plot."""
     return float(saved[errors <= top].max(initial=0.0))
 
 
@@ -218,7 +221,7 @@ def _formatter(plan: Plan) -> Callable[[float, object], str]:
 
 
 def _logarithmic(axes: Axes, plan: Plan, errors: Sequence[Values]) -> float:
-    """Make the error axis logarithmic; returns its lower edge."""
+    """Make the error axis logarithmic, and return its lower edge."""
     positive = np.concatenate([[1e-300], *(values[values > 0] for values in errors)])[1:]
     top = float(positive.max(initial=1e-300)) if len(positive) else 1.0
     low = float(positive.min()) if len(positive) else 0.1
@@ -240,7 +243,7 @@ def _dashes(line: Line) -> tuple[float, tuple[float, ...]] | Literal["-"]:
 
 
 def _dots(axes: Axes, line: Line, points: Sequence[tuple[float, float]]) -> None:
-    """Hollow: measured."""
+    """Hollow dots at the measured widths."""
     (drawn,) = axes.plot(
         [x for x, _ in points], [y for _, y in points], "o", markersize=4, markerfacecolor=plots.PAPER,
         markeredgecolor=line.colour, markeredgewidth=1, zorder=3,
@@ -249,7 +252,7 @@ def _dots(axes: Axes, line: Line, points: Sequence[tuple[float, float]]) -> None
 
 
 def _mark(axes: Axes, line: Line, x: float, y: float) -> None:
-    """Filled: chosen."""
+    """A filled dot at the chosen width."""
     (drawn,) = axes.plot(
         [x], [y], "o", markersize=8, markerfacecolor=line.colour, markeredgecolor=plots.PAPER, zorder=4, clip_on=False
     )
@@ -257,7 +260,7 @@ def _mark(axes: Axes, line: Line, x: float, y: float) -> None:
 
 
 def _legend(figure: Figure, shown: Sequence[Line]) -> None:
-    """The groups, or the first, the middle and the last, and what the marks mean."""
+    """A legend of the groups (of many only the first, middle and last) and of the marks."""
     from matplotlib.lines import Line2D
 
     named = shown if len(shown) <= NAMED else [shown[0], shown[len(shown) // 2], shown[-1]]
@@ -279,6 +282,6 @@ def _legend(figure: Figure, shown: Sequence[Line]) -> None:
 
 
 def _short_name(name: str) -> str:
-    """A group's name; of several layers the first where it is long."""
+    """A group's name; a long name of several layers is cut to the first."""
     first, *others = name.split(" + ")
     return name if len(name) <= 24 or not others else f"{first} + {len(others)} more"

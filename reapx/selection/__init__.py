@@ -1,5 +1,5 @@
 """Selection: which channels of a group leave, and in which order.
 
-All methods see the same second moments of the consumers' inputs, and the refits after removal are the same least
-squares whatever the method.
+All methods use the same second moments of the consumers' inputs. Whatever the method, the weights are then refitted
+by the same least squares.
 """

@@ -1,4 +1,4 @@
-"""DPP (Divnet): a random set of channels that behave differently stays.
+"""DPP (Divnet): a random sample of channels that behave differently from each other stays.
 
 Source: Z. Mariet and S. Sra, "Diversity Networks: Neural Network Compression Using Determinantal Point Processes",
 ICLR 2016; sampling by A. Kulesza and B. Taskar, "k-DPPs: Fixed-Size Determinantal Point Processes", ICML 2011.
@@ -21,8 +21,8 @@ _JITTER = 1e-10
 def dpp_order(consumers: Sequence[MeasuredConsumer], steps: int) -> Tensor:
     """(steps,) int64 units that a k-DPP sample of all but ``steps`` units leaves out; the same on every run.
 
-    The kernel is L_cd = exp(-‖v_c - v_d‖²) with v the units' behaviours, scaled so that their mean square is 1. Of
-    the units that leave, those that are most alike to what stays come first: earlier cuts are greedy, not samples.
+    The kernel is L_cd = exp(-‖v_c - v_d‖²), where v_c is the behaviour of unit c, scaled so that the mean square of all
+    is 1. The units most similar to the sample leave first. So only the last cut is a sample; earlier ones are greedy.
     """
     kernel = _kernel(behaviour_gram(consumers).cpu())
     stays = _sample(kernel, len(kernel) - steps, torch.Generator().manual_seed(_SEED))
@@ -77,7 +77,7 @@ def _project(vectors: Tensor, generator: torch.Generator) -> list[int]:
 
 
 def _added(kernel: Tensor, stays: Sequence[int]) -> Tensor:
-    """The other units, each the one that is most different from ``stays`` and those before it."""
+    """The units outside ``stays``; each differs most from ``stays`` and the units added before it."""
     units = len(kernel)
     variance = kernel.diagonal().clone()
     factor = torch.zeros(units, units, dtype=kernel.dtype)

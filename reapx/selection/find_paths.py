@@ -38,22 +38,28 @@ def find_paths(
     refits: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> list[Path]:
-    """One path per group, as long as its width asks for.
+    """One path per group, down to the given width.
 
     Args:
-        images: Measured for methods that look at data.
+        graph: The captured network.
+        images: Calibration images; they are measured for methods that use data, and for ``refits``.
+        groups: Groups of the network.
         widths: Group name -> units that stay.
         selection: One of ``SELECTIONS``.
         damping: λ as a fraction of the mean diagonal of each Gram matrix.
-        swaps: Exchanges per group after REAP's selection.
-        positions: Random positions of each feature map to measure; None for all.
-        refits: Whether the paths know the consumers' weights at each cut, and their errors even where the method looks
-            at no data; then nothing is swapped.
-        checkpoint: Where moments are stored as they are measured, and found again after a kill.
+        swaps: Largest number of exchanges per group after REAP's selection; ignored with ``refits``.
+        positions: Number of random positions of each feature map to measure; None for all.
+        progress: Whether to show a progress bar.
+        refits: Whether the paths hold the consumers' refitted weights at each cut. Their errors are then known for
+            every method.
+        checkpoint: Folder in which moments are stored while they are measured, and from which a later call resumes.
+
+    Returns:
+        Paths in the order of ``groups``.
 
     Raises:
-        NumericalError: NaN or Inf in an activation, or a singular Gram matrix.
-        CheckpointError: what is stored is damaged, or cannot be written.
+        NumericalError: an activation is NaN or infinite, or a Gram matrix is singular at this damping.
+        CheckpointError: a stored file is damaged or cannot be written.
     """
     steps = {group.name: group.size - widths[group.name] for group in groups}
     if selection in BLIND and not refits:
@@ -81,23 +87,23 @@ def find_paths(
             paths = reap_paths(requests, damping, swaps)
         for group, path, leaving in zip(part, paths, selected, strict=True):
             found[group.name] = replace(path, own_changes=leaving.own_changes)
-        del moments, consumers, selected, requests  # before the next ones are measured
+        del moments, consumers, selected, requests  # frees memory before the next chunk is measured
     images.processes.check_rounding("channels", [path.order.tolist() for path in found.values()])
     nothing = Path(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64), 0.0)
     return [found.get(group.name, nothing) for group in groups]
 
 
 def _unmeasured(graph: Graph, group: Group, steps: int, selection: str) -> Path:
-    """A path by a method that looks at no data."""
+    """A path by a method that uses no data."""
     order = choose(selection, graph, group, measured_consumers(graph, group, None), steps).order
     assert order is not None
     return Path.unmeasured(order)
 
 
 def chunks(groups: list[Group], memory: int) -> list[list[Group]]:
-    """Groups in runs whose consumers' Gram matrices, bases and factors fit into ``memory`` bytes.
+    """Consecutive groups, split so that the Gram matrices, bases and factors of each chunk fit into ``memory`` bytes.
 
-    Each run is one pass over the images.
+    Each chunk takes one pass over the images.
     """
     found: list[list[Group]] = []
     used = 0
@@ -120,7 +126,7 @@ def measure_consumers(
     progress: bool,
     checkpoint: Checkpoint | None = None,
 ) -> dict[str, list[Moments]]:
-    """Weight name -> moments of each conv group of every layer that reads one of the groups; see ``measure``."""
+    """Weight name -> moments of each conv group, for every consumer of the groups; see ``measure``."""
     layers = {consumer.layer.weight: consumer.layer for group in groups for consumer in group.consumers}
     return measure(
         graph,

@@ -1,4 +1,4 @@
-"""The two norms, which look at no data: magnitude (incoming weights) and output norm (outgoing weights, OP)."""
+"""Selection by norms, without data: magnitude (incoming weights) and output norm (outgoing weights, OP)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .paths.consumers import MeasuredConsumer
 
 
 def magnitude_order(graph: Graph, group: Group, steps: int) -> Tensor:
-    """(steps,) int64 units, by the L2 norm of the weights that produce each, over all producers.
+    """(steps,) int64 units with the smallest L2 norms of incoming weights, over all producers.
 
     Source: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (there L1).
     """
@@ -26,9 +26,9 @@ def magnitude_order(graph: Graph, group: Group, steps: int) -> Tensor:
 
 
 def output_norm_order(consumers: Sequence[MeasuredConsumer], steps: int) -> Tensor:
-    """(steps,) int64 units, by ‖W_c‖² of the weights that read each, as a share of each consumer's weights.
+    """(steps,) int64 units with the smallest ‖W_c‖² of outgoing weights, summed over consumers.
 
-    Norms behind the consumers are folded into the weights.
+    Each consumer counts by the share of the unit in its squared weights. A norm that follows a consumer is folded in.
 
     Source: T. He et al., "Reshaping Deep Neural Network for Fast Decoding by Node-Pruning", ICASSP 2014 (there the
     mean of absolute values).

@@ -30,16 +30,20 @@ SELECTIONS: Mapping[str, str] = {
     "output_norm": "OP: smallest outgoing weights; looks at no data",
     "magnitude": "smallest incoming weights; looks at no data",
 }
-"""Name -> what leaves, in a line."""
+"""Name -> one line on which channels leave."""
 
 BLIND = ("output_norm", "magnitude")
-"""Methods that look at no data."""
+"""Methods that use no data."""
 
 
 @dataclass(frozen=True)
 class SelectedUnits:
-    """What a method says: the order (steps,) int64 in which units leave (None for REAP, which finds it by solving),
-    and what the method itself does with the weights that stay."""
+    """The units that a method selects.
+
+    Attributes:
+        order: (steps,) int64 units, the first to leave first; None for REAP, which finds the order by solving.
+        own_changes: The method's own change of the remaining weights; None for methods that only choose units.
+    """
 
     order: Tensor | None = None
     own_changes: WeightChanges | None = None
@@ -48,7 +52,15 @@ class SelectedUnits:
 def choose(
     selection: str, graph: Graph, group: Group, consumers: Sequence[MeasuredConsumer], steps: int
 ) -> SelectedUnits:
-    """One group's order by any of ``SELECTIONS``."""
+    """The units of one group that leave by one of the methods in ``SELECTIONS``.
+
+    Args:
+        selection: Name of the method.
+        graph: The captured network.
+        group: The group.
+        consumers: Its consumers, with moments unless the method is one of ``BLIND``.
+        steps: Number of units that leave.
+    """
     if selection == "nu":
         unified = Unification(graph, group, consumers, steps)
         return SelectedUnits(unified.order, unified)

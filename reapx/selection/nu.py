@@ -1,9 +1,10 @@
-"""NU, neuro-unification: a channel whose behaviour another can emulate is unified with it.
+"""NU, neuro-unification: a channel is unified with another that can emulate its behaviour.
 
-Letting p emulate q with gain a, W_p ← W_p + a W_q and W_q ← 0, makes the error ‖X (W - W0)‖², where W0 are the weights
-before any unification; the pair and the gain that make it least are taken, and so on. So each step makes up for what
-those before it did, where a pair's own ‖X_q W_q - a X_p W_q‖² would forget it: what is lost mostly points the same way.
-The gain may be negative and is each consumer's own; what is constant goes to the bias.
+Let p emulate q with gain a: W_p ← W_p + a W_q and W_q ← 0. The error is ‖X (W - W0)‖², where W0 are the weights before
+any unification. Each step takes the pair and the gain with the least error. This error includes the earlier steps, so a
+step can compensate for them. The error of the pair alone, ‖X_q W_q - a X_p W_q‖², would ignore them, although the
+losses of different steps mostly point the same way. Gains may be negative, and each consumer has its own. The constant
+part goes to the bias.
 
 Source: K. Kamma, Y. Isoda, S. Inoue and T. Wada, "Neural Behavior-Based Approach for Neural Network Pruning", IEICE
 Trans. Inf. & Syst. E103-D(5), 2020.
@@ -24,14 +25,15 @@ from .paths.weight_changes import WeightChanges
 
 
 class Unification(WeightChanges):
-    """Weights into which those of the units that have left were folded.
+    """Weights of the remaining units, into which the weights of the removed units were folded.
 
-    A unit that takes over others and leaves later hands all of them on, with its own gain.
+    A unit that emulates others and leaves later passes them on to its own partner, multiplied by its own gain.
 
     Attributes:
-        partners: (steps,) int64, the unit that emulates each; a unit that nobody is left to emulate is its own.
-        errors: (steps,) float64, what each step adds to the error of all so far, as a share of the variance of the
-            consumers' outputs, averaged over consumers. One may lower it.
+        partners: (steps,) int64, the unit that emulates each removed unit; the last unit of a group has no other and
+            is its own partner.
+        errors: (steps,) float64, change of the total error at each step, as a share of the variance of the consumers'
+            outputs, averaged over consumers; a step may lower the total.
     """
 
     def __init__(self, graph: Graph, group: Group, consumers: Sequence[MeasuredConsumer], steps: int) -> None:
@@ -49,7 +51,7 @@ class Unification(WeightChanges):
         self._gains = [consumer.gains for consumer in task.consumers]
 
     def weights(self, index: int, counts: Sequence[int]) -> Tensor:
-        """The folded weights of one consumer."""
+        """The folded weights of one consumer; see :meth:`WeightChanges.weights`."""
         entry, gains = self._consumers[index], self._gains[index]
         order, partners = self.order.tolist(), self.partners.tolist()
         weight, done, found = entry.weight.clone(), 0, []
@@ -65,12 +67,15 @@ class Unification(WeightChanges):
 
 
 def unify(consumers: Sequence[MeasuredConsumer], steps: int, *, table: Tensor | None = None) -> _native.PairTask:
-    """Unify the pair with which the error of all so far is least, ``steps`` times.
+    """Unify the pair with the least total error, ``steps`` times.
 
     Args:
-        consumers: Consumers, with moments.
-        steps: Fewer than there are units.
-        table: (units, units) float64, overwritten by the errors of all pairs before the first step.
+        consumers: All consumers of one group, with moments.
+        steps: Number of units that leave; fewer than the group has.
+        table: (units, units) float64, overwritten by the errors of all pairs before the first step; None to skip it.
+
+    Returns:
+        The task with its outputs filled in.
     """
     device = consumers[0].weight.device
     task = _native.PairTask(
@@ -94,7 +99,7 @@ def unify(consumers: Sequence[MeasuredConsumer], steps: int, *, table: Tensor | 
 
 
 def _energy(consumer: MeasuredConsumer) -> float:
-    """‖X W‖² of all units, as a share: the error where none is left."""
+    """‖X W‖² over the features of all units, as a share of the outputs' variance: the error of removing all units."""
     columns = consumer.columns.flatten()
     weight = consumer.weight[:, columns]
     return consumer.scale * float(((weight @ consumer.known_moments.gram[columns][:, columns]) * weight).sum())

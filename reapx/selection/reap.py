@@ -1,7 +1,7 @@
-"""REAP: the channel leaves whose removal costs least after least-squares reconstruction.
+"""REAP: each step removes the channel whose removal costs least after least-squares reconstruction.
 
 With P = (G + λI)⁻¹, the Gram matrix of the biorthogonal basis, the exact cost of removing unit u is
-s_u = Σ_j α_j tr(W_u^jᵀ (P_uu^j)⁻¹ W_u^j) over the consumers j, for all units at once.
+s_u = Σ_j α_j tr(W_u^jᵀ (P_uu^j)⁻¹ W_u^j), summed over the consumers j.
 
 Source: K. Kamma and T. Wada, "REAP: A Method for Pruning Convolutional Neural Networks with
 Performance Preservation", IEICE Trans. Inf. & Syst. E104-D(1), 2021.
@@ -27,13 +27,13 @@ from .swap import swap_units
 
 @dataclass(frozen=True)
 class PathRequest:
-    """One group's path to find.
+    """The path of one group, to be solved.
 
     Attributes:
-        name: For errors.
-        consumers: Its consumers.
+        name: Name of the group, for error messages.
+        consumers: The group's consumers, with moments.
         steps: Number of removals.
-        order: (steps,) int64, units in the order in which they have to leave; None to find it.
+        order: (steps,) int64, units in the order in which they must leave; None to find REAP's order.
     """
 
     name: str
@@ -43,13 +43,18 @@ class PathRequest:
 
 
 def reap_paths(requests: Sequence[PathRequest], damping: float, swaps: int = 0) -> list[Path]:
-    """Paths of several groups in one native call, REAP's where no order is given; see ``solve_paths``.
+    """Paths of several groups in one native call; see ``solve_paths``.
 
-    ``final`` is undamped.
+    Each path's ``final`` is undamped.
 
     Args:
-        swaps: Up to this many exchanges after the last step; only the set of removed units then has a meaning, not
-            the order.
+        requests: One for each group.
+        damping: λ as a fraction of the mean diagonal of each Gram matrix; 0 for none.
+        swaps: Largest number of exchanges after the last step. With exchanges only the set of removed units is defined,
+            not their order.
+
+    Raises:
+        NumericalError: a Gram matrix is singular at this damping; the message names the group.
     """
     paths = []
     for request, solved in zip(requests, solve_paths(requests, damping), strict=True):
@@ -63,11 +68,11 @@ def reap_paths(requests: Sequence[PathRequest], damping: float, swaps: int = 0) 
 
 @dataclass(frozen=True)
 class SolvedPath:
-    """A path, and what its weights at any cut are made of.
+    """A solved path, with the factors that give its weights at any cut.
 
     Attributes:
-        task: Order, factors and residuals.
-        ridges: λ of each consumer.
+        task: Order, errors, and each consumer's factor and residual.
+        ridges: Absolute damping of each consumer.
     """
 
     task: _native.PathTask
@@ -80,21 +85,22 @@ class SolvedPath:
 
     @property
     def errors(self) -> Tensor:
-        """(steps,) float64, what each removal adds to the damped error, averaged over consumers; on the CPU."""
+        """(steps,) float64, increase of the damped error at each removal, averaged over consumers; on the CPU."""
         return self.task.errors.cpu().clamp(min=0) / max(len(self.task.consumers), 1)
 
 
 def solve_paths(requests: Sequence[PathRequest], damping: float) -> list[SolvedPath]:
-    """Paths of several groups in one native call.
+    """Solve the paths of several groups in one native call.
 
-    Errors are those of the damped problem, ‖X(W - W₀)‖² + λ‖W - W₀‖², which bound the undamped ones.
+    Errors are those of the damped problem, ‖X(W - W₀)‖² + λ‖W - W₀‖², and bound the undamped errors from above.
 
     Args:
-        requests: Groups; ``steps`` is at most the number of units.
+        requests: One for each group; ``steps`` is at most the number of the group's units.
         damping: λ as a fraction of the mean diagonal of each Gram matrix; 0 for none.
 
     Raises:
-        NumericalError: a Gram matrix is singular and nothing damps it; names the layer.
+        NumericalError: a Gram matrix is singular at this damping, or the remaining channels become linearly dependent;
+            the message names the group.
     """
     found = _tasks(requests, damping)
     _native.path_eliminate([solved.task for solved in found])
@@ -109,7 +115,7 @@ def solve_paths(requests: Sequence[PathRequest], damping: float) -> list[SolvedP
 
 
 def _swapped(request: PathRequest, task: _native.PathTask, path: Path, swaps: int) -> Path:
-    """The path with its last set refined, where that lowers the undamped error too."""
+    """The path with its set of removed units refined by exchanges, if that lowers the undamped error too."""
     units, weights = swap_units(task.consumers, path.order, swaps)
     changes = [consumer.weight - weight for consumer, weight in zip(task.consumers, weights, strict=True)]
     final = _final_error(request, task, changes) / max(len(weights), 1)
@@ -117,12 +123,18 @@ def _swapped(request: PathRequest, task: _native.PathTask, path: Path, swaps: in
 
 
 def _tasks(requests: Sequence[PathRequest], damping: float) -> list[SolvedPath]:
-    """The requests with the biorthogonal bases of all their consumers, found together."""
+    """Tasks for the kernel, with the biorthogonal bases of all consumers, inverted in one native call.
+
+    The consumers of all requests stand in one flat list, so that one call inverts them all. Results come back in the
+    same order and are dealt out by iterators that can be read once: each request takes as many as it has consumers.
+    For requests with 2 and 1 consumers, ``moments`` is [a0, a1, b0] and ``inverted`` yields (basis, pivot) of a0, a1
+    and b0; ``islice(inverted, 2)`` takes a0 and a1 for the first request and leaves b0 for the second.
+    """
     moments = [measured.known_moments for request in requests for measured in request.consumers]
     bases = [torch.empty_like(own.gram) for own in moments]
     used = [0.0] * len(moments)
 
-    def invert(indices: list[int], ridges: list[float]) -> list[int]:
+    def invert(indices: list[int], ridges: list[float]) -> list[int]:  # ``damp`` repeats it with larger ridges
         for index, ridge in zip(indices, ridges, strict=True):
             used[index] = ridge
         return _native.basis_compute([moments[i].gram for i in indices], ridges, [bases[i] for i in indices])
@@ -139,7 +151,7 @@ def _tasks(requests: Sequence[PathRequest], damping: float) -> list[SolvedPath]:
 
 
 def _task(request: PathRequest, damping: float, inverted: Sequence[tuple[Tensor, int]]) -> _native.PathTask:
-    """One request, given for each consumer the basis and the pivot that failed, or -1."""
+    """The task of one request, from each consumer's basis and its failed pivot (-1 if none failed)."""
     consumers = []
     for measured, (basis, pivot) in zip(request.consumers, inverted, strict=True):
         if pivot >= 0:
@@ -162,7 +174,7 @@ def _task(request: PathRequest, damping: float, inverted: Sequence[tuple[Tensor,
 
 
 def _final_error(request: PathRequest, task: _native.PathTask, changes: Sequence[Tensor]) -> float:
-    """Σ_j α_j ‖X Δ_jᵀ‖² of changes Δ_j of the weights."""
+    """Σ_j α_j ‖X_j Δ_jᵀ‖², the undamped error of weight changes Δ_j."""
     total = 0.0
     for measured, consumer, change in zip(request.consumers, task.consumers, changes, strict=True):
         total += consumer.scale * float(((change @ measured.known_moments.gram) * change).sum())
@@ -183,9 +195,14 @@ def _consumer(measured: MeasuredConsumer, basis: Tensor, steps: int) -> _native.
 
 
 def redundant_units(consumers: Sequence[MeasuredConsumer], tolerance: float = 1e-8) -> Tensor:
-    """Units that cost nothing: dead ones, then those that are multiples of an earlier living unit.
+    """Units whose removal costs nothing: dead units, and multiples of an earlier unit that is not dead.
 
-    A unit counts if this holds for every consumer. Returns (count,) int64.
+    Args:
+        consumers: All consumers of one group, with moments. A unit must be redundant in each of them.
+        tolerance: Share of the mean energy up to which a unit is dead; relative distance from exact multiples.
+
+    Returns:
+        (count,) int64 units, dead ones first.
     """
     if not consumers:
         return torch.empty(0, dtype=torch.int64)

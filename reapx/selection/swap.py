@@ -1,13 +1,13 @@
 """Swap refinement: exchange removed units for kept ones while the reconstruction error falls.
 
-A greedy path never takes a removal back. Here the state of a least-squares problem with kept columns R and
-removed ones S is the principal pivot transform of [G B] on R::
+A greedy path never takes a removal back. Here a least-squares problem with kept columns R and removed columns S is
+stored as the principal pivot transform of [G B] on R::
 
     [ P_RR   -P_RR G_RS   -W_R ]        P_RR = G_RR⁻¹
     [ G_SR P_RR    H        g  ]        H = G_SS - G_SR P_RR G_RS,  g = B_S - G_SR W_R
 
-so that for every unit c, with its diagonal block A_c and its outputs V_c, tr(V_cᵀ A_c⁻¹ V_c) is what removing it
-costs (kept) or what taking it back gains (removed). Transforming a unit's block once more exchanges its side.
+For a unit c with diagonal block A_c and last columns V_c, tr(V_cᵀ A_c⁻¹ V_c) is the cost of removing it if it is kept,
+and the gain of taking it back if it is removed. Pivoting on the block of c moves it to the other side.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch import Tensor
 from .._native import PathConsumer
 
 _TRIES = 32
-"""Removed units, in the order of their gains, that are tried before giving up."""
+"""Number of removed units, by descending gain, that are tried before the search ends."""
 
 _REBUILD = 8
-"""Exchanges after which the table is made anew, so that rounding does not add up."""
+"""Number of exchanges after which the table is rebuilt, so that rounding errors do not accumulate."""
 
 
 class _PivotTransform:
-    """The transform of one consumer's problem."""
+    """The principal pivot transform of one consumer's problem, (features, features + outputs) float64."""
 
     def __init__(self, consumer: PathConsumer, removed: Tensor):
         self.columns, self.scale = consumer.columns, consumer.scale
@@ -35,7 +35,7 @@ class _PivotTransform:
         self.exchange(removed)
 
     def exchange(self, units: Tensor) -> None:
-        """Bring units to the other side, (n,) int64."""
+        """Move units (n,) int64 to the other side: kept ones are removed, removed ones are kept."""
         rows = self.columns[units].flatten()
         if len(rows) == 0:
             return
@@ -48,7 +48,7 @@ class _PivotTransform:
         self.table[rows[:, None], rows] = inverse
 
     def scores(self, taken: int | None = None) -> Tensor:
-        """(U,) float64; of all other units as if ``taken`` had changed sides."""
+        """(U,) float64 cost or gain of every unit; with ``taken``, as if that unit had changed sides already."""
         columns, outputs = self.columns, self.table[:, len(self.table) :][self.columns]
         blocks = self.table[columns[:, :, None], columns[:, None, :]]
         if taken is not None:
@@ -61,25 +61,25 @@ class _PivotTransform:
         return self.scale * traces
 
     def weight(self) -> Tensor:
-        """(M, D) weights of the columns; without meaning for those that are removed."""
+        """(M, D) weights; the columns of removed units are undefined."""
         return -self.table[:, len(self.table) :].T
 
 
 def swap_units(consumers: Sequence[PathConsumer], removed: Tensor, swaps: int) -> tuple[Tensor, list[Tensor]]:
-    """Exchange units one by one: take the one back that gains most, remove the one that then costs least.
+    """Exchange units one by one: take back the unit that gains most, then remove the one that costs least.
 
-    The number of removed units stays. Every exchange lowers the damped reconstruction error, and the set that comes
-    back is never worse than the one given: where rounding says otherwise, that one comes back. A try costs
-    O(D q (q + M)), an exchange O(D q (D + M)).
+    The number of removed units stays the same. Every exchange lowers the damped reconstruction error. If rounding makes
+    the refined set worse than the given one, the given one is returned. A trial takes O(D q (q + M)) operations, an
+    exchange O(D q (D + M)).
 
     Args:
-        consumers: Of one group: basis, weight, columns and scale are read.
+        consumers: All consumers of one group; basis, weight, columns and scale are read.
         removed: (n,) int64 units.
-        swaps: Stop after this many.
+        swaps: Largest number of exchanges.
 
     Returns:
-        The removed units (n,) int64, those that were removed before first; and each consumer's weights (M, D) float64,
-        zero in removed columns.
+        The removed units (n,) int64, those of ``removed`` first; and each consumer's weights (M, D) float64, zero in
+        the removed columns.
 
     Source: exchange of variables as in stepwise regression (Efroymson, 1960), applied to REAP's reconstruction error.
     """
@@ -103,7 +103,7 @@ def swap_units(consumers: Sequence[PathConsumer], removed: Tensor, swaps: int) -
 
 
 def _error(consumers: Sequence[PathConsumer], removed: Tensor) -> float:
-    """Σ_j α_j tr(W_Sᵀ P_SS⁻¹ W_S): the damped error of a set, from scratch."""
+    """Σ_j α_j tr(W_Sᵀ P_SS⁻¹ W_S): the damped error of a set, computed without the transforms."""
     total = 0.0
     for consumer in consumers:
         rows = consumer.columns[removed].flatten()
@@ -113,7 +113,7 @@ def _error(consumers: Sequence[PathConsumer], removed: Tensor) -> float:
 
 
 def _swap(states: list[_PivotTransform], gone: list[int]) -> bool:
-    """Make one exchange, in ``gone`` too; False when none of the most promising lowers the error."""
+    """Make one exchange in ``states`` and ``gone``; False when none of the ``_TRIES`` best lowers the error."""
     gains = _scores(states)[gone]
     for index in gains.argsort(descending=True, stable=True)[:_TRIES].tolist():
         unit = gone[index]
@@ -121,7 +121,7 @@ def _swap(states: list[_PivotTransform], gone: list[int]) -> bool:
         costs[gone] = torch.inf
         costs[~torch.isfinite(costs)] = torch.inf
         cheapest = int(costs.argmin())
-        # The margin keeps rounding from exchanging twins for ever.
+        # Without the margin, rounding could exchange two equal units for ever.
         if float(costs[cheapest]) < (1 - 1e-9) * float(gains[index]):
             for state in states:
                 state.exchange(torch.tensor([unit]))

@@ -1,4 +1,4 @@
-"""ThiNet: the channels leave whose contributions to the next layer sum up to least; the others are scaled.
+"""ThiNet: the channels with the smallest summed contribution to the next layer leave; the others are scaled.
 
 Source: J.-H. Luo, J. Wu and W. Lin, "ThiNet: A Filter Level Pruning Method for Deep Neural Network Compression", ICCV
 2017.
@@ -18,11 +18,11 @@ from .paths.consumers import MeasuredConsumer
 from .paths.weight_changes import WeightChanges
 
 _DAMPING = 1e-6
-"""Pull of the scales towards 1, a fraction of the mean squared contribution: only against singular systems."""
+"""Pull of the scales towards 1, as a fraction of the mean squared contribution; it only avoids singular systems."""
 
 
 def thinet_order(consumers: Sequence[MeasuredConsumer], steps: int) -> Tensor:
-    """(steps,) int64 units, each the one that keeps ‖Σ_{c removed} X_c W_c‖² least, found greedily."""
+    """(steps,) int64 units; greedily, each step removes the unit that keeps ‖Σ_{c removed} X_c W_c‖² smallest."""
     gram = shared_gram(consumers).cpu()
     cost, removed = gram.diagonal().clone(), torch.zeros(len(gram), dtype=torch.bool)
     order = []
@@ -35,14 +35,14 @@ def thinet_order(consumers: Sequence[MeasuredConsumer], steps: int) -> Tensor:
 
 
 class ChannelScales(WeightChanges):
-    """One scale for each unit that stays and each consumer: what fits ‖Y - Σ_c s_c X_c W_c‖² best."""
+    """One scale s_c for each remaining unit and each consumer, which minimises ‖Y - Σ_c s_c X_c W_c‖²."""
 
     def __init__(self, graph: Graph, group: Group, consumers: Sequence[MeasuredConsumer], order: Tensor) -> None:
         super().__init__(graph, group, consumers, order)
         self._grams = [consumer.contributions for consumer in consumers]
 
     def weights(self, index: int, counts: Sequence[int]) -> Tensor:
-        """The scaled weights of one consumer."""
+        """The scaled weights of one consumer; see :meth:`WeightChanges.weights`."""
         entry, gram = self._consumers[index], self._grams[index]
         found = entry.weight.repeat(len(counts), 1, 1)
         for weight, count in zip(found, counts, strict=True):
@@ -53,7 +53,7 @@ class ChannelScales(WeightChanges):
 
 
 def _scales(gram: Tensor, stays: Tensor) -> Tensor:
-    """(units,) best scales; 0 for units that have left."""
+    """(units,) least-squares scales; 0 for removed units."""
     own = gram[stays][:, stays]
     ridge = _DAMPING * float(own.diagonal().mean()) if len(own) else 0.0
     eye = torch.eye(len(own), dtype=own.dtype, device=own.device)

@@ -1,1 +1,1 @@
-"""Serialized residual networks: blocks relu(f(x) + shortcut(x)) as plain serial layers of the same function."""
+"""Serialized residual networks: blocks relu(f(x) + shortcut(x)) rewritten as plain layers of the same function."""

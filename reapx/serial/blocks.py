@@ -1,4 +1,4 @@
-"""Blocks: a captured residual network as a chain of operators and blocks, found by how values flow."""
+"""Blocks: a captured residual network as a chain of operators and residual blocks."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from .value_flow import ValueFlow, block_name, is_idle, refusal
 
 @dataclass(frozen=True)
 class ResidualBlock:
-    """A block y = relu(f(x) + shortcut(x)).
+    """A residual block y = relu(f(x) + shortcut(x)).
 
     Attributes:
         name: Module path that its convolutions have in common.
-        convs: Those of f, with a ReLU between each two.
+        convs: Convolutions of f; a ReLU stands between each two.
+        shortcut: The linear branch.
     """
 
     name: str
@@ -40,20 +41,22 @@ class ResidualBlock:
 
 
 Link = Node | Conv | ResidualBlock
-"""One part of the chain: an operator, a convolution with its norm, or a block without the ReLU behind it."""
+"""One link of the chain: an operator, a convolution with its norm, or a residual block without its last ReLU."""
 
 
 def find_chain(graph: Graph, *, signed: bool) -> list[Link]:
     """The network as a chain from its input to its output.
 
     Args:
-        signed: Whether projections are carried with both signs, which takes blocks with negative inputs, too.
+        graph: The captured network.
+        signed: Whether projections are carried with both signs, which allows blocks whose input may be negative.
 
     Returns:
-        Operators, convolutions and blocks in order, without operators that do nothing but dropout.
+        Operators, convolutions and blocks in order. Operators that change nothing in eval mode are left out, except for
+        dropout.
 
     Raises:
-        InputError: the network is no such chain, a block cannot be rewritten, or there is none.
+        InputError: the network is not such a chain, a block cannot be rewritten, or there is no residual block.
     """
     flow = ValueFlow.of(graph)
     chain: list[Link] = []
@@ -78,7 +81,7 @@ def find_chain(graph: Graph, *, signed: bool) -> list[Link]:
 
 
 def _append(flow: ValueFlow, chain: list[Link], node: Node) -> None:
-    """Put the next operator to the chain; a norm goes into the convolution before it."""
+    """Append the next operator to the chain; a norm is joined with the convolution before it."""
     last, layer = chain[-1] if chain else None, describe(flow.graph, node)
     if isinstance(layer, str):
         raise InputError(f"the model cannot be serialised: {layer}")
@@ -96,7 +99,7 @@ def _append(flow: ValueFlow, chain: list[Link], node: Node) -> None:
 
 
 def _block(flow: ValueFlow, fork: Node, meeting: Node, signed: bool) -> ResidualBlock:
-    """The block from the value that both branches read to their sum."""
+    """The residual block between the value that its branches read and their sum."""
     graph = flow.graph
     name = block_name(graph, flow.between(fork, meeting))
     if operator_name(meeting) != "add":
@@ -123,7 +126,7 @@ def _block(flow: ValueFlow, fork: Node, meeting: Node, signed: bool) -> Residual
 
 
 def _summands(graph: Graph, name: str, total: Node) -> list[Node]:
-    """The values that a sum adds, two or more."""
+    """The two or more values that a sum adds; sums of sums are flattened."""
     first, second = total.args[:2]
     if not (isinstance(first, Node) and isinstance(second, Node) and is_tensor(first) and is_tensor(second)):
         raise joined(name, total)
@@ -134,7 +137,7 @@ def _summands(graph: Graph, name: str, total: Node) -> list[Node]:
 
 
 def _check_relu(flow: ValueFlow, name: str, total: Node) -> None:
-    """Refuse a sum that is not followed by ReLU alone."""
+    """Refuse a sum that is read by anything else than one ReLU."""
     node = total
     while len(flow.users.get(node, [])) == 1:
         node = flow.users[node][0]
@@ -151,7 +154,7 @@ def _check_relu(flow: ValueFlow, name: str, total: Node) -> None:
 
 
 def _check_positions(graph: Graph, block: ResidualBlock) -> None:
-    """Refuse convolutions that take carried values elsewhere than the shortcut does."""
+    """Refuse a block whose convolutions would carry values to other positions than its shortcut does."""
     name, convs = block.name, block.convs
     stride = tuple(math.prod(steps) for steps in zip(*(conv.stride for conv in convs), strict=True))
     if stride != block.shortcut.stride:

@@ -1,4 +1,4 @@
-"""Batch norms put back behind folded convolutions, for training: the same function at the start."""
+"""Batch norms behind the folded convolutions, for training; the function is the same at the start."""
 
 from __future__ import annotations
 
@@ -19,14 +19,20 @@ _NORMS: dict[type[nn.Module], type[nn.BatchNorm1d] | type[nn.BatchNorm2d]] = {
 
 @dataclass
 class _OutputStatistics:
-    """Count, mean (C,) and sum of squared deviations (C,), float64, of all positions seen."""
+    """Statistics of a convolution's outputs over all positions so far.
+
+    Attributes:
+        count: Number of positions.
+        mean: (C,) float64.
+        squares: (C,) float64 sums of squared deviations from the mean.
+    """
 
     count: int
     mean: Tensor
     squares: Tensor
 
     def add(self, output: Tensor) -> None:
-        """Take in one batch of outputs (images, C, ...)."""
+        """Add one batch of outputs (images, C, ...)."""
         values = output.detach().double().transpose(0, 1).flatten(1)
         number, mean = values.shape[1], values.mean(1)
         deviation = mean - self.mean
@@ -39,13 +45,13 @@ class _OutputStatistics:
 def with_norms(model: nn.Sequential, images: Images) -> nn.Sequential:
     """A serial network with a batch norm behind every convolution, which takes over its bias.
 
-    The norms hold the mean m and the unbiased variance v of the convolution's outputs over all images and positions,
-    as BatchNorm's running statistics do, with weight = sqrt(v + eps) and bias = m + the convolution's bias: in eval
-    mode the function is the same, and in train mode it is nearly so on images like these. Constant channels have v = 0.
+    A norm has the mean m and the unbiased variance v of the convolution's outputs, over all images and positions, as
+    its running statistics; weight = sqrt(v + eps) and bias = m + the convolution's bias. In eval mode the function is
+    the same; in train mode it is nearly the same on such images. A constant channel has v = 0.
 
     Args:
-        model: In eval mode; its convolutions have biases. Its modules are used, and changed.
-        images: One pass over all of them.
+        model: Network in eval mode, whose convolutions have biases. Its modules are reused and changed.
+        images: Calibration images; one pass is made over all of them.
     """
     moments = _measure(model, images)
     names, children = ChildNames(), OrderedDict[str, nn.Module]()
@@ -59,7 +65,7 @@ def with_norms(model: nn.Sequential, images: Images) -> nn.Sequential:
 
 
 def _measure(model: nn.Sequential, images: Images) -> dict[str, _OutputStatistics]:
-    """Moments of the convolutions' outputs by name, biases taken in."""
+    """Name of each convolution -> statistics of its outputs, biases included."""
     moments: dict[str, _OutputStatistics] = {}
     with torch.no_grad():
         for batch in images:
@@ -73,7 +79,7 @@ def _measure(model: nn.Sequential, images: Images) -> dict[str, _OutputStatistic
 
 
 def _norm(convolution: nn.Module, moments: _OutputStatistics) -> nn.Module:
-    """The norm of a convolution, which loses its bias."""
+    """The norm behind a convolution; the convolution loses its bias."""
     weight, bias = convolution.weight, convolution.bias
     assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
     norm = _NORMS[type(convolution)](len(bias), device=weight.device, dtype=weight.dtype)

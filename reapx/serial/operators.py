@@ -1,4 +1,4 @@
-"""Operators outside of blocks as modules of their own, and the serial network's names."""
+"""Operators outside of blocks as modules, and the names of the serial network's modules."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _INPUT = "<input>"
 
 
 class Operator(nn.Module):
-    """An ATen operator with constant arguments.
+    """A module that calls an ATen operator with constant arguments.
 
     Args:
-        name: Such as ``"log_softmax.int"``.
-        args: Its positional arguments, with ``"<input>"`` for the input.
-        kwargs: Its keyword arguments.
+        name: Name and overload, such as ``"log_softmax.int"``.
+        args: Positional arguments, with ``"<input>"`` in place of the input.
+        kwargs: Keyword arguments, with ``"<input>"`` in place of the input.
     """
 
     def __init__(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ class Operator(nn.Module):
         self.name, self.args, self.kwargs = name, args, kwargs
 
     def forward(self, x: Tensor) -> Tensor:
-        """The operator's value."""
+        """The operator's value for an input."""
         packet, _, overload = self.name.partition(".")
         operator = getattr(getattr(torch.ops.aten, packet), overload)
         args, kwargs = torch.utils._pytree.tree_map(
@@ -55,16 +55,17 @@ class Operator(nn.Module):
         return value
 
     def extra_repr(self) -> str:
-        """The call."""
+        """The operator's call as text."""
         given = [str(value) for value in self.args] + [f"{key}={value}" for key, value in self.kwargs.items()]
         return f"{self.name}({', '.join(given)})"
 
 
 def modules_of(graph: Graph, node: Node) -> list[nn.Module]:
-    """Modules that compute what an operator outside of blocks does.
+    """Modules that together compute an operator outside of blocks.
 
     Raises:
-        InputError: it reads more than one tensor and constants.
+        InputError: the operator reads other tensors besides its input, depends on sizes of other values, changes values
+            at inference as dropout with training=True does, or gives each image no fixed shape.
     """
     operator, layer = operator_name(node), describe(graph, node)
     if isinstance(layer, Layer) and layer.kind == "linear":
@@ -101,7 +102,7 @@ def _linear(graph: Graph, layer: Layer) -> nn.Module:
 
 
 def _norm(graph: Graph, node: Node) -> nn.Module:
-    """A batch norm with copies of what is stored."""
+    """A batch norm with copies of the stored parameters and statistics."""
     weight, bias, mean, variance = (graph.parameter_of(argument) for argument in node.args[1:5])
     given = arguments(node)
     if mean is None or variance is None or given.get("training") or (weight is None) != (bias is None):
@@ -130,7 +131,7 @@ def _pool(node: Node, operator: str) -> nn.Module:
 
 
 def _mean(graph: Graph, node: Node) -> list[nn.Module] | None:
-    """Pooling to one position, where the mean takes all spatial axes; else None."""
+    """Pooling to one position where the mean is over all spatial axes; else None."""
     given, source = arguments(node), node.args[0]
     size = len(graph.shape(source))  # type: ignore[arg-type]
     taken = sorted(axis % size for axis in given.get("dim") or ())
@@ -141,7 +142,7 @@ def _mean(graph: Graph, node: Node) -> list[nn.Module] | None:
 
 
 def _reshape(graph: Graph, node: Node) -> nn.Module:
-    """Flattening of each image, or a reshape to any fixed shape of each image."""
+    """Flattening of each image, or a reshape of each image to a fixed shape."""
     before, after = (value.meta["val"].shape for value in (node.args[0], node))  # type: ignore[union-attr]
     if not is_dynamic(after[0]) or any(is_dynamic(size) for size in [*before[1:], *after[1:]]):
         raise _unknown(node, "gives each image no fixed shape")
@@ -172,7 +173,7 @@ def _unknown(node: Node, fault: str) -> InputError:
 
 
 def node_name(graph: Graph, node: Node) -> str:
-    """Path of the module that is an operator; of the module that calls it, and the operator, otherwise."""
+    """Path of the module that stands for an operator; else the path of the calling module and the operator's name."""
     if isinstance(describe(graph, node), Layer):
         return name_of(graph, node)
     stack = list((node.meta.get("nn_module_stack") or {}).values())
@@ -184,13 +185,13 @@ def node_name(graph: Graph, node: Node) -> str:
 
 
 class ChildNames:
-    """Names of children: module paths with dots as underscores, each once."""
+    """Unique names of child modules: module paths with underscores in place of dots."""
 
     def __init__(self) -> None:
         self._taken = set(dir(nn.Sequential()))
 
     def unique(self, path: str) -> str:
-        """A name that is not taken yet, which is taken now."""
+        """A name for a module path that is not in use yet; it is in use from now on."""
         wanted = path.replace(".", "_")
         name, count = wanted, 1
         while name in self._taken:

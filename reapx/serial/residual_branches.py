@@ -28,13 +28,13 @@ _PLAIN = "Only blocks relu(f(x) + shortcut(x)) can be, f being convolutions, eac
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution and the batch norm that alone reads it, if any."""
+    """A convolution, and the batch norm that is the only operator to read it, if any."""
 
     layer: Layer
     norm: Node | None = None
 
     def folded(self, graph: Graph) -> tuple[Tensor, Tensor]:
-        """Weight and bias of both as one convolution, float64."""
+        """Weight and bias, float64, of one convolution that equals the convolution and its norm."""
         weight = graph.tensors[self.layer.weight].double()
         stored = graph.tensors[self.layer.bias].double() if self.layer.bias else None
         bias = weight.new_zeros(weight.shape[0]) if stored is None else stored
@@ -45,12 +45,12 @@ class Conv:
 
     @property
     def stride(self) -> tuple[int, ...]:
-        """Stride of each spatial axis."""
+        """Stride along each spatial axis."""
         return axes(self.layer.window.stride, self.layer.spatial)
 
     @property
     def tap(self) -> tuple[int, ...] | None:
-        """The kernel position that reads input ``stride * i`` for output i; None where there is none."""
+        """The kernel position that reads input ``stride * i`` for output i; None if the kernel has none."""
         window, spatial = self.layer.window, self.layer.spatial
         taps = []
         for size, step, border in zip(
@@ -64,12 +64,13 @@ class Conv:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """A shortcut as shortcut(x)[i] = matrix x[stride * i] + shift.
+    """A linear shortcut: shortcut(x)[i] = matrix x[stride * i] + shift.
 
     Attributes:
-        stride: Of each spatial axis.
-        matrix: (outputs, inputs), float64.
-        shift: (outputs,), float64.
+        kind: "identity", "option A" (subsampling and zero-padded channels) or "projection".
+        stride: Stride along each spatial axis.
+        matrix: (outputs, inputs) float64.
+        shift: (outputs,) float64.
     """
 
     kind: ShortcutKind
@@ -79,7 +80,7 @@ class Shortcut:
 
 
 def foldable(graph: Graph, node: Node) -> bool:
-    """Whether a batch norm works with stored statistics."""
+    """Whether a batch norm uses stored statistics and parameters, so that it can be folded."""
     if arguments(node).get("training"):
         return False
     return all(graph.parameter_of(argument) is not None for argument in node.args[3:5]) and all(
@@ -88,10 +89,16 @@ def foldable(graph: Graph, node: Node) -> bool:
 
 
 def branch(flow: ValueFlow, name: str, fork: Node, end: Node) -> list[Node]:
-    """The operators of one branch from the fork to its end, without those that do nothing.
+    """The operators of one branch from the fork to its end, without those that change nothing.
+
+    Args:
+        flow: The captured network.
+        name: Name of the block, for error messages.
+        fork: The value that the branch reads.
+        end: The last operator of the branch.
 
     Raises:
-        InputError: it is no chain.
+        InputError: the branch is not a chain, or has a layer that reapx cannot describe.
     """
     found: list[Node] = []
     node = end
@@ -109,7 +116,7 @@ def branch(flow: ValueFlow, name: str, fork: Node, end: Node) -> list[Node]:
 
 
 def joined(name: str, node: Node) -> Exception:
-    """The error for values joined by an operator other than the block's own add."""
+    """The error for an operator other than the block's own add that joins several values."""
     operator = operator_name(node)
     if operator == "add":
         return refusal(name, f"values are added in {node.name} inside of one of its branches", _PLAIN)
@@ -121,7 +128,7 @@ def joined(name: str, node: Node) -> Exception:
 
 
 def rank(graph: Graph, nodes: Sequence[Node]) -> tuple[bool, int, int]:
-    """What tells f from the shortcut: activations, then convolutions, then the size of their kernels."""
+    """Sort key that places f behind the shortcuts: activations, number of convolutions, size of their kernels."""
     layers = [layer for node in nodes if isinstance(layer := describe(graph, node), Layer)]
     return is_active(nodes), len(layers), sum(layer.taps for layer in layers)
 
@@ -135,10 +142,10 @@ def read_convolutions(graph: Graph, name: str, nodes: Sequence[Node]) -> list[Co
     """The convolutions of f.
 
     Raises:
-        InputError: there is more to f than convolutions, norms and ReLUs in this order.
+        InputError: f is not a sequence of convolutions, each with an optional norm, with a ReLU between each two.
     """
     convs: list[Conv] = []
-    free = True  # for a convolution: nothing or a ReLU came before
+    free = True  # whether a convolution may come next: at the start, and behind a ReLU
     for node in nodes:
         operator, layer = operator_name(node), describe(graph, node)
         if isinstance(layer, Layer) and layer.kind == "conv":
@@ -195,7 +202,7 @@ def _misplaced(name: str, operator: str, begun: bool) -> Exception:
 
 
 def read_shortcuts(graph: Graph, name: str, branches: Sequence[Sequence[Node]], like: Tensor, spatial: int) -> Shortcut:
-    """The sum of all linear branches as one shortcut; the arguments are those of ``read_shortcut``."""
+    """The sum of all linear branches as one shortcut; the other arguments are those of ``read_shortcut``."""
     total, *others = (read_shortcut(graph, name, nodes, like, spatial) for nodes in branches)
     for other in others:
         if other.stride != total.stride:
@@ -205,14 +212,18 @@ def read_shortcuts(graph: Graph, name: str, branches: Sequence[Sequence[Node]], 
 
 
 def read_shortcut(graph: Graph, name: str, nodes: Sequence[Node], like: Tensor, spatial: int) -> Shortcut:
-    """The shortcut as one matrix at one stride.
+    """A linear branch as one matrix at one stride.
 
     Args:
-        nodes: Its operators, none of which does nothing.
-        like: The weight of f's first convolution: (outputs, inputs, ...).
+        graph: The captured network.
+        name: Name of the block, for error messages.
+        nodes: The branch's operators, without those that change nothing.
+        like: (outputs, inputs, ...) weight of f's first convolution.
+        spatial: Number of spatial axes.
 
     Raises:
-        InputError: it is more than subsampling, zero padding of channels, 1x1 convolutions and batch norms.
+        InputError: the branch has other operators than subsampling, zero padding of channels, 1x1 convolutions and
+            batch norms.
     """
     size = like.shape[1]
     matrix = torch.eye(size, dtype=torch.float64, device=like.device)
@@ -243,7 +254,7 @@ def _is_projection(layer: Layer) -> bool:
 
 
 def _subsampling(node: Node, operator: str, spatial: int) -> tuple[int, ...] | None:
-    """The stride that a slice or a pooling of size 1 takes, or None."""
+    """The stride of a slice or of a pooling of size 1; None for other operators."""
     if operator == "slice":
         given = arguments(node)
         axis = given["dim"] % (spatial + 2)
@@ -260,7 +271,7 @@ def _subsampling(node: Node, operator: str, spatial: int) -> tuple[int, ...] | N
 
 
 def _channel_padding(node: Node, operator: str, spatial: int) -> tuple[int, int] | None:
-    """How many zero channels a padding adds before and behind; None for other operators."""
+    """The numbers of zero channels that a padding adds before and behind; None for other operators."""
     if operator not in ("pad", "constant_pad_nd"):
         return None
     given = arguments(node)

@@ -1,4 +1,4 @@
-"""Serialising: the call, and what comes back."""
+"""Serialising a residual network: the public call and its result."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from .residual_branches import Conv, ShortcutKind
 from .rewrite import Projection, carried_channels, convolution, serial_convolutions
 
 LIMIT = 1e-5
-"""Largest difference from the original as a share of the largest output."""
+"""Largest allowed difference from the original's outputs, as a share of the largest output."""
 
 
 @dataclass(frozen=True)
 class SerializedBlock:
-    """A block of the original network, and what became of it.
+    """A residual block of the original network, and the layers that replace it.
 
     Attributes:
         name: Module path of its convolutions, such as ``layer1.0``.
-        carried: Channels that carry the shortcut through f's ReLUs; 0 for an f of one convolution.
-        layers: Convolutions that stand for it, as many as f had.
+        shortcut: Kind of its shortcut.
+        carried: Number of channels that carry the shortcut through f's ReLUs; 0 where f is one convolution.
+        layers: Number of convolutions that replace the block; f had as many.
     """
 
     name: str
@@ -46,11 +47,12 @@ class Serialized:
     """A serial network that computes what a residual one does; ``print`` it.
 
     Attributes:
-        model: The network, in eval mode; shares nothing with the original.
+        model: The serial network, in eval mode; it shares no tensor with the original.
+        blocks: The residual blocks and the layers that replace them.
         macs: Multiply-accumulates per image, before and after.
         params: Parameters, before and after.
-        gap: Largest difference from the original's output on a few images, over the largest output; in float64
-            where the model can, so that only the rounding of new weights is seen.
+        gap: Largest difference from the original's output on a few images, as a share of the largest output. It is
+            computed in float64 where the model runs in it, and then shows only the rounding of the new weights.
     """
 
     model: nn.Sequential = field(repr=False)
@@ -84,27 +86,31 @@ def serialize(
 ) -> Serialized:
     """Rewrite a network of blocks relu(f(x) + shortcut(x)) as a plain serial network of the same function.
 
-    A block's input is the output of a ReLU, hence not negative, so that more channels can carry it through f's ReLUs
-    at the kernels' centre taps, and the last convolution adds it. The serial network costs more, and all of its
-    channels, those of the former residual stream too, can be pruned one by one. Norms are folded, dropout inside of
-    blocks is left out, and a layer that is called twice becomes two.
+    A block's input is the output of a ReLU, so it is not negative. Additional channels therefore carry it unchanged
+    through f's ReLUs, at the centre taps of the kernels, and the last convolution adds it. The serial network costs
+    more. In return, each of its channels can be pruned by itself, including those of the former residual stream. Norms
+    are folded, dropout inside blocks is left out, and a layer that is called twice becomes two layers.
 
     Args:
-        model: Module in eval mode; not touched, and nothing is shared with it.
-        images: As for ``reapx.plan``; a few prove the result, and ``norms`` reads all.
-        norms: Put a batch norm behind every convolution, with statistics over the images, for training.
-        projection: How a shortcut P x + b with a 1x1 convolution is carried. ``"carry"`` carries x as it is, which is
-            exact for x >= 0, and has the last layer apply P: cheaper while P has no more than twice as many inputs
+        model: Module in eval mode; it is not changed, and the result shares no tensor with it.
+        images: A tensor (images, ...) or an iterable of batches, as for ``reapx.plan``. A few images prove the result;
+            with ``norms`` all are read.
+        norms: Whether to put a batch norm behind every convolution, with statistics over the images, for training.
+        projection: How a shortcut P x + b with a 1x1 convolution is carried. ``"carry"`` carries x unchanged, which is
+            exact for x >= 0, and applies P in the last layer. It is cheaper while P has at most twice as many inputs
             as outputs. ``"split"``, as in the paper, applies P in the first layer and carries [P x + b; -P x - b].
-        memory: Bytes of the device's memory for images before they go to disk; as for ``reapx.plan``.
+        memory: Bytes of the device's memory for images before they move to disk, as for ``reapx.plan``.
 
     Returns:
-        The serial network and what became of the blocks.
+        The serial network, its blocks and its costs.
 
     Raises:
-        InputError: there is no residual block, one that has no serial form, or an argument outside its choices.
-        CaptureError: torch.export refuses the model.
-        ProofError: the serial network's outputs are not those of the model.
+        InputError: images cannot be used, the model is in train mode or returns no single tensor, there is no residual
+            block, a block has no serial form, ``norms`` is not a bool, or ``projection`` is neither "carry" nor
+            "split".
+        CaptureError: torch.export refuses the model, or the model fixes its batch size.
+        ProofError: the serial network's outputs differ from the model's by more than rounding.
+        BackendError: there are no kernels for the model's device.
 
     Source:
         K. Kamma and T. Wada, "Serialized Residual Network", MIRU 2020.
@@ -129,7 +135,7 @@ def serialize(
 
 
 def _check_output(output: object) -> None:
-    """Refuse outputs in a container, which a serial network would not have."""
+    """Refuse a model that does not return a single tensor, as a serial network does."""
     if not isinstance(output, Tensor):
         raise InputError(
             f"the model returns a {type(output).__name__}, and a serial network returns one tensor: serialise the part "
@@ -140,7 +146,7 @@ def _check_output(output: object) -> None:
 def _assemble(graph: Graph, chain: list[Link], projection: Projection) -> nn.Sequential:
     """The serial network of a chain, in eval mode."""
     names, children = ChildNames(), OrderedDict[str, nn.Module]()
-    last = ""  # the convolution that was just put in
+    last = ""  # name of the convolution that was appended last
 
     def put(path: str, module: nn.Module) -> str:
         name = names.unique(path)
@@ -165,7 +171,11 @@ def _assemble(graph: Graph, chain: list[Link], projection: Projection) -> nn.Seq
 
 
 def _prove(serial: nn.Module, graph: Graph, images: Images) -> float:
-    """The difference from the original; raises where it is more than rounding."""
+    """The difference from the original's outputs, as a share of the largest output.
+
+    Raises:
+        ProofError: the difference exceeds ``LIMIT``.
+    """
     gap, _ = difference(serial, graph, graph.tensors, images)
     if not gap <= LIMIT:
         raise ProofError(

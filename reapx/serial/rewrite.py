@@ -20,13 +20,15 @@ CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: n
 
 @dataclass(frozen=True)
 class Carry:
-    """How a shortcut goes through the ReLUs of f: entry x + offset in the first layer, leave v + shift in the last.
+    """How channels carry a shortcut through the ReLUs of f.
+
+    The first layer computes v = entry x + offset, and the last layer adds leave v + shift.
 
     Attributes:
-        entry: (carried, inputs), float64.
-        offset: (carried,).
-        leave: (outputs, carried).
-        shift: (outputs,).
+        entry: (carried, inputs) float64.
+        offset: (carried,) float64.
+        leave: (outputs, carried) float64.
+        shift: (outputs,) float64.
     """
 
     entry: Tensor
@@ -36,14 +38,14 @@ class Carry:
 
 
 def carry_of(block: ResidualBlock, projection: Projection) -> Carry:
-    """The channels that carry a block's shortcut; x is at least 0, unless its projection is split by sign."""
+    """How a block's shortcut is carried; x must not be negative, unless a projection is split by sign."""
     matrix, shift = block.shortcut.matrix, block.shortcut.shift
     outputs, inputs = matrix.shape
 
     def one(size: int) -> Tensor:
         return torch.eye(size, dtype=matrix.dtype, device=matrix.device)
 
-    if block.shortcut.kind != "projection":  # zeros and ones
+    if block.shortcut.kind != "projection":  # a matrix of zeros and ones keeps values non-negative
         return Carry(matrix, shift, one(outputs), torch.zeros_like(shift))
     if projection == "carry":
         return Carry(one(inputs), matrix.new_zeros(inputs), matrix, shift)
@@ -52,22 +54,22 @@ def carry_of(block: ResidualBlock, projection: Projection) -> Carry:
 
 
 def carried_channels(block: ResidualBlock, projection: Projection) -> int:
-    """How many channels carry a block's shortcut; none where the one convolution takes it in."""
+    """Number of channels that carry a block's shortcut; 0 where f is one convolution, which then includes it."""
     return 0 if len(block.convs) == 1 else len(carry_of(block, projection).offset)
 
 
 def serial_convolutions(graph: Graph, block: ResidualBlock, projection: Projection) -> list[nn.Module]:
-    """The convolutions that stand for a block, in order; a ReLU belongs between each two."""
+    """The convolutions that replace a block, in order; a ReLU belongs between each two."""
     if len(block.convs) == 1:
         weight, bias = block.convs[0].folded(graph)
-        weight = weight.clone()  # it may be the model's own
+        weight = weight.clone()  # it may be the model's own tensor
         _centre(block.convs[0], weight).add_(block.shortcut.matrix)
         return [convolution(graph, block.convs[0].layer, weight, bias + block.shortcut.shift)]
     carry = carry_of(block, projection)
     layers: list[nn.Module] = []
     for index, conv in enumerate(block.convs):
         weight, bias = conv.folded(graph)
-        weight = weight.to(graph.tensors[conv.layer.weight].dtype)  # what is carried makes it large
+        weight = weight.to(graph.tensors[conv.layer.weight].dtype)  # the carried channels enlarge it
         if index == 0:
             weight = _stack(conv, weight, carry.entry, rows=True, columns=False)
             bias = torch.cat([bias, carry.offset])
@@ -83,7 +85,7 @@ def serial_convolutions(graph: Graph, block: ResidualBlock, projection: Projecti
 
 
 def _stack(conv: Conv, weight: Tensor, carried: Tensor, *, rows: bool, columns: bool) -> Tensor:
-    """A weight with the matrix that carries at its centre tap, in rows and columns of its own or not."""
+    """A weight with the carrying matrix at its centre tap, in additional rows and columns where asked for."""
     (outputs, inputs), (more, read) = weight.shape[:2], carried.shape
     size = (outputs + rows * more, inputs + columns * read)
     full = weight.new_zeros(*size, *weight.shape[2:])
@@ -101,7 +103,7 @@ def _centre(conv: Conv, weight: Tensor) -> Tensor:
 
 
 def convolution(graph: Graph, layer: Layer, weight: Tensor, bias: Tensor) -> nn.Module:
-    """A convolution like ``layer`` with another weight and bias, rounded to its dtype."""
+    """A convolution with the options of ``layer`` and another weight and bias, rounded to the layer's dtype."""
     window, spatial = layer.window, layer.spatial
     stored = graph.tensors[layer.weight]
     asked = arguments(layer.node).get("padding")

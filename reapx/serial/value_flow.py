@@ -1,4 +1,4 @@
-"""How values flow through a captured graph: which operators read which values, whatever reads sizes only."""
+"""The flow of tensors through a captured graph; operators that read only sizes are left out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import InputError
 DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 _COPIES = ("clone", "alias", "contiguous", "detach", "lift_fresh_copy")
 _WHOLE = 2**62
-"""Slices that end behind this are open."""
+"""A slice whose end is larger is open-ended."""
 
 _NONNEGATIVE = frozenset("relu relu6 sigmoid hardsigmoid softmax softplus exp abs square".split())
 _KEEPS_SIGN = frozenset(
@@ -26,7 +26,7 @@ _KEEPS_SIGN = frozenset(
 
 
 def carries(node: Node) -> bool:
-    """Whether a node's value is a tensor or holds one; sizes are numbers."""
+    """Whether a node's value is a tensor or contains one, rather than a size."""
     value = node.meta.get("val")
     parts = value if isinstance(value, tuple | list) else [value]
     return any(isinstance(part, Tensor) for part in parts)
@@ -40,7 +40,7 @@ class ValueFlow:
         graph: The graph.
         start: The image input.
         end: The node whose value the model returns.
-        users: Node -> operators on the way to the output that read it as a tensor, in execution order.
+        users: Node -> operators that read it and on which the output depends, in execution order.
     """
 
     graph: Graph
@@ -53,7 +53,7 @@ class ValueFlow:
         """The flow of a captured graph.
 
         Raises:
-            InputError: it has several inputs or outputs.
+            InputError: the graph does not have one tensor input and one tensor output.
         """
         for name, found in (("inputs", graph.inputs), ("outputs", graph.outputs)):
             if len(found) != 1:
@@ -76,11 +76,11 @@ class ValueFlow:
         return cls(graph, graph.inputs[0], graph.outputs[0], users)
 
     def sources(self, node: Node) -> list[Node]:
-        """The tensors that a node reads, but for stored parameters and buffers."""
+        """The tensors that a node reads, without stored parameters and buffers."""
         return [a for a in dict.fromkeys(node.all_input_nodes) if carries(a) and a not in self.graph.parameters]
 
     def meeting(self, fork: Node) -> Node:
-        """The first node that all ways from a fork to the output pass through."""
+        """The first node through which all paths from a fork to the output pass."""
         ways = set(self.users[fork])
         while True:
             first = min(ways, key=lambda node: int(node.meta["order"]))
@@ -90,13 +90,13 @@ class ValueFlow:
             ways.update(self.users.get(first, ()))
 
     def between(self, fork: Node, meeting: Node) -> list[Node]:
-        """The operators on the ways from a fork to where they meet, the meeting among them."""
+        """The operators on the paths from a fork to the node where they meet, including that node."""
         first = fork.meta.get("order", -1)
         inside = ancestors([meeting])
         return [n for n in self.graph.nodes if first < n.meta["order"] <= meeting.meta["order"] and n in inside]
 
     def nonnegative(self, node: Node) -> bool:
-        """Whether a value cannot be negative, by the operators that make it."""
+        """Whether the operators that compute a value guarantee that it is not negative."""
         while node.op == "call_function":
             operator = operator_name(node)
             if operator in _NONNEGATIVE or _clamped(node, operator):
@@ -115,7 +115,7 @@ def _clamped(node: Node, operator: str) -> bool:
 
 
 def is_idle(node: Node) -> bool:
-    """Whether an operator's value is its input's in eval mode: copies, dropout, a slice that takes all."""
+    """Whether an operator returns its input unchanged in eval mode: copies, dropout, a slice of everything."""
     operator = operator_name(node)
     if operator == "getitem":
         source = node.args[0]
@@ -131,7 +131,7 @@ def is_idle(node: Node) -> bool:
 
 
 def block_name(graph: Graph, nodes: Iterable[Node]) -> str:
-    """The module that some convolutions have in common; the first and the last where that is the whole model."""
+    """Path of the module that contains the convolutions among some nodes; first and last name if it is the model."""
     found = {node: layer for node in nodes if (layer := describe(graph, node)) is not None}
     stored = [node for node, layer in found.items() if not isinstance(layer, str)]
     names = [name_of(graph, node) for node in stored or found]
@@ -153,5 +153,5 @@ def refusal(name: str, fault: str, cure: str) -> InputError:
 
 
 def axes(layer_values: Sequence[int], spatial: int) -> tuple[int, ...]:
-    """A window's entries, which are two always, for the axes that there are."""
+    """The entries of a window's pair for the layer's spatial axes: the last one, or both."""
     return tuple(int(value) for value in layer_values[2 - spatial :])

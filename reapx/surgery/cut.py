@@ -1,4 +1,4 @@
-"""Surgery: smaller parameters into the user's own modules, by qualified name."""
+"""Surgery: put smaller parameters into the user's own modules, by qualified name."""
 
 from __future__ import annotations
 
@@ -10,11 +10,20 @@ from torch import Tensor, nn
 from ..groups.channel_groups import Group, ParameterAxis
 
 Kept = dict[str, dict[int, Tensor]]
-"""Qualified name -> axis -> sorted positions that stay; on the CPU, wherever the tensors are."""
+"""Qualified name -> axis -> sorted positions that stay; always on the CPU."""
 
 
 def kept_positions(groups: list[Group], removed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Kept:
-    """What stays of every parameter when each group loses ``removed[group]`` units."""
+    """The positions that stay in every parameter when each group loses its removed units.
+
+    Args:
+        groups: Channel groups.
+        removed: Group name -> (count,) int64 units that leave.
+        tensors: Qualified name -> parameter, for its shape.
+
+    Returns:
+        Entries for the axes that become shorter, and for no others.
+    """
     stays: dict[ParameterAxis, Tensor] = {}
     for group in groups:
         units = removed.get(group.name)
@@ -31,7 +40,11 @@ def kept_positions(groups: list[Group], removed: Mapping[str, Tensor], tensors: 
 
 
 def within(kept: Kept, larger: Kept) -> Kept:
-    """Where what stays lies in what stays of a larger network, for the axes on which the two differ."""
+    """Positions of ``kept`` counted within ``larger``, for the axes on which the two differ.
+
+    Example: of 6 channels, ``larger`` keeps 0, 2, 3, 5 and ``kept`` keeps 2, 5. Within the larger network these are the
+    positions 1 and 3.
+    """
     found: Kept = {}
     for name, axes in larger.items():
         for axis, positions in axes.items():
@@ -42,14 +55,14 @@ def within(kept: Kept, larger: Kept) -> Kept:
 
 
 def narrow(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
-    """The part of a tensor that stays."""
+    """A copy of a tensor with the positions that stay; ``axes`` is an entry of :data:`Kept`."""
     for axis, positions in axes.items():
         tensor = tensor.index_select(axis, positions.to(tensor.device))
     return tensor
 
 
 def cut(model: nn.Module, kept: Kept) -> None:
-    """Shrink the parameters and buffers of ``model`` in place, and the attributes that count them."""
+    """Shrink parameters and buffers of ``model`` in place, and attributes such as ``out_channels`` that count them."""
     owners: dict[str, list[str]] = {}
     for name in kept:
         path, _, leaf = name.rpartition(".")
@@ -64,7 +77,7 @@ def cut(model: nn.Module, kept: Kept) -> None:
 
 
 def assign(model: nn.Module, name: str, value: Tensor) -> None:
-    """Put a tensor in the place of a parameter or buffer."""
+    """Replace a parameter or buffer by a tensor, which takes its device, dtype and ``requires_grad``."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     old = getattr(module, leaf)

@@ -1,6 +1,6 @@
-"""Branches without channels: what takes the place of layers that are left with nothing to read or nothing to put out.
+"""Emptied layers: the modules that replace layers without input channels or without output channels.
 
-PyTorch runs no convolution without input or output channels and no norm without channels, so modules are replaced.
+PyTorch cannot run a convolution without input or output channels, nor a norm without channels.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _FORWARDS = {kind.forward for kind in _LAYERS}
 
 @dataclass(frozen=True)
 class Ending:
-    """What follows a layer that reads nothing any more.
+    """What follows a layer without input channels.
 
     Attributes:
-        norm: Path of the batch norm that alone reads the layer, or None.
-        writable: Whether forward() writes into the layer's output, as in ``out += x``.
+        norm: Path of the batch norm that is the only operator to read the layer, or None.
+        writable: Whether forward() writes into the layer's output in place, as in ``out += x``.
     """
 
     norm: str | None = None
@@ -36,15 +36,17 @@ class Ending:
 
 
 Endings = Mapping[str, Ending]
-"""Path of a layer that reads nothing any more -> what follows it."""
+"""Path of a layer without input channels -> what follows it."""
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How a layer changes the spatial size of its input; tuples have one entry a spatial axis, none for a linear layer.
+    """How a layer changes the spatial size of its input.
+
+    Tuples have one entry for each spatial axis, and are empty for a linear layer.
 
     Attributes:
-        output_padding: Of a transposed convolution; None for any other layer.
+        output_padding: Output padding of a transposed convolution; None for any other layer.
     """
 
     kernel: tuple[int, ...] = ()
@@ -80,24 +82,24 @@ class Extent:
 
 
 class Empty(nn.Module):
-    """A layer that lost all its outputs: a tensor without channels, of the right spatial size, at no cost."""
+    """Replaces a layer without output channels: returns a tensor without channels, of the right spatial size."""
 
     def __init__(self, extent: Extent) -> None:
         super().__init__()
         self.extent = extent
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, 0, ...) zeros, or (..., 0) in place of a linear layer; of the input only its shape is looked at."""
+        """An empty tensor (batch, 0, ...), or (..., 0) in place of a linear layer; only the input's shape is used."""
         return torch.zeros(self.extent.shape(x, 0), dtype=x.dtype, device=x.device)
 
 
 class Constant(nn.Module):
-    """A layer that lost all its inputs: its bias at every position, whatever the input.
+    """Replaces a layer without input channels: returns the layer's bias at every position, whatever the input.
 
     Attributes:
-        bias: (outputs,) parameter; a batch norm that alone read the layer is in it.
+        bias: (outputs,) parameter; a batch norm that alone read the layer is folded into it.
         norm: Path of that batch norm in the model, or None.
-        writable: Whether the output has memory of its own, so that forward() may write into it.
+        writable: Whether the output has its own memory, so that forward() may write into it.
     """
 
     def __init__(self, bias: Tensor, extent: Extent, ending: Ending, *, requires_grad: bool = True) -> None:
@@ -106,19 +108,19 @@ class Constant(nn.Module):
         self.extent, self.norm, self.writable = extent, ending.norm, ending.writable
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, outputs, ...) or (..., outputs); one bias that is only seen at every position, unless writable."""
+        """(batch, outputs, ...) or (..., outputs): an expanded view of the bias, or a copy where it is written to."""
         shape = self.extent.shape(x, len(self.bias))
         value = self.bias.reshape(-1, *[1] * len(self.extent.kernel)).expand(shape)
-        own = self.writable or self.training  # what runs only in training may write, too
+        own = self.writable or self.training  # operators that run only in training may write as well
         return value.clone(memory_format=torch.contiguous_format) if own else value
 
     def extra_repr(self) -> str:
-        """How many outputs, and which norm is in them."""
+        """The number of outputs, and the norm that was folded in."""
         return str(len(self.bias)) + ("" if self.norm is None else f", norm={self.norm!r}")
 
 
 def find_endings(graph: Graph, groups: list[Group], kept: Kept) -> dict[str, Ending]:
-    """What follows each layer that has outputs but reads nothing any more."""
+    """What follows each layer that keeps output channels but loses all input channels, by path."""
     found: dict[str, Ending] = {}
     for layer in {c.layer.weight: c.layer for group in groups for c in group.consumers}.values():
         axes = kept.get(layer.weight, {})
@@ -136,7 +138,7 @@ def _gone(axes: Mapping[int, Tensor], axis: int) -> bool:
 
 
 def _is_written(graph: Graph, node: torch.fx.Node) -> bool:
-    """Whether an operator writes into a value, or into a view of it."""
+    """Whether an operator writes into a node's value in place, or into a view of it."""
     for user in graph.users.get(node, []):
         first = bool(user.args) and user.args[0] is node
         if first and (user.meta["in_place"] or (operator_name(user) in VIEWS and _is_written(graph, user))):
@@ -145,7 +147,7 @@ def _is_written(graph: Graph, node: torch.fx.Node) -> bool:
 
 
 def replaced(model: nn.Module, kept: Kept) -> dict[str, type[nn.Module]]:
-    """Path of each module that is left without input or output channels -> what takes its place."""
+    """Path of each module that loses all input or output channels -> the type of module that replaces it."""
     found: dict[str, type[nn.Module]] = {}
     for name, axes in kept.items():
         path, _, leaf = name.rpartition(".")
@@ -164,7 +166,7 @@ def _out_axis(layer: nn.Module) -> int:
 
 
 def can_fold(model: nn.Module, path: str) -> bool:
-    """Whether there is a batch norm with statistics of its own at a path."""
+    """Whether the module at a path is a batch norm with running statistics."""
     try:
         norm = model.get_submodule(path)
     except AttributeError:
@@ -173,13 +175,13 @@ def can_fold(model: nn.Module, path: str) -> bool:
 
 
 def shrink(model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings: Endings) -> None:
-    """Change a model in place: fewer channels, new weights, and no layer without channels.
+    """Shrink a model in place: cut its parameters, set new weights, and replace layers without channels.
 
     Args:
         model: The original architecture.
-        kept: What stays of each parameter.
-        updates: Qualified name -> refitted parameter, of what stays.
-        endings: What follows the layers that read nothing any more; their batch norms go into their constants.
+        kept: Positions of each parameter that stay.
+        updates: Qualified name -> refitted parameter, of the smaller size.
+        endings: What follows the layers without input channels; their batch norms are folded into their constants.
     """
     cut(model, kept)
     for name, value in updates.items():
@@ -197,16 +199,17 @@ def shrink(model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings:
 def after_replacing(
     model: nn.Module, kept: Kept, endings: Endings, shapes: Mapping[str, list[int]]
 ) -> tuple[set[str], dict[str, list[int]], list[str]]:
-    """What ``shrink`` would do to a model's names, which stays as it is.
+    """The names and shapes that ``shrink`` would remove and add; the model is not changed.
 
     Args:
         model: The original architecture.
-        kept: What stays of each parameter.
-        endings: What follows each layer that reads nothing any more.
-        shapes: Qualified name -> shape that is left.
+        kept: Positions of each parameter that stay.
+        endings: What follows each layer without input channels.
+        shapes: Qualified name -> shape after the cut.
 
     Returns:
-        Names that leave, shapes of the constants' biases by name, and what in ``endings`` the model has no place for.
+        Names of the tensors that disappear; name -> shape of the new constants' biases; and paths in ``endings`` that
+        do not fit the model.
     """
     replacements = replaced(model, kept)
     constants = {path for path, kind in replacements.items() if kind is Constant}
@@ -224,7 +227,7 @@ def after_replacing(
 
 
 def shrunk_exactly(model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings: Endings) -> nn.Module:
-    """A shrunk copy in float64, whose constants are not rounded; the model stays as it is."""
+    """A shrunk copy of the model in float64, whose constants are not rounded; the model is not changed."""
     exact = copy.deepcopy(model).double()
     shrink(exact, kept, updates, endings)
     return exact
@@ -245,7 +248,7 @@ def _constant(model: nn.Module, layer: nn.Module, ending: Ending) -> Constant:
 
 
 def _normalised(norm: nn.Module, value: Tensor) -> Tensor:
-    """What a batch norm in eval mode makes of one value a channel."""
+    """The output of a batch norm in eval mode for one value per channel."""
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     assert norm.running_mean is not None and norm.running_var is not None
     value = (value - norm.running_mean.double()) * (norm.running_var.double() + norm.eps).rsqrt()

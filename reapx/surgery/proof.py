@@ -1,4 +1,4 @@
-"""Proof: the pruned module equals the original with the same channels masked, on real input."""
+"""Proof: on calibration images, the pruned module equals the original with the same channels masked."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from ..groups.channel_groups import Group
 from .cut import Kept
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
-"""Largest difference between pruned and masked outputs, as a share of the largest output."""
+"""Dtype of the proof -> largest difference of pruned and masked outputs, as a share of the largest output."""
 
 
 def masked_tensors(graph: Graph, groups: list[Group], kept: Kept, updates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters of the original network that ignore the removed channels.
+    """Parameters of the original size that ignore the removed channels.
 
-    Refitted values stand at the positions that stay; the columns that read removed channels are zero.
+    Refitted values stand at the positions that stay, and columns that read removed channels are zero.
 
     Args:
+        graph: The original network.
+        groups: Its channel groups.
+        kept: Positions of each parameter that stay.
         updates: Qualified name -> refitted parameter of the pruned network.
     """
     tensors = dict(graph.tensors)
@@ -55,11 +58,21 @@ def _embed(full: Tensor, axes: Mapping[int, Tensor], value: Tensor) -> Tensor:
 def difference(
     module: nn.Module, graph: Graph, tensors: Mapping[str, Tensor], images: Images, count: int = 4
 ) -> tuple[float, torch.dtype]:
-    """Largest difference between a module's outputs and the graph's with other parameters.
+    """Largest difference between a module's outputs and those of a graph with the given parameters.
+
+    Args:
+        module: The pruned module; a copy is run.
+        graph: The original network.
+        tensors: Qualified name -> parameter for the graph.
+        images: Calibration images.
+        count: Number of images to compare on.
 
     Returns:
-        The difference as a share of the largest output, and the dtype that it was computed in:
-        float64 where the module runs in it, else float32.
+        The difference as a share of the largest output, and the dtype of the comparison: float64 where the module
+        runs in it, else float32.
+
+    Raises:
+        ProofError: the module does not run, or returns other numbers or shapes of tensors.
     """
     inputs = images.example(count)
     try:
@@ -98,9 +111,9 @@ def _difference(
 
 
 def _gap(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference over the largest finite value; infinite where only one of the two is finite."""
+    """Largest difference, as a share of the largest finite value; inf where only one of two values is finite."""
     apart = (ours.double() - theirs.double()).abs()
-    apart[ours == theirs] = 0  # equal infinities
+    apart[ours == theirs] = 0  # infinities of equal sign do not differ
     scale = float(theirs.double().nan_to_num(0, 0, 0).abs().max())
     gap = float(apart.nan_to_num(torch.inf).max())
     return gap / scale if scale > 0 else gap
@@ -108,9 +121,9 @@ def _gap(ours: Tensor, theirs: Tensor) -> float:
 
 @exact()
 def output_change(module: nn.Module, graph: Graph, images: Images) -> float:
-    """Mean squared difference of a module's outputs from the original's, over the variance of those.
+    """Mean squared difference of a module's outputs from the original's, as a share of the latter's variance.
 
-    On the first batch, at most 100 images; over all floating-point outputs together. Of several processes, the first's.
+    It is taken over at most 100 images of the first batch (of rank 0), and over all floating-point outputs together.
     """
     inputs = images.example(100)
     with torch.no_grad():
@@ -134,16 +147,21 @@ def tensors_in(value: object) -> list[Tensor]:
 def prove(
     module: nn.Module, graph: Graph, tensors: Mapping[str, Tensor], images: Images, *, rounded: bool = False
 ) -> float:
-    """Raise unless the module equals the masked original to rounding.
+    """Prove that a module equals the masked original up to rounding.
 
     Args:
-        rounded: Whether some of the module's parameters were computed from the original's and then rounded.
+        module: The pruned module.
+        graph: The original network.
+        tensors: Qualified name -> masked parameter; see :func:`masked_tensors`.
+        images: Calibration images.
+        rounded: Whether parameters of the module were computed from the original's and then rounded to its dtype; the
+            tolerance is then that of float32.
 
     Returns:
-        The difference, the largest of all processes.
+        The largest difference in any process, as a share of the largest output.
 
     Raises:
-        ProofError: it does not.
+        ProofError: the difference exceeds ``TOLERANCE``, or the module does not run.
     """
     with images.processes.together():
         gap, dtype = difference(module, graph, tensors, images)

@@ -1,4 +1,4 @@
-"""Readers: the consumers of a group as selection sees them."""
+"""The consumers of a group with the moments that were measured of their inputs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ...moments.moments import Moments
 
 @dataclass(frozen=True)
 class MeasuredConsumer:
-    """One consumer of a group, as selection sees it.
+    """One consumer of a group, with all that selection needs to know of it.
 
     Attributes:
         weight: (outputs, features) float64, rows scaled by the norm that follows the layer.
-        columns: (units, count) int64, the features that each unit owns.
-        moments: Of the layer's input, about the mean where an intercept is fitted; None for
-            methods that do not look at data.
+        columns: (units, count) int64, the features of each unit.
+        moments: Moments of the layer's input, centred where an intercept is fitted; None for methods that do not
+            use data.
     """
 
     weight: Tensor
@@ -31,10 +31,10 @@ class MeasuredConsumer:
 
     @property
     def known_moments(self) -> Moments:
-        """Its moments.
+        """The moments, for methods that need them.
 
         Raises:
-            ValueError: there are none.
+            ValueError: the consumer was not measured.
         """
         if self.moments is None:
             raise ValueError("this method of selection needs the moments of every consumer")
@@ -42,13 +42,13 @@ class MeasuredConsumer:
 
     @cached_property
     def scale(self) -> float:
-        """What makes squared errors shares of the variance of the consumer's outputs; 1 where they never change."""
+        """Factor that turns squared errors into shares of the outputs' variance; 1 where the outputs are constant."""
         signal = float(((self.weight @ self.known_moments.gram) * self.weight).sum())
         return 1 / signal if signal > 0 else 1.0
 
     @cached_property
     def contributions(self) -> Tensor:
-        """(units, units) float64 K: inner products of what the units add to the consumer's outputs.
+        """(units, units) float64 K, the inner products of the units' contributions to the consumer's outputs.
 
         With Z_c = X_c W_c, the outputs are Y = Σ_c Z_c and::
 
@@ -63,7 +63,11 @@ class MeasuredConsumer:
 def measured_consumers(
     graph: Graph, group: Group, moments: Mapping[str, list[Moments]] | None
 ) -> list[MeasuredConsumer]:
-    """A group's consumers, with the moments of their layers by weight name, or without any."""
+    """A group's consumers, with their moments.
+
+    Args:
+        moments: Weight name -> moments of each conv group of that layer; None for methods that do not use data.
+    """
     consumers = []
     for consumer in group.consumers:
         layer = consumer.layer

@@ -1,4 +1,4 @@
-"""What every selection method gives."""
+"""The result of every selection method: an order of removal with exact errors."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .weight_changes import WeightChanges
 
 @dataclass(frozen=True)
 class Path:
-    """An order of removal.
+    """The units of a group in the order in which they leave, and what each removal costs.
 
     Attributes:
-        order: (steps,) int64, units in the order in which they leave.
-        errors: (steps,) float64, what each removal adds to the damped reconstruction error, as a share of the
+        order: (steps,) int64 units, the first to leave first.
+        errors: (steps,) float64, increase of the damped reconstruction error at each removal, as a share of the
             variance of the consumers' outputs, averaged over consumers; NaN where nothing was measured.
         final: The undamped reconstruction error after the last step, in the same unit.
-        refitted: The consumers' weights at any cut; None where they were not asked for.
-        own_changes: What the method itself does with the weights that stay, without least squares; None where it does
-            nothing.
+        refitted: The consumers' refitted weights at any cut; None where the caller did not ask for them.
+        own_changes: The method's own change of the remaining weights, made without least squares; None for methods
+            that only choose units.
     """
 
     order: Tensor
@@ -33,11 +33,14 @@ class Path:
 
     @classmethod
     def unmeasured(cls, order: Tensor) -> Path:
-        """An order whose errors nobody knows."""
+        """A path whose errors were not measured."""
         return cls(order, torch.full((len(order),), torch.nan, dtype=torch.float64), torch.nan)
 
     def error(self, count: int) -> float:
-        """The reconstruction error after ``count`` removals: undamped after all, or where there are refits."""
+        """The reconstruction error after ``count`` removals.
+
+        It is undamped after the last step, and at every step where refitted weights are known; else it is damped.
+        """
         if count == len(self.errors) and self.refitted is None:
             return self.final
         damped = float(self.errors[:count].sum())

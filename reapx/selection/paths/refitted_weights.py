@@ -1,4 +1,4 @@
-"""Refits: the weights of a group's consumers, refitted by least squares at any cut of the group's path."""
+"""The weights of a group's consumers, refitted by least squares at any cut of the group's path."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .weight_changes import WeightChanges
 
 
 class RefittedWeights(WeightChanges):
-    """Refitted weights; what they are made of is as large as the Gram matrices.
+    """Refitted weights at any cut, computed on demand from the factors of the path.
 
-    It lies in ``store``, which sends it to disk past its limit.
+    The factors are as large as the Gram matrices. ``store`` holds them and moves them to disk past its limit.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class RefittedWeights(WeightChanges):
             store.put((group.name, index, "residual"), task_consumer.residual)
 
     def penalty(self, count: int) -> float:
-        """What damping adds to the path's error after ``count`` removals: λ ‖W - W₀‖², averaged over consumers."""
+        """The damping's part of the path's error after ``count`` removals: λ ‖W - W₀‖², averaged over consumers."""
         total = 0.0
         for index, (entry, penalty) in enumerate(zip(self._consumers, self._penalties, strict=True)):
             change = self.weights(index, [count])[0] - entry.weight
@@ -48,7 +48,7 @@ class RefittedWeights(WeightChanges):
         return total / max(len(self._consumers), 1)
 
     def weights(self, index: int, counts: Sequence[int]) -> Tensor:
-        """The refitted weights of one consumer."""
+        """The refitted weights of one consumer; see :meth:`WeightChanges.weights`."""
         entry = self._consumers[index]
         solved = entry.weight.new_empty(len(counts), *entry.weight.shape)
         task = _native.CutsTask(

@@ -1,4 +1,4 @@
-"""Changes: what a path's removals do to the tensors of a network, at any cut."""
+"""Weight changes: the difference that a path's removals make to the tensors of a network, at any cut."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from .consumers import MeasuredConsumer
 
 @dataclass(frozen=True)
 class ConsumerWeights:
-    """One consumer: its full weights (outputs, features) and columns as selection has them, its input's mean."""
+    """One consumer with its original weights.
+
+    Attributes:
+        consumer: The layer and conv group that the weights belong to.
+        weight: (outputs, features) float64, rows scaled by the norm that follows the layer.
+        columns: (units, count) int64, the features of each unit.
+        mean: (features,) float64, mean of the layer's input patches.
+    """
 
     consumer: Consumer
     weight: Tensor
@@ -26,12 +33,12 @@ class ConsumerWeights:
 
 
 class WeightChanges(ABC):
-    """Tensors of the original network, with zero columns where units have left and other weights where they stay.
+    """New weights for a group's consumers: zero in the columns of removed units, changed in the others.
 
-    Everything else in the network is as it was, so the inputs of the consumers are those of the original.
+    The rest of the network keeps its tensors, so each consumer still reads the original network's activations.
 
     Attributes:
-        order: (steps,) int64, units in the order in which they leave.
+        order: (steps,) int64 units, the first to leave first.
     """
 
     def __init__(self, graph: Graph, group: Group, measured: Sequence[MeasuredConsumer], order: Tensor) -> None:
@@ -45,16 +52,25 @@ class WeightChanges(ABC):
 
     @abstractmethod
     def weights(self, index: int, counts: Sequence[int]) -> Tensor:
-        """(counts, outputs, features) float64 weights of one consumer, as selection scales them, at ascending cuts."""
-
-    def changes(self, counts: Sequence[int]) -> list[dict[str, Tensor]]:
-        """What to add to the network's tensors when the path's first units have left.
+        """The weights of one consumer at several cuts.
 
         Args:
-            counts: Numbers of units that have left, ascending.
+            index: Position of the consumer in ``group.consumers``.
+            counts: Numbers of removed units, ascending.
 
         Returns:
-            For each count: qualified name -> float64 difference, of weights and of biases or running means.
+            (counts, outputs, features) float64, rows scaled by the norm that follows the layer.
+        """
+
+    def changes(self, counts: Sequence[int]) -> list[dict[str, Tensor]]:
+        """The differences from the network's tensors once the first units of the path are removed.
+
+        Args:
+            counts: Numbers of removed units, ascending.
+
+        Returns:
+            For each count: qualified name -> float64 difference of a weight, and of the bias or running mean that takes
+            the intercept.
         """
         found: list[dict[str, Tensor]] = [{} for _ in counts]
         for index, entry in enumerate(self._consumers):
@@ -64,7 +80,7 @@ class WeightChanges(ABC):
         return found
 
     def clear(self, tensors: dict[str, Tensor], count: int) -> None:
-        """Put zeros into the first ``count`` units' columns of those consumers' weights that are there."""
+        """Set the columns of the first ``count`` units to zero, in those consumers' weights that ``tensors`` holds."""
         for entry in self._consumers:
             layer = entry.consumer.layer
             if count and layer.weight in tensors:
@@ -73,7 +89,7 @@ class WeightChanges(ABC):
                 tensors[layer.weight] = layer.weight_from(matrix, tensors[layer.weight])
 
     def _add(self, changed: dict[str, Tensor], consumer: Consumer, change: Tensor, gone: Tensor, mean: Tensor) -> None:
-        """Write one consumer's change of (scaled) weights as changes of the network's tensors."""
+        """Add one consumer's change, of weights scaled by its norm, to the differences of the network's tensors."""
         layer, tensors = consumer.layer, self._graph.tensors
         norm = tail_of(self._graph, layer).norm
         matrix = layer.matrix(tensors[layer.weight])
@@ -100,7 +116,7 @@ class WeightChanges(ABC):
 
 
 def combined(tensors: Mapping[str, Tensor], changes: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors that several changes make of a network's, those that they touch only."""
+    """The sum of a network's tensors and several differences, for those tensors that differ."""
     found: dict[str, Tensor] = {}
     for change in changes:
         for name, value in change.items():
@@ -113,7 +129,13 @@ def cut_tensors(
     differences: Sequence[Mapping[str, Tensor]],
     made: Sequence[tuple[WeightChanges, int]],
 ) -> dict[str, Tensor]:
-    """The tensors that differences make together; none reads units that have left, by each change's count of them."""
+    """The sum of a network's tensors and several differences, with exact zeros where removed units are read.
+
+    Args:
+        tensors: Qualified name -> tensor of the network.
+        differences: What :meth:`WeightChanges.changes` returned for each group.
+        made: Each group's weight changes, and the number of its removed units.
+    """
     found = combined(tensors, differences)
     for changes, count in made:
         changes.clear(found, count)

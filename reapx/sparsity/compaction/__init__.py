@@ -1,1 +1,1 @@
-"""Compaction: removal of nodes whose weights are zero, their constants folded into what reads them."""
+"""Compaction: remove nodes whose weights are zero, and fold their constants into the consumers' biases."""

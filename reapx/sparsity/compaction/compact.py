@@ -1,4 +1,4 @@
-"""Finding zero nodes and removing them: the two calls."""
+"""The two public calls: find zero nodes, and remove them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .random_inputs import example_of
 from .zero_nodes import TOLERANCE, GroupNodes, ZeroNodes
 
 RELATIVE = 1e-4
-"""Default share of a layer's largest node up to which weights count as zero.
+"""Default share of a layer's largest node size up to which a node's weights count as zero.
 
-The largest power of ten at which outputs of the networks measured stayed the same to less than float32's own rounding:
-few nodes lie between 1e-4 and 1e-2, the vanished ones below and the living above (``ZeroNodes.plot`` shows them).
+It is the largest power of ten at which the outputs of all measured networks changed by less than float32 rounding. Few
+nodes lie between 1e-4 and 1e-2: vanished nodes lie below, living ones above (``ZeroNodes.plot`` shows them).
 """
 
 
@@ -35,28 +35,35 @@ def zero_nodes(
     exclude: Layers = (),
     memory: int | None = None,
 ) -> ZeroNodes:
-    """Find the nodes of a network that compute nothing any more, however they died; nothing is touched.
+    """Find the nodes of a network that compute nothing any more; the model is not changed.
 
-    A node (a neuron, or an output channel of a convolution) can leave if all its incoming weights are zero, so that it
-    hands on a constant; if a batch norm behind it scales by zero; if nobody reads it; or if it reads, or is read by,
-    nothing but such nodes. A channel of a residual stream has to be dead in every layer that adds to it. Constants go
-    into the biases of what reads them, or into the running mean of the norm behind. Where a convolution pads with
-    zeros they are none at the border, so one of those nodes stays and stands for others of its group.
+    A node is a neuron, or an output channel of a convolution. It can leave if all its incoming weights are zero, since
+    its output is then a constant; if a batch norm behind it scales by zero; if no layer reads it; or if it reads only
+    such nodes, or is read only by them. A channel of a residual stream must be dead in every layer that adds to it. A
+    constant is folded into the consumer's bias, or into the running mean of the norm behind the consumer. A
+    zero-padding convolution sees a constant that is not constant at the border. There, one such node of the group stays
+    and stands for the others.
 
     Args:
         model: Module in eval mode.
-        images: As for ``reapx.plan``, a few are enough. The result is checked on them, and MACs are those of their
-            size. By default random ones of the first shape that the model takes, which the text then names.
-        relative: Share of a layer's largest node up to which the weights of a node count as zero; the same for all
-            weights that read a node. A node's size is its largest weight's magnitude, times the scale of the batch
-            norm behind it.
-        absolute: Size up to which they count as zero in any layer.
+        images: A tensor (images, ...) or an iterable of batches, as for ``reapx.plan``; a few are enough. The result is
+            checked on them, and MACs are counted at their size. By default, random images of the first shape on which
+            the model runs; the printed text names this shape.
+        relative: Share of a layer's largest node size up to which the incoming weights of a node count as zero. The
+            same share holds for the weights that read a node. A node's size is the largest magnitude of its incoming
+            weights, times the scale of the batch norm behind it.
+        absolute: Size up to which weights count as zero in every layer.
         exclude: Layer names, patterns (``"layer3.*"``) or modules whose output channels stay.
-        memory: Bytes of the device's memory for images before they go to disk; as for ``reapx.plan``.
+        memory: Bytes of the device's memory for images before they move to disk, as for ``reapx.plan``.
+
+    Returns:
+        The nodes that can leave, and the dead nodes that stay, for each channel group.
 
     Raises:
-        InputError: a threshold is no number from 0, the images cannot be used, or the model is in train mode.
-        CaptureError: torch.export refuses the model.
+        InputError: a threshold is not a finite number from 0, images cannot be used, the model is in train mode or runs
+            on no random images that were tried, or a pattern in ``exclude`` matches no layer.
+        CaptureError: torch.export refuses the model, or the model fixes its batch size.
+        NumericalError: the model's output is NaN.
         BackendError: there are no kernels for the model's device.
 
     Source: A. Yaguchi et al., "Adam Induces Implicit Weight Sparsity in Rectifier Neural Networks", ICMLA 2018.
@@ -91,7 +98,7 @@ def zero_nodes(
 
 
 def _zero(group: Group, rows: dict[str, Tensor]) -> int:
-    """Units whose incoming weights count as zero in every layer that produces them."""
+    """Number of units whose incoming weights count as zero in every producer."""
     zero = [rows[x.weight][torch.from_numpy(group.cuts[x.weight, x.out_axis])].all(1) for x in group.producers]
     return int(torch.stack(zero).all(0).sum())
 
@@ -106,22 +113,27 @@ def compact(
     tolerance: float = TOLERANCE,
     inplace: bool = False,
 ) -> nn.Module:
-    """A smaller module with the same function: ``zero_nodes``, and their removal in one call.
+    """Remove the zero nodes of a network: ``zero_nodes`` and ``ZeroNodes.remove`` in one call.
 
-    ``reapx.zero_nodes(model).remove()`` does the same and can tell more: what left, what stays and why; and it can
-    save.
+    ``reapx.zero_nodes(model).remove()`` does the same, and also tells which nodes left and which stay and why; its
+    result can be saved.
 
     Args:
-        model: Module in eval mode; left as it is unless ``inplace``.
+        model: Module in eval mode; unchanged unless ``inplace``.
         images, relative, absolute, exclude: As for ``reapx.zero_nodes``.
-        tolerance, inplace: As for ``ZeroNodes.remove``.
+        tolerance: Largest difference from the model's outputs, as a share of the largest output.
+        inplace: Whether to change the given model instead of a copy; its parameters are then new objects.
 
     Returns:
-        The smaller module.
+        The smaller module. A CompactionWarning names dead nodes that stay, and why.
 
     Raises:
-        InputError, CaptureError, BackendError: as ``reapx.zero_nodes``.
-        ProofError: the smaller network differs by more than ``tolerance``; the model is as it was.
+        InputError: a threshold or the tolerance is not a number from 0, images cannot be used, the model is in train
+            mode, or a pattern in ``exclude`` matches no layer.
+        CaptureError: torch.export refuses the model, or the model fixes its batch size.
+        NumericalError: the model's output is NaN.
+        BackendError: there are no kernels for the model's device.
+        ProofError: the smaller network differs by more than ``tolerance``; the model is unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()

@@ -1,4 +1,4 @@
-"""Round after round: dead nodes leave a network's tensors, until no other node dies of it."""
+"""Elimination: dead nodes leave a network's tensors, round after round, until no further node is dead."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .node_sizes import NodeSizes, ZeroLimits, limits_of, sizes_of, without_zero
 
 @dataclass(frozen=True)
 class Elimination:
-    """What can leave a network.
+    """The units that can leave a network.
 
     Attributes:
-        removed: Group -> (count,) units.
-        constant: Group -> how many of them hand on a constant that is not zero.
-        staying: Group -> dead units that stay -> why.
-        changed: Qualified name -> float64 tensor of full size that takes the place of the network's own.
-        sizes: Of each layer, as it was.
-        limits: Of each layer.
+        removed: Name of each group -> (count,) int64 units that leave.
+        constant: Name of each group -> number of these units with a nonzero constant output.
+        staying: Name of each group -> dead unit that stays -> why.
+        changed: Qualified name -> float64 tensor of full size that replaces the network's own.
+        sizes: Node sizes of each layer before the first round.
+        limits: Limits of each layer up to which nodes count as zero.
     """
 
     removed: dict[str, Tensor]
@@ -39,15 +39,17 @@ class Elimination:
 def eliminate(
     graph: Graph, channels: ChannelAnalysis, droppable: Collection[str], relative: float, absolute: float
 ) -> Elimination:
-    """Find all units that can leave without a change of what the network computes.
+    """Find all units that can leave without changing the network's function.
 
-    What leaves is no longer read, and no longer reads: its inputs may now be read by nobody, and what read only it is
-    the same for all images.
+    Each round may make further units dead. A unit that only removed units read is unread afterwards, and a unit that
+    read only removed units is then the same for all images.
 
     Args:
+        graph: The captured network.
+        channels: Its channel analysis.
         droppable: Names of groups that may leave as a whole.
-        relative: Share of a layer's largest weight up to which a node's weights count as zero.
-        absolute: Magnitude up to which they do in any case.
+        relative: Share of a layer's largest node size up to which a node's weights count as zero.
+        absolute: Magnitude up to which weights count as zero in every layer.
     """
     tensors = dict(graph.tensors)
     sizes = sizes_of(graph, channels.layers, tensors)
@@ -82,7 +84,7 @@ def _round(
     values: dict[torch.fx.Node, Tensor],
     droppable: bool,
 ) -> Verdict:
-    """Let a group's newly dead units leave the tensors."""
+    """Remove a group's newly dead units from ``tensors``, and record them in ``found``."""
     before = found.removed[group.name]
     readings = read(group, tensors, values)
     verdict = judge(graph, group, readings, before, droppable)

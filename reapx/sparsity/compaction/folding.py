@@ -1,8 +1,9 @@
-"""Dead nodes out of a network's tensors: each constant into the biases behind it, exactly or not at all.
+"""Folding: dead nodes leave a network's tensors, and their constants go into the consumers' biases, exactly.
 
-A node is dead when what it hands on is the same for every image, or when nobody reads it. A constant through a
-zero-padded convolution is no constant at the border, so no bias can stand for it; but all such constants of a group
-have one shape, so that one of the nodes, the *carrier*, can stand for all the others.
+A node is dead if its output is the same for every image, or if no weight reads it. A zero-padding convolution maps a
+constant input to other values at the border than inside, so no bias can replace it. But the inputs of all constant
+nodes of a group differ only by a factor there, so one node, the *carrier*, can replace the others: its weights are
+increased by theirs, times the ratio of the constants.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class ReadUnits:
-    """What one consumer gets from each unit of a group; on the CPU, where it is judged.
+    """What one consumer reads of each unit of a group; all tensors are on the CPU.
 
     Attributes:
         consumer: The consumer.
-        columns: (units, channels * taps) of the layer's weight matrix.
-        constant: (units, channels) value at every position of every image; NaN where it varies.
-        unread: (units,) whether all weights that read the unit are zero.
+        columns: (units, channels * taps) int64, columns of the layer's weight matrix.
+        constant: (units, channels) float64, the value at every position of every image; NaN where it varies.
+        unread: (units,) bool, whether all weights that read the unit are zero.
     """
 
     consumer: Consumer
@@ -38,24 +39,24 @@ class ReadUnits:
 
     @property
     def dead(self) -> Tensor:
-        """(units,) whether the consumer's output is the same for all images, as far as it reads the unit."""
+        """(units,) bool: whether the unit's contribution to the consumer is the same for all images."""
         return self.unread | ~self.constant.isnan().any(1)
 
     @property
     def silent(self) -> Tensor:
-        """(units,) whether the consumer's output does not depend on the unit at all."""
+        """(units,) bool: whether the unit contributes nothing to the consumer's output."""
         return self.unread | (self.constant == 0).all(1)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What can be done with a group's dead units.
+    """Decision on a group's dead units.
 
     Attributes:
-        removable: (count,) units that can leave.
-        constant: How many of them hand a constant on, which goes elsewhere.
-        carrier: Unit that stays and takes over the constants of others, or None.
-        staying: Dead units that stay, the carrier among them -> why.
+        removable: (count,) int64 units that can leave.
+        constant: Number of these units that output a nonzero constant, which is folded into a bias or the carrier.
+        carrier: The unit that stays and replaces other constant units, or None.
+        staying: Dead unit that stays (the carrier is one) -> why.
     """
 
     removable: Tensor
@@ -65,7 +66,13 @@ class Verdict:
 
 
 def read(group: Group, tensors: Tensors, values: dict[torch.fx.Node, Tensor]) -> list[ReadUnits]:
-    """What each consumer of a group gets, from values that are known to be the same for all images."""
+    """What each consumer of a group reads of its units.
+
+    Args:
+        group: The group.
+        tensors: Qualified name -> parameter.
+        values: Input node of each consumer -> its value, NaN where it may depend on the image; see ``known_values``.
+    """
     return [_reading(consumer, tensors, values[consumer.layer.input]) for consumer in group.consumers]
 
 
@@ -83,10 +90,13 @@ def _reading(consumer: Consumer, tensors: Tensors, value: Tensor) -> ReadUnits:
 
 
 def judge(graph: Graph, group: Group, readings: Sequence[ReadUnits], gone: Tensor, droppable: bool) -> Verdict:
-    """Which of a group's units can leave, and why others stay though they are dead.
+    """Decide which of a group's dead units can leave, and why the others stay.
 
     Args:
-        gone: (count,) units that have left.
+        graph: The captured network.
+        group: The group.
+        readings: What each consumer reads of its units.
+        gone: (count,) int64 units that left in earlier rounds.
         droppable: Whether the group may leave as a whole.
     """
     dead = torch.stack([reading.dead for reading in readings]).all(0)
@@ -117,16 +127,16 @@ def judge(graph: Graph, group: Group, readings: Sequence[ReadUnits], gone: Tenso
 
 
 def _why_not_foldable(graph: Graph, layer: Layer) -> str | None:
-    """Why a constant that a layer reads cannot go into a bias, or None."""
+    """Why a constant that a layer reads cannot be folded into a bias; None if it can."""
     if differs_at_border(layer.node, layer.taps):
-        return f"its constant is none at the border of {layer.name}, which pads with zeros"
+        return f"its constant is not constant at the border of {layer.name}, which pads with zeros"
     if _constant_target(graph, layer) is None:
         return f"{layer.name} reads its constant and has neither a bias nor a batch norm behind it that can take it"
     return None
 
 
 def _carrier(held: list[int], readings: Sequence[ReadUnits]) -> int:
-    """The unit whose constants are largest where others need them."""
+    """The best carrier among some units: the one with the largest constants where the others have constants."""
     scores = torch.full((len(held),), torch.inf, dtype=torch.float64)
     for reading in readings:
         sizes = torch.where(reading.unread[held, None], 0.0, reading.constant[held].abs())
@@ -137,21 +147,26 @@ def _carrier(held: list[int], readings: Sequence[ReadUnits]) -> int:
 
 
 def _stands_for(carrier: int, unit: int, readings: Sequence[ReadUnits]) -> bool:
+    """Whether a carrier can replace a unit: it has a nonzero constant wherever the unit has one."""
     return all(
         bool(reading.silent[unit])
-        or bool(((reading.constant[unit] == 0) | (reading.constant[carrier].abs() > 0)).all())  # NaN is not
+        or bool(((reading.constant[unit] == 0) | (reading.constant[carrier].abs() > 0)).all())  # False for NaN
         for reading in readings
     )
 
 
 def fold(graph: Graph, group: Group, readings: Sequence[ReadUnits], verdict: Verdict, tensors: Tensors) -> Tensors:
-    """The tensors that change when the removable units leave; none of them is touched.
+    """The tensors that change when the removable units leave, as new tensors.
 
     Args:
-        tensors: Qualified name -> parameter of the network.
+        graph: The captured network.
+        group: The group.
+        readings: What each consumer reads of its units.
+        verdict: The decision on its dead units.
+        tensors: Qualified name -> parameter of the network; not changed.
 
     Returns:
-        Qualified name -> weight, bias or running mean, of full size, float64, with zeros where the units were read.
+        Qualified name -> float64 weight, bias or running mean of full size, with zeros where the units were read.
     """
     changed: Tensors = {}
     gone = verdict.removable
@@ -161,7 +176,7 @@ def fold(graph: Graph, group: Group, readings: Sequence[ReadUnits], verdict: Ver
         matrix = layer.matrix(weight).clone()
         own, columns = matrix[conv_group], reading.columns[gone]
         constant = torch.where(reading.silent[gone, None], 0.0, reading.constant[gone])
-        spread = constant.repeat_interleave(layer.taps, 1)  # of every column
+        spread = constant.repeat_interleave(layer.taps, 1)  # the constant of every column
         if bool(constant.any()):
             if _why_not_foldable(graph, layer) is None:
                 shift = own[:, columns.flatten()] @ spread.flatten().to(own.device)
@@ -182,9 +197,9 @@ def fold(graph: Graph, group: Group, readings: Sequence[ReadUnits], verdict: Ver
 
 
 def _constant_target(graph: Graph, layer: Layer) -> tuple[str, int] | None:
-    """The bias that takes a layer's constant, and its sign there; or the running mean of the norm behind; or None.
+    """The tensor that takes a layer's constant, and the sign: its bias (+1), or the running mean behind it (-1).
 
-    What forward() also returns as it is must not change.
+    None if there is neither, or if forward() also returns the tensor itself, which must not change then.
     """
     returned = {graph.parameter_of(node) for node in graph.outputs}
     if layer.bias is not None and layer.bias not in returned:

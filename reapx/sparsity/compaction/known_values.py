@@ -1,4 +1,20 @@
-"""Values that a network's weights leave no choice about: the same for every image."""
+"""Known values: the parts of a network's activations that are the same for every image.
+
+The analysis runs the network on images of NaN. Arithmetic passes NaN on, so a value that is not NaN does not depend on
+the images. Zero weights need care, since 0 · NaN is NaN. A layer is therefore run twice: on its input with NaN set to
+zero, and on marks (1 for NaN) with marks for nonzero weights; where the marks arrive, the result becomes NaN.
+
+Example: a linear layer with W = [[1, 0], [0, 0]] and b = [5, 3], then ReLU, reads an input x = [NaN, NaN].
+
+    without NaN   W [0, 0] + b         = [5, 3]
+    marks         (W != 0) isnan(x)    = [[1, 0], [0, 0]] [1, 1] = [1, 0]
+    result        NaN where marked     = [NaN, 3]
+    ReLU                               = [NaN, 3]
+
+So node 1 is 3 for every image. A next layer with weights [0, 2] on these nodes is known as well: its marks are
+[0, 1] · [1, 0] = 0, and its value is 2 · 3 = 6. For a zero-padding convolution, 3 would count as unknown, since the
+result differs at the border; only zeros count as known there.
+"""
 
 from __future__ import annotations
 
@@ -18,27 +34,26 @@ from ...groups.shape_rules import axes_of
 
 Value = Callable[[Node], Any]
 _ADDING = ("sum", "prod", "linalg_vector_norm", "cumsum")
-"""Operators over positions that make zeros of zeros, but of other constants what depends on how many there are."""
+"""Operators over positions that map zeros to zeros; for other constants the result depends on their number."""
 _COUNTING = ("logsumexp", "softmax", "_softmax", "log_softmax", "_log_softmax")
-"""Operators over positions that make even of zeros what depends on how many there are."""
+"""Operators over positions whose result depends on the number of positions even for zeros."""
 _PADS, _JOINS = ("pad", "constant_pad_nd"), ("cat", "concat")
 _AVERAGES = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 
 
 def known_values(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node]) -> dict[Node, Tensor]:
-    """Some nodes' values, NaN wherever they could depend on the images, or on how large those are.
+    """Some nodes' values, NaN wherever they may depend on the images or on the images' size.
 
-    The images are NaN, and what arithmetic does to NaN does the rest. Zero weights need help, since 0 · NaN is NaN:
-    layers and norms are run without the NaN, and what reaches them through a weight that is not zero is marked.
-    Zeros around a value, and sums over positions, are other numbers for larger images: of what such an operator reads
-    only zeros count as known.
+    Zero padding and sums over positions give other values for larger images. For such operators only zeros in the input
+    count as known.
 
     Args:
+        graph: The captured network.
         tensors: Qualified name -> parameter.
-        wanted: Nodes that stand for one tensor.
+        wanted: Nodes whose value is one tensor.
 
     Returns:
-        Each node's value for two images.
+        Node -> its value for a batch of two images.
     """
     if not wanted:
         return {}
@@ -51,7 +66,7 @@ def _run(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node], dty
 
     values: dict[Node, Any] = {node: cast(tensors[name]) for node, name in graph.parameters.items()}
     unsure: set[Node] = set()
-    """Nodes whose value has no room for NaN though it depends on the images: whole numbers, truth values."""
+    """Nodes that depend on the images but whose dtype has no NaN: integers and truth values."""
     for node in graph.inputs:
         image = torch.zeros(graph.shape(node), dtype=node.meta["val"].dtype, device=graph.device)
         values[node] = torch.full_like(cast(image), torch.nan) if image.is_floating_point() else image
@@ -98,7 +113,7 @@ def _value(graph: Graph, node: Node, value_of: Value, unsure: set[Node]) -> Any:
 
 
 def _depends_on_size(node: Node, value_of: Value) -> bool:
-    """Whether an operator makes something else of a constant at the border, or where there are more positions."""
+    """Whether an operator maps a constant to other values at the border, or depends on the number of positions."""
     name = operator_name(node)
     if name in _ADDING:
         return True
@@ -112,7 +127,7 @@ def _depends_on_size(node: Node, value_of: Value) -> bool:
 
 
 def _grown_axes(node: Node, axes: int) -> list[int]:
-    """The axes of positions along which an operator puts other values beside those that it reads."""
+    """The spatial axes along which an operator adds other values to those that it reads, as padding does."""
     name = operator_name(node)
     given = arguments(node) if name in (*_PADS, *_JOINS) else {}
     if name in _JOINS:
@@ -122,11 +137,11 @@ def _grown_axes(node: Node, axes: int) -> list[int]:
         return []
     widths = given["pad"]
     grown = [axes - 1 - step // 2 for step, width in enumerate(widths) if width]
-    return sorted({axis for axis in grown if axes < 4 or axis > 1})  # of images, channels may be added
+    return sorted({axis for axis in grown if axes < 4 or axis > 1})  # axis 1 of an image: channels
 
 
 def _pooled_axes(node: Node, value: Any) -> list[int]:
-    """The axes whose positions an operator mixes: larger images have others in each of its windows."""
+    """The axes whose positions an operator combines; its windows hold other positions where images are larger."""
     axes = getattr(value, "ndim", 0)
     if operator_name(node) in PER_CHANNEL:
         return list(range(2, axes))
@@ -134,7 +149,7 @@ def _pooled_axes(node: Node, value: Any) -> list[int]:
 
 
 def _even(value: Any, axes: list[int], *, zeros: bool = False) -> Any:
-    """NaN wherever a value changes along some axes; zeros may stay, where those could be axes of channels."""
+    """The value with NaN wherever it changes along some axes; with ``zeros``, zeros stay known nevertheless."""
     if not axes or not isinstance(value, Tensor) or not value.is_floating_point() or 0 in value.shape:
         return value
     uneven = value.amin(axes, keepdim=True) != value.amax(axes, keepdim=True)
@@ -142,18 +157,18 @@ def _even(value: Any, axes: list[int], *, zeros: bool = False) -> Any:
 
 
 def _only_zeros(value: Any) -> Any:
-    """NaN wherever a value is not zero."""
+    """The value with NaN in place of everything that is not zero."""
     floating = isinstance(value, Tensor) and value.is_floating_point()
     return torch.where(value == 0, value, torch.nan) if floating else value
 
 
 def _replaced(source: Node, value: Any, value_of: Value) -> Value:
-    """Operands as they are, but one."""
+    """``value_of`` with another value for one node."""
     return lambda other: value if other is source else value_of(other)
 
 
 def _layer(node: Node, value_of: Value) -> Tensor:
-    """A layer's value, NaN where a weight that is not zero reads NaN."""
+    """A layer's value, NaN where a nonzero weight reads NaN; see the example at the top."""
     source, weight = node.all_input_nodes[:2]
     bias = node.args[2] if len(node.args) > 2 else None
     cleared = value_of(source).nan_to_num(nan=0.0)
@@ -168,10 +183,10 @@ def _layer(node: Node, value_of: Value) -> Tensor:
 
 
 def _norm(node: Node, value_of: Value) -> Any:
-    """A batch norm's value, NaN where it reads NaN, unless its scale is zero there."""
+    """A batch norm's value, NaN where it reads NaN and its scale is not zero."""
     source = value_of(node.all_input_nodes[0])
     scale = value_of(node.args[1]) if isinstance(node.args[1], Node) else None
-    batch = not isinstance(node.args[3], Node)  # statistics of the images themselves
+    batch = not isinstance(node.args[3], Node)  # uses the statistics of the batch
     value = evaluate(node, lambda other: source.nan_to_num(nan=0.0) if other is node.args[0] else value_of(other))
     lost = source.isnan()
     if batch:
@@ -184,7 +199,7 @@ def _norm(node: Node, value_of: Value) -> Any:
 
 
 def _marked(value: Tensor, sources: list[Any]) -> Tensor:
-    """NaN wherever an operand has it: not all operators hand it on, such as sign."""
+    """The value with NaN wherever an operand is NaN; some operators, such as sign, do not pass it on."""
     for source in sources:
         if isinstance(source, Tensor) and source.is_floating_point() and _has_nan(source):
             value = torch.where(source.isnan().expand(value.shape), torch.nan, value)
@@ -192,7 +207,7 @@ def _marked(value: Tensor, sources: list[Any]) -> Tensor:
 
 
 def _emptied(value: Tensor, factors: list[Any]) -> Tensor:
-    """A product, zero wherever a factor is, whatever the others are: a dead channel behind a gate."""
+    """A product, zero wherever a factor is zero, even if another is NaN: a dead channel behind a gate."""
     for factor in factors:
         if isinstance(factor, Tensor):
             value = value.masked_fill((factor == 0).expand(value.shape), 0.0)
@@ -200,7 +215,7 @@ def _emptied(value: Tensor, factors: list[Any]) -> Tensor:
 
 
 def _without(value: Any) -> Any:
-    """Nothing known of a value, as far as NaN can say so."""
+    """The value with NaN everywhere, where its dtype has NaN."""
     if isinstance(value, list | tuple):
         return type(value)(_without(item) for item in value)
     return torch.full_like(value, torch.nan) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -1,4 +1,4 @@
-"""How large the weights of every node are, and which count as zero."""
+"""Node sizes: the largest magnitudes of every node's weights, and the limits up to which they count as zero."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class NodeSizes:
     """Largest magnitudes of one layer's weights, on the CPU.
 
     Attributes:
-        incoming: (outputs,) of each output's incoming weights, times the scale of the batch norm that alone reads it.
-        outgoing: (inputs,) of each input's outgoing weights; inputs of one conv group.
+        incoming: (outputs,) float32, of each output's incoming weights, times the scale of the batch norm that is the
+            only operator to read it.
+        outgoing: (inputs,) float32, of each input's outgoing weights; inputs of one conv group.
     """
 
     incoming: Tensor
@@ -28,14 +29,14 @@ class NodeSizes:
 
 @dataclass(frozen=True)
 class ZeroLimits:
-    """Largest magnitudes that count as zero, of one layer."""
+    """Largest magnitudes that count as zero in one layer, for incoming and for outgoing weights."""
 
     incoming: float
     outgoing: float
 
 
 def sizes_of(graph: Graph, layers: Sequence[Layer], tensors: Mapping[str, Tensor]) -> list[NodeSizes]:
-    """Every layer's sizes, from one pass over all weights."""
+    """The node sizes of every layer, from one pass over all weights."""
     weights = [tensors[layer.weight].movedim(layer.out_axis, 0) for layer in layers]
     found = _native.zero_scan([weight.float().contiguous() for weight in weights])
     pairs = [(rows.cpu(), columns.cpu()) for rows, columns in found]
@@ -46,20 +47,20 @@ def _sizes(graph: Graph, layer: Layer, tensors: Mapping[str, Tensor], rows: Tens
     norm = tail_of(graph, layer).norm
     if norm is not None:
         scale = norm_affine(graph, norm, tensors)[0].abs().float().cpu()
-        if len(scale) == len(rows):  # not of grouped transposed convolutions, whose channels all stay
+        if len(scale) == len(rows):  # differs for grouped transposed convolutions, whose channels all stay
             rows = rows * scale
     return NodeSizes(rows, columns)
 
 
 def limits_of(sizes: NodeSizes, relative: float, absolute: float) -> ZeroLimits:
-    """What counts as zero: at most ``absolute``, or ``relative`` of the layer's largest finite one."""
+    """The limits of a layer: ``absolute``, or ``relative`` times the layer's largest finite size if that is larger."""
     finite = [values[values.isfinite()] for values in (sizes.incoming, sizes.outgoing)]
     largest = [float(values.max()) if len(values) else 0.0 for values in finite]
     return ZeroLimits(*(max(absolute, relative * value) for value in largest))
 
 
 def without_zeros(layer: Layer, weight: Tensor, sizes: NodeSizes, limits: ZeroLimits) -> Tensor:
-    """A layer's weight with exact zeros where rows or columns count as zero."""
+    """A copy of a layer's weight with exact zeros in the rows and columns that count as zero."""
     weight = weight.clone()
     weight.movedim(layer.out_axis, 0)[dead_rows(sizes, limits)] = 0
     weight.movedim(layer.in_axis, 0)[sizes.outgoing <= limits.outgoing] = 0
@@ -67,5 +68,5 @@ def without_zeros(layer: Layer, weight: Tensor, sizes: NodeSizes, limits: ZeroLi
 
 
 def dead_rows(sizes: NodeSizes, limits: ZeroLimits) -> Tensor:
-    """(outputs,) truth values: which nodes' incoming weights count as zero."""
+    """(outputs,) bool: whether a node's incoming weights count as zero."""
     return torch.as_tensor(sizes.incoming <= limits.incoming)

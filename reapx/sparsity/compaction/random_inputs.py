@@ -1,4 +1,4 @@
-"""Random images of a shape that a model runs on, when the user gives none."""
+"""Random images of a shape on which a model runs, for users who give none."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from ...errors import InputError
 from ...surgery.proof import tensors_in
 
 SIZES = (32, 28, 64, 96, 128, 224, 256, 299, 384, 512)
-"""Heights and widths that are tried, one after another."""
+"""Heights and widths in the order in which they are tried."""
 COUNT = 32
 
 
 def example_of(model: nn.Module) -> Tensor:
-    """Random images of the first shape that a model runs on, as its first layer suggests.
+    """Random images (32, ...) of the first shape on which a model runs; its first layer suggests the shapes.
 
     Raises:
-        InputError: it runs on none that was tried.
+        InputError: the model has no convolution and no linear layer, or runs on no shape that was tried.
     """
     first = next((m for m in model.modules() if isinstance(m, nn.Linear | nn.modules.conv._ConvNd)), None)
     if first is None:
@@ -51,5 +51,5 @@ def _runs(model: nn.Module, images: Tensor) -> bool:
     try:
         with torch.no_grad():
             return bool(tensors_in(model(images)))
-    except Exception:  # whatever forward() raises on a shape that is not its own
+    except Exception:  # forward() may raise anything on a wrong shape
         return False

@@ -1,4 +1,4 @@
-"""Zero nodes: those of a trained network that compute nothing any more, and the network without them."""
+"""Zero nodes: the nodes of a trained network that compute nothing any more, and the network without them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ...text import frozen_text, saving, table
 from .folding import Tensors
 
 TOLERANCE = 1e-5
-"""Default largest difference from the model's outputs, as a share of the largest output."""
+"""Default for the largest allowed difference from the model's outputs, as a share of the largest output."""
 CHECKED = 32
-"""Images of the first batch that it is looked for on, at most."""
+"""Largest number of images, of the first batch, on which outputs are compared."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class GroupNodes:
     """The nodes of one channel group.
 
     Attributes:
-        group: The coupled channels.
-        zero: Units all of whose incoming weights count as zero.
-        removed: (count,) units that can leave without a change of the network's function.
-        constant: How many of those hand on a constant that is not zero and goes into what reads it.
-        staying: Units that compute nothing, and stay all the same -> why.
+        group: The channel group.
+        zero: Number of units whose incoming weights all count as zero.
+        removed: (count,) int64 units that can leave without changing the network's function.
+        constant: Number of these units that output a nonzero constant, which is folded into the consumers.
+        staying: Dead unit that stays nevertheless -> why.
     """
 
     group: Group
@@ -51,13 +51,13 @@ class ZeroNodes:
     """The nodes of a network that compute nothing any more; ``print`` it, ``plot`` it, or ``remove`` them.
 
     Attributes:
-        groups: One entry per group of coupled channels.
-        macs: Multiply-accumulates per image, before and after their removal.
-        params: Parameters, before and after; a branch that leaves as a whole leaves a constant, counted roughly.
+        groups: One entry for each channel group.
+        macs: Multiply-accumulates per image, before and after the removal.
+        params: Parameters, before and after; the constant that a whole removed branch leaves is counted approximately.
         sizes: Layer -> (outputs,) float32, largest magnitude of each node's incoming weights, times the scale of the
             batch norm behind it.
         limits: Layer -> the size up to which a node counts as zero.
-        shape: Of the random images that the network was looked at with, or None for the user's.
+        shape: Shape of the random images with which the network was analysed; None for images of the user.
     """
 
     groups: list[GroupNodes]
@@ -88,7 +88,7 @@ class ZeroNodes:
         return "\n".join([*lines, *frozen_text(self._found.frozen)])
 
     def reasons(self) -> list[str]:
-        """A line for each group and reason why dead nodes stay."""
+        """A line for each group and each reason why dead nodes stay."""
         found: dict[tuple[str, str], int] = {}
         for entry in self.groups:
             for reason in entry.staying.values():
@@ -96,26 +96,36 @@ class ZeroNodes:
         return [f"{name}: {count} dead, but stays: {reason}" for (name, reason), count in found.items()]
 
     def plot(self, path: str | Path) -> Path:
-        """Write a histogram of each layer's node sizes, with the limit; .png, .svg or .pdf. Infinite ones are left out.
+        """Write a histogram of each layer's finite node sizes, with the limit.
+
+        Args:
+            path: File to write, ``.png``, ``.svg`` or ``.pdf``; its folder is created if it does not exist.
+
+        Returns:
+            The path.
 
         Raises:
-            InputError: another ending.
+            InputError: the path has another suffix.
             ReapxError: matplotlib is not installed.
         """
         write_histogram(path, {name: size[size.isfinite()] for name, size in self.sizes.items()}, self.limits)
         return Path(path)
 
     def remove(self, *, tolerance: float = TOLERANCE, inplace: bool = False) -> Compacted:
-        """Remove them, and prove that the network computes what it did.
+        """Remove the nodes, and prove that the network still computes the same outputs.
 
         Args:
-            tolerance: Largest difference from the model's outputs, as a share of the largest, before the constants that
-                went into biases are rounded to the model's precision.
-            inplace: Change the user's model instead of a copy; its parameters are new objects.
+            tolerance: Largest difference from the model's outputs, as a share of the largest output, before folded
+                constants are rounded to the model's dtype.
+            inplace: Whether to change the given model instead of a copy; its parameters are then new objects.
+
+        Returns:
+            The smaller network.
 
         Raises:
-            InputError: the model has changed since.
-            ProofError: the smaller network differs by more than ``tolerance``; the model is as it was.
+            InputError: the model has changed since ``zero_nodes``, is in train mode, or ``tolerance`` is not a number
+                from 0.
+            ProofError: the smaller network differs by more than ``tolerance``; the model is unchanged.
         """
         if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not tolerance >= 0:
             raise InputError(f"tolerance={tolerance!r}: give a number from 0; math.inf takes any difference")
@@ -155,7 +165,7 @@ class ZeroNodes:
         return Compacted(small, self, (before, after), gap, removal.kept)
 
     def _largest(self) -> str:
-        """The node that leaves whose size comes closest to that of its layer's largest."""
+        """The removed node with the largest size relative to its layer's largest, as text."""
         found = [(0.0, "none is above zero")]
         for entry in self.groups:
             for layer in entry.group.producers:
@@ -174,9 +184,9 @@ class Compacted:
 
     Attributes:
         model: The smaller module.
-        nodes: What was found in the original.
-        params: Parameters of the original and of what is left.
-        gap: Largest difference from the original's outputs, as a share of the largest.
+        nodes: The zero nodes of the original.
+        params: Number of parameters, before and after.
+        gap: Largest difference from the original's outputs, as a share of the largest output.
         kept: Qualified parameter name -> axis -> positions that stayed.
     """
 

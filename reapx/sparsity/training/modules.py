@@ -1,4 +1,4 @@
-"""The weights whose rows and columns are nodes: those of a model's convolutions and linear layers."""
+"""The weights of a model's convolutions and linear layers, whose rows and columns belong to nodes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ def matrices_of(model: nn.Module) -> dict[str, Tensor]:
     Outputs and inputs are those of one conv group. Layers that share a weight appear once.
 
     Raises:
-        InputError: there are no such layers.
+        InputError: the model has no convolution and no linear layer.
     """
     found: dict[str, Tensor] = {}
-    seen: dict[int, Tensor] = {}  # holds what it names: a parametrised weight is new at each access, and so is its id
+    # Holds the tensors themselves: a parametrised weight is a new tensor at each access, whose id could be reused.
+    seen: dict[int, Tensor] = {}
     for path, module in model.named_modules():
         if isinstance(module, _LAYERS):
             weight = module.weight

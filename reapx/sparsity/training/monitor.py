@@ -1,4 +1,4 @@
-"""How large each node's incoming weights are over training: what shows that nodes vanish, and when."""
+"""Sizes of each node's incoming weights over training; they show which nodes vanish, and when."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ from ...text import listed, table
 from .modules import matrices_of
 
 THRESHOLD = 1e-8
-"""A node is dead whose squared norm is at most this share of the largest in its layer."""
+"""Share of the largest squared norm in a layer up to which a node counts as dead."""
 
 
 class NodeMonitor:
     """Squared norms of the incoming weights of each node of each convolution and linear layer, over training.
 
-    A record costs about as much as reading the weights once, and never waits for a GPU: what is recorded there moves
-    to the CPU only when it is read. Nodes are a layer's outputs, over all conv groups; biases do not count.
+    A record reads the weights once and never waits for a GPU: records move to the CPU only when they are read. The
+    nodes are the outputs of a layer, over all conv groups; biases do not count.
 
-    With an optimiser it records by itself, until it is closed. Without, call :meth:`record` after each step or epoch.
+    With an optimiser, the monitor records by itself until it is closed. Without one, call :meth:`record` after each
+    step or epoch.
 
     Attributes:
-        steps: Of each record, how many steps the optimiser had made since the monitor began; without an optimiser,
-            which call of :meth:`record` it was, from 1.
+        steps: For each record, the number of the optimiser's steps since the monitor began; without an optimiser, the
+            number of the call of :meth:`record`, from 1.
         layers: Names of the layers.
 
     Args:
-        model: The network in training; it is only read.
-        optimizer: Recorded after every ``every``-th of its steps.
-        every: Steps from record to record; means nothing without an optimiser.
+        model: The network in training; it is not changed.
+        optimizer: Optimiser after whose steps the monitor records, or None.
+        every: Number of steps between two records; unused without an optimiser.
 
     Raises:
-        InputError: ``every`` is no whole number from 1, or the model has no such layer.
+        InputError: ``every`` is not a whole number from 1, or the model has no convolution and no linear layer.
 
     Source: A. Yaguchi et al., "Adam Induces Implicit Weight Sparsity in Rectifier Neural Networks", ICMLA 2018,
     Figure 2.
@@ -75,7 +76,7 @@ class NodeMonitor:
         self.close()
 
     def close(self) -> None:
-        """Leave the optimiser; what was recorded stays."""
+        """Stop recording after the optimiser's steps; the records stay."""
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -89,7 +90,7 @@ class NodeMonitor:
         """Add a record of the weights as they are.
 
         Raises:
-            InputError: layers or their sizes are not those that the monitor began with.
+            InputError: the model's layers or their sizes have changed since the monitor began.
         """
         self._count += not self._counted
         self._record()
@@ -118,7 +119,7 @@ class NodeMonitor:
             (records, nodes) float32 on the CPU.
 
         Raises:
-            InputError: no layer has this name, or nothing is recorded yet.
+            InputError: no layer has this name, or there is no record yet.
         """
         if layer not in self._sizes:
             close = difflib.get_close_matches(str(layer), self.layers, n=5, cutoff=0.5)
@@ -129,16 +130,16 @@ class NodeMonitor:
         return self._moved(layer).clone()
 
     def alive(self, threshold: float = THRESHOLD) -> dict[str, list[int]]:
-        """How many nodes of each layer are left: ‖W[n, :]‖² > threshold · max over m of ‖W[m, :]‖².
+        """Number of nodes of each layer that are alive: ‖W[n, :]‖² > threshold · max over m of ‖W[m, :]‖².
 
         Args:
             threshold: Share of the layer's largest squared norm in the same record; from 0, below 1.
 
         Returns:
-            Layer -> a count for each record. Nodes that are NaN count as alive.
+            Layer -> one count for each record. Nodes whose norm is NaN count as alive.
 
         Raises:
-            InputError: the threshold is none, or nothing is recorded yet.
+            InputError: the threshold is not a number from 0 and below 1, or there is no record yet.
         """
         _check_threshold(threshold)
         if not self.steps:
@@ -160,16 +161,16 @@ class NodeMonitor:
         """Draw each node's squared norm over training, on a logarithmic axis; dead nodes have a colour of their own.
 
         Args:
-            path: File to write, ``.png``, ``.svg`` or ``.pdf``; its folder is made if need be.
-            layer: Only this one; by default a panel for each layer of more than one node.
-            threshold: As in :meth:`alive`; what is dead at the last record counts.
+            path: File to write, ``.png``, ``.svg`` or ``.pdf``; its folder is created if it does not exist.
+            layer: The only layer to draw; by default there is a panel for each layer of more than one node.
+            threshold: As in :meth:`alive`; it is applied to the last record.
 
         Returns:
             The path.
 
         Raises:
-            InputError: the path ends in something else, no layer has this name, the threshold is none, or nothing is
-                recorded yet.
+            InputError: the path has another suffix, no layer has this name, the threshold is not a number from 0 and
+                below 1, or there is no record yet.
             ReapxError: matplotlib is not installed.
         """
         _check_threshold(threshold)
@@ -180,7 +181,7 @@ class NodeMonitor:
         return write_curves(NodeCurves(self.steps, unit, norms, alive, threshold), path)
 
     def _moved(self, layer: str) -> Tensor:
-        """All records of a layer; new ones are joined before they move, so that a device is waited for once."""
+        """All records of a layer on the CPU; new ones are stacked before they move, to wait for the device once."""
         new = self._new[layer]
         if new:
             device = new[-1].device
@@ -199,15 +200,15 @@ def _sizes(matrices: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _squared_norms(matrix: Tensor) -> Tensor:
-    """(nodes,) float32 on the weights' device; half precision is summed in float32."""
-    # PyTorch refuses to narrow what it sums, so that float64 is rounded afterwards.
+    """(nodes,) float32 squared norms on the weights' device; half precision is summed in float32."""
+    # PyTorch cannot sum float64 into a smaller dtype, so the norms are rounded afterwards.
     wide = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     norms: Tensor = torch.linalg.vector_norm(matrix, dim=(2, 3), dtype=wide)
     return norms.flatten().square().float()
 
 
 def _alive(norms: Tensor, threshold: float) -> Tensor:
-    """(records, nodes) bool; what is NaN is not known to be dead."""
+    """(records, nodes) bool: whether a node is alive; NaN counts as alive."""
     return ~(norms <= threshold * norms.amax(1, keepdim=True))
 
 

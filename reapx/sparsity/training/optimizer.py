@@ -1,4 +1,4 @@
-"""Adam with an L2 penalty inside the gradient, the optimiser that drives whole ReLU nodes to zero."""
+"""Adam with an L2 penalty inside the gradient, which drives whole ReLU nodes to zero."""
 
 from __future__ import annotations
 
@@ -17,39 +17,40 @@ _REFUSED = {
     "decoupled_weight_decay": "that is AdamW: it decays weights outside of Adam's normalisation, only exponentially",
     "amsgrad": "it never forgets the largest gradient, which every later step is divided by",
 }
-"""Options of ``torch.optim.Adam`` that go by another name, or would change or undo the penalty, and why."""
+"""Options of ``torch.optim.Adam`` that are refused, and why: they have another name here, or undo the penalty."""
 
 
 def adam_l2(params: Iterable[Any], lr: float = 1e-3, l2: float = 1e-4, **options: Any) -> torch.optim.Adam:
-    """``torch.optim.Adam`` on loss + l2 / 2 · ‖w‖², which makes sparse what ReLU leaves idle.
+    """``torch.optim.Adam`` on loss + l2 / 2 · ‖w‖², which drives nodes with inactive ReLUs to zero.
 
-    A weight that the loss does not pull at is only pulled by the penalty, and Adam divides every pull by its own
-    recent size: as the memory of older gradients fades, the weight shrinks doubly exponentially. That meets all
-    incoming weights of a node whose ReLU rarely fires, so whole nodes vanish. ``reapx.compact`` removes them, and
-    ``reapx.NodeMonitor`` shows them go.
+    A weight without a gradient from the loss is changed by the penalty alone. Adam divides each gradient by its recent
+    magnitude, so once older gradients are forgotten the weight shrinks doubly exponentially. This affects all incoming
+    weights of a node whose ReLU is rarely active, so whole nodes vanish. ``reapx.compact`` removes them, and
+    ``reapx.NodeMonitor`` shows how they vanish.
 
     Decoupled decay (``torch.optim.AdamW``), AMSGrad and momentum SGD shrink such weights only exponentially.
 
     Args:
         params: As ``torch.optim.Adam`` takes them: tensors, (name, tensor) pairs, or dicts, one a parameter group,
             which may hold ``lr`` and ``l2`` of their own.
-        lr: Learning rate. Large at first and then cooling down slowly, such as along a cosine, makes many nodes vanish.
-        l2: Strength of the penalty, usually from 1e-5 to 1e-3; more removes more.
-        options: Others of ``torch.optim.Adam``: betas, eps, fused, ...
+        lr: Learning rate. A rate that is large at first and falls slowly, such as along a cosine, makes many nodes
+            vanish.
+        l2: Strength of the penalty, usually from 1e-5 to 1e-3; a larger one makes more nodes vanish.
+        options: Other options of ``torch.optim.Adam``: betas, eps, fused, ...
 
     Returns:
         The optimiser.
 
     Raises:
-        InputError: a learning rate or strength is no positive number (a strength may be 0), or an option would undo the
-            penalty; says why.
+        InputError: ``params`` is empty or a single tensor, a learning rate is not a positive finite number, a strength
+            is negative or not finite, or an option would undo the penalty; the message says why.
 
     Source: A. Yaguchi et al., "Adam Induces Implicit Weight Sparsity in Rectifier Neural Networks", ICMLA 2018.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(1))
         >>> optimiser = adam_l2([weight], lr=0.1, l2=1e-4)
-        >>> weight.grad = torch.zeros(1)  # no pull but the penalty's, which Adam's first step makes lr long
+        >>> weight.grad = torch.zeros(1)  # only the penalty acts; Adam's first step has length lr
         >>> optimiser.step()
         >>> round(weight.item(), 4)
         0.9
@@ -61,7 +62,7 @@ def adam_l2(params: Iterable[Any], lr: float = 1e-3, l2: float = 1e-4, **options
 
 
 def _groups(params: Iterable[Any]) -> Iterable[Any]:
-    """The parameters, with ``l2`` by its name in PyTorch where they come in groups."""
+    """The parameters as Adam takes them; in parameter groups, ``l2`` becomes ``weight_decay``."""
     if isinstance(params, Tensor):
         raise InputError("params is one tensor: give model.parameters() or a list")
     items = iter(params)

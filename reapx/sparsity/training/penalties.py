@@ -1,4 +1,4 @@
-"""Regularisers that are added to a loss so that whole groups of weights vanish: what Adam-L2 is compared with."""
+"""Regularisers that are added to a loss so that whole groups of weights vanish; Adam-L2 is compared with them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ def group_lasso(model: nn.Module, *, filters: float = 0.0, channels: float = 0.0
     """Structured sparsity: the group lasso over filters and channels, to be added to a loss.
 
     R = filters · Σ_l Σ_n ‖W_l[n, :]‖ + channels · Σ_l Σ_c ‖W_l[:, c]‖, over all convolutions and linear layers l, their
-    outputs n and their inputs c (of each conv group); ‖·‖ is the 2-norm over all that the dots and the kernel hold.
+    outputs n and their inputs c (of each conv group); ‖·‖ is the 2-norm over the other axes, kernel positions included.
 
-    The norm has no gradient at zero, and training with it ends near zero, not at it: give ``reapx.compact`` a
-    threshold.
+    The norm has no gradient at zero, so training ends near zero but not at zero: give ``reapx.compact`` a threshold.
 
     Args:
         model: The network in training.
@@ -29,7 +28,7 @@ def group_lasso(model: nn.Module, *, filters: float = 0.0, channels: float = 0.0
         () tensor with a gradient.
 
     Raises:
-        InputError: a strength is negative or not finite, or the model has no such layer.
+        InputError: a strength is negative or not finite, or the model has no convolution and no linear layer.
 
     Source: W. Wen et al., "Learning Structured Sparsity in Deep Neural Networks", NIPS 2016, eq. (3).
 
@@ -52,14 +51,14 @@ def group_lasso(model: nn.Module, *, filters: float = 0.0, channels: float = 0.0
 def group_sparse(model: nn.Module, strength: float, *, lasso: bool = False) -> Tensor:
     """Group-sparse regularisation over nodes, to be added to a loss.
 
-    R = strength · (Σ_g √|g| ‖g‖ + Σ |w|), whose groups g are all outgoing weights of each input of a layer (of each
-    position by itself where a linear layer reads a flattened map), and each bias by itself; |g| is how many weights a
-    group has. The second sum only with ``lasso``, over all of them.
+    R = strength · (Σ_g √|g| ‖g‖ + Σ |w|). A group g holds all outgoing weights of one input of a layer, or a single
+    bias; |g| is the number of its weights. Where a linear layer reads a flattened map, each position is an input. The
+    second sum runs over all these weights and is added only with ``lasso``.
 
     Args:
         model: The network in training.
-        strength: Of the whole penalty.
-        lasso: Whether single weights are penalised, too (the sparse group lasso).
+        strength: Factor of the whole penalty.
+        lasso: Whether single weights are penalised as well (the sparse group lasso).
 
     Returns:
         () tensor with a gradient.
