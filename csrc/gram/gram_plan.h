@@ -8,9 +8,9 @@
 //   x_c(o + offset_a) x_e(o + offset_b),    or, with v = o + offset_a, of    x_c(v) x_e(v + d).
 //
 // Over all positions v of the phase, that is the correlation of two whole maps, which depends on the
-// phases and the shift only: many pairs of taps share it. It has terms too many, those of outputs that
-// do not exist although both taps would read inside the input. They are the boundary terms: along one
-// axis, single positions v that are subtracted from the whole phase.
+// phases and the shift only: many pairs of taps share it. It has too many terms: those of outputs
+// that do not exist, although both taps would read inside the input. They are the boundary terms: along
+// one axis, single positions v that are subtracted from the whole phase.
 //
 // Example: a map of 3 rows and 4 columns, kernel 3x3, stride 1, padding 1; so there is one phase, and
 // the offsets of the taps of an axis are -1, 0 and 1. The pair of a = b = (0, 0) has the shift (0, 0),
@@ -108,8 +108,7 @@ struct ShiftPlan {
   bool symmetric(const ShiftProduct& product) const { return product.diagonal && copies == 1; }
 
   AxisPlan rows, columns;
-  bool possible;   // false for a single tap, and where there are far more boundary terms than whole
-                   // phases
+  bool possible;   // false for a single tap, and where there would be far too many boundary terms
   int64_t copies;  // of the channels in one panel
   std::vector<ShiftProduct> products;
   std::vector<std::vector<ShiftUse>> pair_uses;  // [tap a * taps + tap b], a <= b

@@ -15,8 +15,8 @@ constexpr int kMirrorRows = 8;   // rows of a tile that a block handles at once
 // A block: one tile of the lower triangle of one matrix, which it copies from its mirror image in the
 // upper one, through shared memory. A thread: one column of the tile, every kMirrorRows-th row.
 __global__ void mirror_tiles(double* gram, int64_t size, int64_t sides) {
-  __shared__ double tile[kMirrorSide]
-                        [kMirrorSide + 1];  // one wider, so that a column lies in different banks
+  // One column wider than a tile, so that a column lies in different banks.
+  __shared__ double tile[kMirrorSide][kMirrorSide + 1];
   const int64_t pair = blockIdx.x % (sides * sides);
   const int64_t top = pair / sides * kMirrorSide, left = pair % sides * kMirrorSide;
   if (top > left) return;

@@ -6,8 +6,7 @@
 //
 // - 2^-23 from what TF32 cannot hold of one factor in four, of either sign;
 // - up to 2^-22 from small*small, which is left out: of either sign, except in squares, where it adds
-// up
-//   to 4e-8;
+//   up to 4e-8;
 // - up to 2^-23 from cutting off sums of kMmaTerms; positive terms lose about half of that;
 // - up to 2^-24 from rounding each of kSumTerms / kMmaTerms = 32 additions, of either sign.
 //

@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kMergedChannels = 32;                 // channels e of a block of merge_rows
-constexpr int64_t kMostDoubles = int64_t{1} << 27;  // doubles: 1 GiB of products
+constexpr int64_t kMostDoubles = int64_t{1} << 27;  // 1 GiB of products
 constexpr int64_t kLeastChannels = 32;              // with fewer, most of a tile is empty
 
 // The scratch of a group, in doubles: its products, [products][channels][channels]; then those with the
@@ -128,8 +128,7 @@ int64_t lay_out(DeviceShift& w) {
   return rows;
 }
 
-// A phase as a window of one tap, so that pack_rows reads its inputs: `stride` apart, from the first
-// on.
+// A phase as a window of one tap, so that pack_rows reads its inputs, which are `stride` apart.
 Axis phase_axis(const AxisPlan& plan, int64_t phase) {
   return {1, plan.axis.stride, -plan.first(phase), 1, plan.axis.input, plan.length(phase)};
 }
@@ -150,8 +149,7 @@ void pack_images(const DeviceShift& w, int64_t first, int64_t count) {
        {1, 1, 0, 1, w.task.columns.output, w.task.columns.output}, w.y, w.y_rows(), w.y_width());
 }
 
-// A product over spans of two maps, of which the second is read `down` rows and `right` columns
-// further.
+// A product over spans of two maps; the second one is read `down` rows and `right` columns further.
 struct Overlap {
   PhaseMap a, b;
   Span rows, columns;

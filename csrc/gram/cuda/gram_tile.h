@@ -62,7 +62,7 @@ __device__ TilePosition find_position(const DeviceProduct& own, int64_t tile) {
 }
 
 // Where an entry of the result goes, and where the sum of column i of A or of its squares goes. Null
-// where nobody wants it.
+// where it is not wanted.
 __device__ double* entry_address(const Product& p, int64_t i, int64_t j) {
   if (i >= p.a.columns || j >= p.b.columns) return nullptr;
   if (i < p.square) return i <= j ? p.result + i * p.b.columns + j : nullptr;
@@ -191,8 +191,7 @@ __device__ void add_part(const DeviceProduct& own, float* stages, Entries<Config
   const int steps = static_cast<int>(divide_up(part.end - part.begin, Config::kDepth));
   for (int step = 0; step < steps; ++step) {
     __pipeline_wait_prior(Config::kStages - 2);
-    __syncthreads();  // the copies of all threads have arrived, and nobody reads the last stage any
-                      // more
+    __syncthreads();  // the copies of all threads are there, and the last stage has been read
     copy_stage<Config>(copier, own,
                        stages + (step + Config::kStages - 1) % Config::kStages * Config::kStage);
     const float* a = stages + step % Config::kStages * Config::kStage;

@@ -21,8 +21,8 @@ constexpr int64_t kItems = 512;  // of a task, about: each step compares what al
 // both sides are read and written along their rows. A thread: one column of the tile, every
 // kPackRows-th row.
 __global__ void pack_weights(PairPlan plan) {
-  __shared__ double tile[kPackSide]
-                        [kPackSide + 1];  // one wider, so that a column lies in different banks
+  // One column wider than a tile, so that a column lies in different banks.
+  __shared__ double tile[kPackSide][kPackSide + 1];
   const DevicePairConsumer& c = plan.consumers[find_last(plan.consumers, plan.consumer_count,
                                                          &DevicePairConsumer::first_tile, blockIdx.x)];
   const int64_t width = c.units * c.taps, across = divide_up(width, kPackSide);

@@ -52,7 +52,7 @@ struct DevicePathConsumer {
   int64_t first_group, groups;  // of score_units, likewise
 };
 
-// Readers of a batch, on the host and on the device.
+// The consumers of a batch, on the host and on the device.
 struct Batch {
   const DevicePathConsumer *own, *device;
   int64_t count;
@@ -62,10 +62,14 @@ __device__ inline double read_upper(const double* matrix, int64_t size, int64_t 
   return i <= j ? matrix[i * size + j] : matrix[j * size + i];
 }
 
-// path_steps.cu: one step of all tasks of a batch; and S, A and the scores of one consumer from P and
-// K.
+// path_steps.cu: one step of all tasks of a batch; and S, A and the scores of one consumer, anew from P
+// and K.
 void run_step(const Context& context, const Batch& batch, int64_t step, bool last);
 void refresh_blocks(const Context& context, const Batch& batch, int64_t consumer);
+
+// path_advance.cu: the rows of L^T and Z^T of a step, once its unit is chosen and R and v v^T are
+// known.
+void advance(const Context& context, const Batch& batch, int64_t step);
 
 // path_panels.cu: K; the update of P and K after `step` steps; and, after the last one, V, the errors,
 // which follow from it, and zeros behind a failure.
