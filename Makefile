@@ -107,18 +107,20 @@ $(VENV)/benchmark: $(VENV)/installed
 	$(BIN)/pip install -q --no-build-isolation -e ".[benchmark]"
 	touch $@
 
-# Every figure of the README, about eight hours alone on two cores; with QUICK=--quick, only that all of it runs.
-# Torch waits in its own way where times are taken.
+# Every figure of the README, about eight hours alone on two cores, where torch waits in its own way, since times are
+# taken. QUICK=--quick only shows that all of it runs: side by side, the kernels in one process.
 WORKS := gram path selection solve pairs zeros growth
 REPRODUCE := pro_resnet56 pro_choices retrain_resnet56 selections srn_table srn_cifar \
 	adam_decay adam_l2_mnist adam_l2_cifar
-benchmark: BENCH = $(if $(QUICK),,env -u OMP_WAIT_POLICY )$(BIN)/python benchmarks
+SCRIPTS := halve swaps sparsity $(addprefix reproduce/,$(REPRODUCE))
 benchmark: $(VENV)/benchmark
-	for work in $(WORKS); do $(BENCH)/run.py $$work $(QUICK) || exit 1; done
-	$(BENCH)/halve.py $(QUICK)
-	$(BENCH)/swaps.py $(QUICK)
-	$(BENCH)/sparsity.py $(QUICK)
-	for script in $(REPRODUCE); do $(BENCH)/reproduce/$$script.py $(QUICK) || exit 1; done
+ifdef QUICK
+	printf '%s\n' "run.py $(WORKS)" $(addsuffix .py,$(SCRIPTS)) | OMP_NUM_THREADS=1 xargs -P $(TEST_JOBS) -I {} \
+		sh -c '$(BIN)/python benchmarks/{} $(QUICK) || { echo "failed: {}"; exit 255; }'
+else
+	for work in $(WORKS); do env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/run.py $$work || exit 1; done
+	for script in $(SCRIPTS); do env -u OMP_WAIT_POLICY $(BIN)/python benchmarks/$$script.py || exit 1; done
+endif
 
 # The same on an NVIDIA GPU, as results/*_cuda.json: kernels and networks alone on the machine, trainings four at a time.
 # Each of the three ends GPU_MINUTES after its start, or soon after: what takes longer than its seconds, or comes too late,

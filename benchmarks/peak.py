@@ -54,7 +54,7 @@ class Peak(Amount):
 
 
 def measure(target: Target, quick: bool) -> Peak:
-    """By ``peak.cpp``, compiled for this machine, or on a GPU by torch.
+    """By ``peak.cpp``, compiled for this machine, or on a GPU by torch; once on each number of threads if ``quick``.
 
     Raises:
         RuntimeError: there is no C++ compiler.
@@ -63,8 +63,15 @@ def measure(target: Target, quick: bool) -> Peak:
         import peak_cuda
 
         return Peak(**peak_cuda.measure(target, quick))
-    done = subprocess.run([str(_program()), str(target.threads)], check=True, capture_output=True, text=True)
+    return (_once if quick else _by_program)(target.threads)
+
+
+def _by_program(threads: int) -> Peak:
+    done = subprocess.run([str(_program()), str(threads)], check=True, capture_output=True, text=True)
     return Peak(**json.loads(done.stdout))
+
+
+_once = cache(_by_program)
 
 
 @cache

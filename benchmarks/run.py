@@ -1,6 +1,6 @@
 """The kernels, each next to what it is measured against, in one run.
 
-    python benchmarks/run.py gram|path|selection|solve|pairs|zeros|growth [--quick] [--threads N ...]
+    python benchmarks/run.py gram|path|selection|solve|pairs|zeros|growth ... [--quick] [--threads N ...]
         [--device cpu|cuda] [--json FILE]
 
 Every benchmark checks its results, then times; the machine's measured peak is printed with it. With ``--device cuda``
@@ -25,20 +25,23 @@ WORKS = ["gram", "path", "selection", "solve", "pairs", "zeros", "growth"]
 
 
 def main() -> None:
-    """Run one benchmark."""
+    """Run one benchmark, or one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=WORKS)
+    parser.add_argument("works", choices=WORKS, nargs="+", metavar="WORK", help=", ".join(WORKS))
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
     parser.add_argument("--threads", type=int, nargs="+", help="default: 1 and all cores")
     add_device(parser)
-    parser.add_argument("--json", type=Path, help="default: benchmarks/results/WORK.json; nothing with --quick")
+    parser.add_argument("--json", type=Path, help="of one; default: benchmarks/results/WORK.json, none with --quick")
     arguments = parser.parse_args()
+    if arguments.json is not None and len(arguments.works) > 1:
+        parser.error(f"--json takes the results of one benchmark, not of {' '.join(arguments.works)}")
     targets = _targets(arguments)
     wanted = arguments.json is not None or not arguments.quick
-    if arguments.work == "growth":
-        _growth(targets, arguments.quick, arguments.json, wanted)
-    else:
-        _compare(arguments.work, targets, arguments.quick, arguments.json, wanted)
+    for work in arguments.works:
+        if work == "growth":
+            _growth(targets, arguments.quick, arguments.json, wanted)
+        else:
+            _compare(work, targets, arguments.quick, arguments.json, wanted)
 
 
 def _targets(arguments: argparse.Namespace) -> list[Target]:

@@ -205,21 +205,22 @@ def pair_errors(
             without[:, own[q]] = 0.0
             size = moved[j] + float(weight[:, own[q]].norm())
             unit = 4 * (weight.numel() + len(gram)) * EPS * size**2 * float(gram.diagonal().max())
+            pulls = weight.new_zeros(units, *weight.shape)  # one for each p
             for p in range(units):
-                pull = torch.zeros_like(weight)
-                pull[:, own[p]] = weight[:, own[q]]
-                norm = total_error(gram, pull)
-                gain = -float(((without - start) @ gram * pull).sum()) / norm if norm > 0 else 0.0
-                result.errors[j, q, p] = total_error(gram, without + gain * pull - start) - now
-                result.gains[j, q, p] = gain
-                result.error_bounds[j, q, p] = unit * (1 + abs(gain)) ** 2
-                result.gain_bounds[j, q, p] = unit * (1 + abs(gain)) / norm if norm > 0 else 0.0
+                pulls[p][:, own[p]] = weight[:, own[q]]
+            norms = total_error(gram, pulls)
+            against = -((without - start) @ gram * pulls).sum((1, 2))
+            gains = torch.where(norms > 0, against / norms, 0.0)
+            result.errors[j, q] = total_error(gram, without + gains[:, None, None] * pulls - start) - now
+            result.gains[j, q] = gains
+            result.error_bounds[j, q] = unit * (1 + gains.abs()) ** 2
+            result.gain_bounds[j, q] = torch.where(norms > 0, unit * (1 + gains.abs()) / norms, 0.0)
     return result
 
 
-def total_error(gram: Tensor, change: Tensor) -> float:
-    """tr(Delta G Delta^T)."""
-    return float((change @ gram * change).sum())
+def total_error(gram: Tensor, change: Tensor) -> Tensor:
+    """tr(Delta G Delta^T), of one change or of several."""
+    return (change @ gram * change).sum((-2, -1))
 
 
 def pair_table(pairs: Pairs, scales: list[float]) -> Tensor:

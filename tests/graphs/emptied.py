@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import torch
@@ -159,7 +160,7 @@ def built(name: str) -> tuple[nn.Module, Tensor]:
     return lively(case.build()), torch.randn(70, *case.shape)
 
 
-def emptied(plan: reapx.Plan, names: set[str], others: int = 1, streams: int = 0) -> reapx.Plan:
+def emptied(plan: reapx.Plan, names: Collection[str], others: int = 1, streams: int = 0) -> reapx.Plan:
     """The plan, but some groups leave as a whole and the others lose a few units."""
     groups = []
     for entry in plan.groups:
@@ -176,9 +177,19 @@ def emptied(plan: reapx.Plan, names: set[str], others: int = 1, streams: int = 0
     )
 
 
-def pruned(name: str, names: set[str] | None = None, **options: object) -> tuple[nn.Module, Tensor, reapx.Result]:
-    """A network, images, and the network without some groups, by default without all that may go."""
+def pruned(name: str, names: set[str] | None = None, **options: bool) -> tuple[nn.Module, Tensor, reapx.Result]:
+    """A network, images, and the network without some groups, by default without all that may go.
+
+    Those that are not made in place are made once and shared: tests leave them as they are.
+    """
+    gone = frozenset(CASES[name].droppable if names is None else names)
+    return (_pruned if options.get("inplace") else _shared)(name, gone, **options)
+
+
+def _pruned(name: str, gone: frozenset[str], **options: bool) -> tuple[nn.Module, Tensor, reapx.Result]:
     model, images = built(name)
     plan = reapx.plan(model, images, budget=reapx.MACs(0.95), allocation="uniform")
-    plan = emptied(plan, CASES[name].droppable if names is None else names)
-    return model, images, plan.apply(**options)  # type: ignore[arg-type]
+    return model, images, emptied(plan, gone).apply(**options)
+
+
+_shared = functools.cache(_pruned)
