@@ -22,6 +22,7 @@ from ..capture.graph import Graph
 from ..costs.budget import Budget, Costs
 from ..errors import BudgetError
 from ..groups.channel_groups import Group
+from ..progress import Progress
 from ..selection.paths.path import Path
 from .allowed_widths import WidthRules, largest, refusal
 from .curves import ErrorCurve
@@ -158,7 +159,7 @@ def measure_tradeoff(
     width_rules: WidthRules,
     measurement: Measurement,
     *,
-    progress: bool,
+    progress: Progress,
     checkpoint: Checkpoint | None = None,
 ) -> Tradeoff:
     """Measure error curves and put them together; several processes share the groups among them.

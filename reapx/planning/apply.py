@@ -12,6 +12,7 @@ from ..calibration.images import Images
 from ..calibration.processes import Processes
 from ..capture.graph import Graph, capture
 from ..groups.channel_groups import Group
+from ..progress import SILENT, Progress, timed
 from ..reconstruction.sweep import LayerRefit, reconstruct
 from ..selection.paths.path import Path
 from ..selection.paths.weight_changes import cut_tensors
@@ -49,14 +50,14 @@ class Removal:
 def remove(
     model: nn.Module,
     graph: Graph,
-    groups: list[Group],
+    groups: Sequence[Group],
     removed: Mapping[str, Tensor],
     images: Images,
     *,
     refit: str | None,
     damping: float,
     rectify: int,
-    progress: bool,
+    progress: Progress = SILENT,
     changed: Mapping[str, Tensor],
 ) -> Removal:
     """Remove units from a copy of a network, refit it, and prove that it equals the masked original.
@@ -70,12 +71,14 @@ def remove(
         refit: ``"all"``, ``"consumers"``, or None for no refits.
         damping: Pull towards the old weights, a fraction of the mean diagonal of each Gram matrix.
         rectify: Passes after each fit that leave out what a ReLU drops.
-        progress: Whether to show a progress bar.
+        progress: Who is told how many layers are done.
         changed: Qualified name -> full tensor of the network, zero where removed units are read, which takes the place
             of the network's own where nothing is refitted.
 
     Raises:
-        NumericalError, CaptureError, ProofError: as they say.
+        NumericalError: an activation is not finite, or a Gram matrix singular.
+        CaptureError: torch.export refuses the smaller network.
+        ProofError: it does not compute what the masked original does.
     """
     kept = kept_positions(groups, removed, graph.tensors)
     endings = find_endings(graph, groups, kept)
@@ -106,14 +109,15 @@ def remove(
     pruned = copy.deepcopy(model)
     shrink(pruned, kept, updates, endings)
     masked = masked_tensors(graph, groups, kept, updates)
-    if not endings:
-        return Removal(pruned, kept, updates, fits, prove(pruned, graph, masked, images), endings)
-    gap = prove(shrunk_exactly(model, kept, updates, endings), graph, masked, images)
-    prove(pruned, graph, masked, images, rounded=True)
+    with timed("proving"):
+        exact = shrunk_exactly(model, kept, updates, endings) if endings else pruned
+        gap = prove(exact, graph, masked, images)
+        if endings:
+            prove(pruned, graph, masked, images, rounded=True)
     return Removal(pruned, kept, updates, fits, gap, endings)
 
 
-def _but_one(groups: list[Group], removed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _but_one(groups: Sequence[Group], removed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Units to remove so that every group keeps one.
 
     The network then runs the same operators as the original, which the refits need; layers are refitted without it.

@@ -17,10 +17,10 @@ from ..calibration.checkpoint import Checkpoint, fingerprint
 from ..costs.latency import Latency, latency_terms
 from ..errors import BudgetError
 from ..inspection.inspection import Inspection, inspect
-from ..inspection.validation import bounds_of
+from ..inspection.validation import bounds_of, widths_of
+from ..progress import Progress, progress_of
 from ..selection.find_paths import find_paths
 from ..selection.paths.path import Path
-from ..text import show_bars
 from .group_plan import plan_groups
 from .plan import Plan
 from .settings import PlanSettings
@@ -36,7 +36,7 @@ def make_plan(model: nn.Module, images: object, settings: PlanSettings) -> Plan:
     processes, costs = found._images.processes, found.costs
     width_rules = _width_rules(model, found, settings)
     checkpoint = None if settings.resume is None else _checkpoint(settings.resume, found, settings.positions)
-    bars = show_bars(settings.progress) and processes.rank == 0
+    told = progress_of(settings.progress, settings.on_progress, told=processes.rank == 0)
     find = partial(
         find_paths,
         found._graph,
@@ -45,17 +45,19 @@ def make_plan(model: nn.Module, images: object, settings: PlanSettings) -> Plan:
         selection=settings.selection,
         damping=settings.damping,
         positions=settings.positions,
-        progress=bars,
+        progress=told,
         checkpoint=checkpoint,
     )
     tradeoff = point = None
     if settings.allocation == "pro":
         paths = find(smallest(width_rules.allowed(found.groups)), refits=True)
-        tradeoff = _tradeoff(found, paths, width_rules, settings, bars, checkpoint)
+        tradeoff = _tradeoff(found, paths, width_rules, settings, told, checkpoint)
         point = tradeoff.at(settings.budget)
         widths = point.widths
-    else:
+    elif settings.allocation == "uniform":
         widths = uniform(found.groups, costs, settings.budget, width_rules)
+    else:
+        widths = _given(found, settings, width_rules)
     processes.check_rounding("widths", widths)
     if tradeoff is None or settings.swaps:
         paths = find(widths, swaps=settings.swaps)
@@ -80,7 +82,7 @@ def _width_rules(model: nn.Module, found: Inspection, settings: PlanSettings) ->
     if pro:
         scored_outputs(found._graph, settings.output_error)  # refuses outputs that cannot be compared
     limits = bounds_of(found._channels, settings.bounds)
-    droppable = found.droppable if pro else frozenset()
+    droppable = frozenset() if settings.allocation == "uniform" else found.droppable
     width_rules = WidthRules(settings.round_to, settings.prunes_streams, limits, droppable)
     if isinstance(budget, Latency):
         layers, calibration, batch = found._channels.layers, found._images, budget.batch
@@ -92,12 +94,26 @@ def _width_rules(model: nn.Module, found: Inspection, settings: PlanSettings) ->
     return width_rules
 
 
+def _given(found: Inspection, settings: PlanSettings, width_rules: WidthRules) -> dict[str, int]:
+    """The widths that the caller gave, if the budget allows them."""
+    assert not isinstance(settings.allocation, str)
+    widths = widths_of(found._channels, settings.allocation, width_rules.allowed(found.groups))
+    budget, kind = settings.budget, type(settings.budget)
+    cost, limit = found.costs.of(kind, widths), budget.limit(found.costs.of(kind))
+    if cost > limit:
+        raise BudgetError(
+            f"allocation: the widths that were given cost {cost:,}{budget.unit and f' {budget.unit}'}, and budget="
+            f"{kind.__name__}({budget.amount}) allows {limit:,}: give smaller widths, or no budget"
+        )
+    return widths
+
+
 def _tradeoff(
     found: Inspection,
     paths: Sequence[Path],
     width_rules: WidthRules,
     settings: PlanSettings,
-    bars: bool,
+    progress: Progress,
     checkpoint: Checkpoint | None,
 ) -> Tradeoff:
     measurement = Measurement(settings.points, settings.rounds, settings.output_error, MEASURED_IMAGES)
@@ -110,7 +126,7 @@ def _tradeoff(
         settings.budget,
         width_rules,
         measurement,
-        progress=bars,
+        progress=progress,
         checkpoint=checkpoint,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,12 +20,13 @@ from ..groups.channel_groups import Frozen
 from ..inspection.argument_checks import RefitLayers, check_arguments
 from ..inspection.inspection import Inspection
 from ..inspection.validation import check_model, check_settings
+from ..progress import OnProgress, progress_of
 from ..selection.paths.path import Path
 from ..surgery.cut import Kept, kept_positions
 from ..surgery.proof import output_change
-from ..text import frozen_text, latency_text, listed, saving, show_bars
+from ..text import frozen_text, latency_text, listed, saving
 from .apply import own_tensors, remove
-from .group_plan import GroupPlan, Units, chosen_units, plan_groups, table_of
+from .group_plan import GroupPlan, Units, plan_groups, replaced, table_of
 from .result import Result
 from .settings import RECTIFY, PlanSettings
 
@@ -179,30 +179,23 @@ class Plan:
         predicted (NaN).
 
         Args:
-            removed: Group name -> the units that leave, numbers from 0 below ``group.size`` in any order; none stays
-                out of an empty list. Groups that are not named lose what they lost before.
+            removed: Group name -> the units that leave, numbers from 0 below ``group.size`` in any order. Groups that
+                are not named lose what they lost before.
 
         Raises:
             InputError: no group has that name, units are no whole numbers, occur twice or are not there, or all leave
                 a group that cannot go as a whole; names the group.
         """
-        entries, droppable = {entry.group.name: entry for entry in self.groups}, self._found.droppable
-        found = {name: chosen_units(entries, name, units, droppable) for name, units in removed.items()}
-        paths = zip(entries, self._paths, strict=True)
-        groups = tuple(
-            GroupPlan(entry.group, entry.group.size - len(found[name]), math.nan, found[name])
-            if name in found
-            else entry
-            for name, entry in entries.items()
-        )
+        groups = replaced(self.groups, removed, self._found.droppable)
+        paths = zip(groups, self._paths, strict=True)
         widths, costs = {entry.group.name: entry.kept for entry in groups}, self._found.costs
         return replace(
             self,
             groups=groups,
             macs=(costs.macs(), costs.macs(widths)),
             params=(costs.params(), costs.params(widths)),
-            chosen=self.chosen | set(found),
-            _paths=[Path.unmeasured(found[name]) if name in found else path for name, path in paths],
+            chosen=self.chosen | set(removed),
+            _paths=[Path.unmeasured(each.removed) if each.group.name in removed else path for each, path in paths],
             _point=None,
         )
 
@@ -222,6 +215,7 @@ class Plan:
         damping: float | None = None,
         inplace: bool = False,
         progress: bool | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Result:
         """Remove the channels, refit by least squares, and prove the result.
 
@@ -240,7 +234,8 @@ class Plan:
                 by default.
             inplace: Change the user's model instead of a copy; done last, after the proof. Its parameters are new
                 objects: make optimizers afterwards.
-            progress: Show progress bars; by default when the terminal is one.
+            progress: Show progress bars; by default when the terminal is one and there is no ``on_progress``.
+            on_progress: Called as ``on_progress(step, done, total)``, as for ``reapx.plan``; by default the plan's.
 
         Returns:
             The smaller module, its errors and its proof.
@@ -253,7 +248,7 @@ class Plan:
         processes = self._images.processes
         with processes.together():
             check_arguments(reconstruct=reconstruct, refit=refit, rectify=rectify, damping=damping)
-            check_arguments(inplace=inplace, progress=progress)
+            check_arguments(inplace=inplace, progress=progress, on_progress=on_progress)
             check_model(self._model)
             changed = self._graph.changed(self._model)
             if changed is not None:
@@ -270,7 +265,7 @@ class Plan:
             refit=refit if reconstruct else None,
             damping=damping,
             rectify=rectify,
-            progress=show_bars(progress) and processes.rank == 0,
+            progress=progress_of(progress, on_progress or self.settings.on_progress, told=processes.rank == 0),
             changed={} if reconstruct else own_tensors(self._graph, self._paths, self.groups, processes),
         )
         latency = self._measured_latency(found.model)
