@@ -25,6 +25,7 @@ from .inspection.inspection import Inspection, inspect
 from .moments.moments import Moments
 from .planning.calls import plan, prune
 from .planning.group_plan import GroupPlan
+from .planning.pipeline import load_plan
 from .planning.plan import Plan
 from .planning.result import Result
 from .planning.settings import PlanSettings
@@ -88,6 +89,7 @@ __all__ = [
     "inspect",
     "kernels",
     "load",
+    "load_plan",
     "measure",
     "plan",
     "prune",

@@ -71,6 +71,11 @@ class Tradeoff:
         """How often curves were measured; ``curves`` are the first."""
         return len(self._stages)
 
+    @property
+    def stages(self) -> Sequence[_Stage]:
+        """What was measured, round by round."""
+        return self._stages
+
     def add(self, widths: dict[str, int], error: float, curves: dict[str, ErrorCurve]) -> None:
         """Go on from some widths, and the error at them, with curves that were measured there."""
         self._stages.append(_Stage(widths, error, curves))

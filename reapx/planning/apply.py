@@ -1,25 +1,32 @@
-"""Removal: channels leave a copy of the network, what stays is refitted, and the copy is proved."""
+"""Applying a plan: channels leave a copy of the network, what stays is refitted, and the copy is proved."""
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from ..calibration.images import Images
-from ..calibration.processes import Processes
 from ..capture.graph import Graph, capture
+from ..costs.latency import Latency, measure_milliseconds
 from ..groups.channel_groups import Group
+from ..inspection.argument_checks import RefitLayers
 from ..progress import SILENT, Progress, timed
 from ..reconstruction.sweep import LayerRefit, reconstruct
 from ..selection.paths.path import Path
 from ..selection.paths.weight_changes import cut_tensors
 from ..surgery.cut import Kept, cut, kept_positions, narrow, within
 from ..surgery.emptied_layers import Endings, find_endings, shrink, shrunk_exactly
-from ..surgery.proof import masked_tensors, prove
+from ..surgery.proof import masked_tensors, output_change, prove
 from .group_plan import GroupPlan
+from .result import Result
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 
 @dataclass(frozen=True)
@@ -126,11 +133,49 @@ def _but_one(groups: Sequence[Group], removed: Mapping[str, Tensor]) -> dict[str
     return {name: units[:-1] if len(units) == sizes[name] else units for name, units in removed.items()}
 
 
-def own_tensors(
-    graph: Graph, paths: Sequence[Path], entries: Sequence[GroupPlan], processes: Processes
-) -> dict[str, Tensor]:
+def carry_out(
+    plan: Plan, *, refit: RefitLayers | None, damping: float, rectify: int, inplace: bool, progress: Progress
+) -> Result:
+    """What ``Plan.apply`` does once its arguments are checked; ``refit`` is None for no refits."""
+    start = time.perf_counter()
+    model, graph, images = plan._model, plan._graph, plan._images
+    changed: Mapping[str, Tensor] = {}
+    if refit is None:
+        made = own_tensors(graph, plan._paths, plan.groups) if plan._stored is None else plan._stored.own
+        changed = {name: images.processes.share(value) for name, value in made.items()}
+    found = remove(
+        model,
+        graph,
+        [entry.group for entry in plan.groups],
+        {entry.group.name: entry.removed for entry in plan.groups},
+        images,
+        refit=refit,
+        damping=damping,
+        rectify=rectify,
+        progress=progress,
+        changed=changed,
+    )
+    latency = _measured_latency(plan, found.model)
+    change = output_change(found.model, graph, images)
+    pruned = found.model
+    if inplace:
+        found.repeat(model)
+        pruned = model
+    seconds = time.perf_counter() - start
+    return Result(pruned, plan, tuple(found.fits), found.gap, change, seconds, found.kept, latency)
+
+
+def _measured_latency(plan: Plan, pruned: nn.Module) -> tuple[float, float, float] | None:
+    """Measured in turn, since a machine's speed drifts: before, predicted at that speed, after."""
+    if plan.latency is None or not isinstance(plan.budget, Latency):
+        return None
+    models, images, batch = [plan._model, pruned], plan._images, plan.budget.batch
+    before, after = images.processes.first(lambda: measure_milliseconds(models, images, batch))
+    return before, plan.latency[1] * before / plan.latency[0], after
+
+
+def own_tensors(graph: Graph, paths: Sequence[Path], entries: Sequence[GroupPlan]) -> dict[str, Tensor]:
     """What selection itself makes of the network's tensors, at the entries' widths, without least squares."""
     pairs = zip(paths, entries, strict=True)
     own = [(path.own_changes, len(entry.removed)) for path, entry in pairs if path.own_changes is not None]
-    made = cut_tensors(graph.tensors, [changes.changes([count])[0] for changes, count in own], own)
-    return {name: processes.share(value) for name, value in made.items()}
+    return cut_tensors(graph.tensors, [changes.changes([count])[0] for changes, count in own], own)

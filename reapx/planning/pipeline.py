@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path as FilePath
 
 from torch import nn
 
 from ..allocation.allowed_widths import WidthRules, refusal, smallest
+from ..allocation.descent import TradeoffPoint
 from ..allocation.output_errors import scored_outputs
 from ..allocation.pro import Measurement, Tradeoff, measure_tradeoff
 from ..allocation.uniform import uniform
@@ -21,8 +23,10 @@ from ..inspection.validation import bounds_of, widths_of
 from ..progress import Progress, progress_of
 from ..selection.find_paths import find_paths
 from ..selection.paths.path import Path
+from . import saved_plan
 from .group_plan import plan_groups
 from .plan import Plan
+from .saved_plan import Stored
 from .settings import PlanSettings
 
 MEASURED_IMAGES = 300
@@ -74,6 +78,63 @@ def make_plan(model: nn.Module, images: object, settings: PlanSettings) -> Plan:
         _tradeoff=tradeoff,
         _point=point,
     )
+
+
+def load_plan(model: nn.Module, images: object, folder: str | FilePath, *, distributed: bool = False) -> Plan:
+    """The plan that ``Plan.save`` wrote, for the same model; nothing is touched.
+
+    With the same images as before, ``apply`` gives the same bits. It can be printed, reported, applied and given other
+    units (``with_removed``), but stays at its budget.
+
+    Args:
+        model: The model that it was made for, with the same weights, in eval mode.
+        images: As for ``reapx.plan``.
+        folder: Where it was saved.
+        distributed: As for ``reapx.plan``.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, of another version, or the plan is of another model.
+        InputError, CaptureError: as ``reapx.inspect``.
+    """
+    page, own = saved_plan.read_plan(folder)
+    with _reading(folder):
+        settings = saved_plan.settings_of(page["settings"], distributed)
+    found = inspect(model, images, exclude=settings.exclude, memory=settings.memory, distributed=distributed)
+    saved_plan.check_model_page(page, found._graph, found.groups, folder)
+    costs = found.costs
+    with _reading(folder):
+        entries = saved_plan.entries_of(page["groups"], found.groups)
+        widths = {entry.group.name: entry.kept for entry in entries}
+        tradeoff = None
+        if page["stages"] is not None and costs.knows(settings.budget):
+            rules = _width_rules(model, found, settings)
+            tradeoff = Tradeoff(costs, type(settings.budget), found.groups, rules, settings.output_error)
+            saved_plan.add_stages(tradeoff, page["stages"])
+        latency = None if page["latency"] is None else (float(page["latency"][0]), float(page["latency"][1]))
+        return Plan(
+            settings=settings,
+            groups=entries,
+            frozen=found.frozen,
+            macs=(costs.macs(), costs.macs(widths)),
+            params=(costs.params(), costs.params(widths)),
+            seconds=float(page["seconds"]),
+            chosen=frozenset(page["chosen"]),
+            _model=model,
+            _found=found,
+            _paths=[Path.unmeasured(entry.removed) for entry in entries],
+            _tradeoff=tradeoff,
+            _point=None if page["point"] is None else TradeoffPoint(**page["point"]),
+            _stored=Stored(own, latency),
+        )
+
+
+@contextmanager
+def _reading(folder: str | FilePath) -> Iterator[None]:
+    """What a page should not hold is an error of the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise saved_plan.damaged(FilePath(folder) / saved_plan.PAGE, error) from error
 
 
 def _width_rules(model: nn.Module, found: Inspection, settings: PlanSettings) -> WidthRules:
