@@ -4,7 +4,8 @@ from . import kernels
 from .allocation.curves import ErrorCurve
 from .allocation.descent import TradeoffPoint
 from .behavior.behaviors import Behaviors, behaviors
-from .costs.budget import MACs, Params
+from .capture.layers import Layer
+from .costs.budget import Budget, Costs, MACs, Params
 from .costs.latency import Latency
 from .errors import (
     BackendError,
@@ -18,12 +19,21 @@ from .errors import (
     ProofError,
     ReapxError,
 )
+from .groups.channel_groups import Consumer, Frozen, Group
+from .groups.operator_rules import register_operator
 from .inspection.inspection import Inspection, inspect
+from .moments.moments import Moments
 from .planning.calls import plan, prune
+from .planning.group_plan import GroupPlan
+from .planning.pipeline import load_plan
 from .planning.plan import Plan
 from .planning.result import Result
 from .planning.settings import PlanSettings
+from .planning.steps import find_path, measure
+from .reconstruction.sweep import LayerRefit
 from .report.page import write_report
+from .selection.methods import SELECTIONS
+from .selection.paths.path import Path
 from .serial.result import Serialized, serialize
 from .sparsity.compaction.compact import compact, zero_nodes
 from .sparsity.compaction.zero_nodes import Compacted, ZeroNodes
@@ -35,22 +45,33 @@ from .surgery.storage import load
 __version__ = "0.1.0"
 
 __all__ = [
+    "SELECTIONS",
     "BackendError",
     "Behaviors",
+    "Budget",
     "BudgetError",
     "CalibrationWarning",
     "CaptureError",
     "CheckpointError",
     "Compacted",
     "CompactionWarning",
+    "Consumer",
+    "Costs",
     "ErrorCurve",
+    "Frozen",
+    "Group",
+    "GroupPlan",
     "InputError",
     "Inspection",
     "Latency",
+    "Layer",
+    "LayerRefit",
     "MACs",
+    "Moments",
     "NodeMonitor",
     "NumericalError",
     "Params",
+    "Path",
     "Plan",
     "PlanSettings",
     "ProofError",
@@ -62,13 +83,17 @@ __all__ = [
     "adam_l2",
     "behaviors",
     "compact",
+    "find_path",
     "group_lasso",
     "group_sparse",
     "inspect",
     "kernels",
     "load",
+    "load_plan",
+    "measure",
     "plan",
     "prune",
+    "register_operator",
     "serialize",
     "write_report",
     "zero_nodes",

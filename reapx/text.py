@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 
 from .costs.budget import Budget
@@ -85,8 +84,3 @@ def frozen_text(frozen: Sequence[Frozen]) -> list[str]:
 def listed(names: Sequence[str], shown: int = 8) -> str:
     """The first ``shown`` names, and the number of further ones."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
-
-
-def show_bars(progress: bool | None) -> bool:
-    """Whether to show progress bars: as the user asked, or by default if stderr is a terminal."""
-    return sys.stderr.isatty() if progress is None else progress

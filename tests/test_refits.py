@@ -101,7 +101,6 @@ def paths_of(net: Net, damping: float, selection: str = "reap") -> tuple[Inspect
         selection,
         damping=damping,
         positions=None,
-        progress=False,
         refits=True,
     )
     return found, images, paths

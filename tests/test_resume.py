@@ -55,7 +55,6 @@ def whole(found: Inspection, checkpoint: Checkpoint | None = None, positions: in
         layers_of(found),
         graph.tensors,
         positions=positions,
-        progress=False,
         checkpoint=checkpoint,
     )
     return flat(moments)
@@ -76,7 +75,6 @@ def paths(found: Inspection, checkpoint: Checkpoint | None = None) -> dict[str, 
         damping=1e-2,
         swaps=0,
         positions=None,
-        progress=False,
         checkpoint=checkpoint,
     )
     return {

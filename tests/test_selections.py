@@ -144,7 +144,7 @@ def test_orders_are_whole_and_errors_exact(name: str, selection: str) -> None:
         for refits in (True, False):
             paths = find_paths(
                 found._graph, found._images, found.groups, widths, selection, damping=1e-2, positions=None,
-                progress=False, refits=refits,
+                refits=refits,
             )  # fmt: skip
             for group, path in zip(found.groups, paths, strict=True):
                 steps = group.size - widths[group.name]
@@ -180,7 +180,7 @@ def test_own_weights_beat_plain_removal_and_never_the_fit(name: str, selection: 
     model = lively(NETS[name].build())
     found = reapx.inspect(model, torch.randn(60, *NETS[name].shape))
     widths = {group.name: group.size // 2 for group in found.groups}
-    kinds = {"damping": 1e-6, "positions": None, "progress": False}
+    kinds = {"damping": 1e-6, "positions": None}
     paths = find_paths(found._graph, found._images, found.groups, widths, selection, refits=True, **kinds)
     for group, path in zip(found.groups, paths, strict=True):
         count = group.size - widths[group.name]
@@ -203,7 +203,7 @@ def test_errors_of_unifications_add_up_to_that_of_the_weights(name: str, left: i
     model = lively(NETS[name].build())
     found = reapx.inspect(model, torch.randn(60, *NETS[name].shape))
     moments = measure(found._graph, found._images, [c.layer for g in found.groups for c in g.consumers],
-                      found._graph.tensors, progress=False)  # fmt: skip
+                      found._graph.tensors)  # fmt: skip
     for group in found.groups:
         consumers = measured_consumers(found._graph, group, moments)
         count = max(group.size - left, 0)
@@ -220,7 +220,7 @@ def test_errors_of_unifications_add_up_to_that_of_the_weights(name: str, left: i
 
 def _gram_of(found: reapx.Inspection, consumer: object) -> Tensor:
     layer = consumer.layer  # type: ignore[attr-defined]
-    moments = measure(found._graph, found._images, [layer], found._graph.tensors, progress=False)
+    moments = measure(found._graph, found._images, [layer], found._graph.tensors)
     entry = moments[layer.weight][consumer.conv_group]  # type: ignore[attr-defined]
     return entry.centred(True).gram if _shifts(found, layer) else entry.gram
 
@@ -288,7 +288,7 @@ def test_no_method_leaves_much_less_than_reap_after_refits() -> None:
     for selection in SELECTIONS:
         paths = find_paths(
             found._graph, found._images, found.groups, widths, selection, damping=1e-4, positions=None,
-            progress=False, refits=True,
+            refits=True,
         )  # fmt: skip
         totals[selection] = sum(path.error(len(path.order)) for path in paths)
     assert totals["reap"] < 1.05 * min(totals.values()), totals  # greedy, so not always the least

@@ -44,7 +44,7 @@ def test_plan_prune_apply_and_settings_have_the_same_arguments_and_defaults() ->
     }
     pruned, applied = defaults(reapx.prune), defaults(reapx.Plan.apply)
     assert pruned == {**planned, **{name: applied[name] for name in APPLIED}}
-    assert set(applied) == {*APPLIED, "damping", "progress"}
+    assert set(applied) == {*APPLIED, "damping", "progress", "on_progress"}
     assert set(CHECKS) == {*planned, *applied}
     assert (planned["damping"], applied["rectify"]) == (DAMPING, RECTIFY)
 

@@ -13,7 +13,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 from torch.fx import Node
-from tqdm import tqdm
 
 from ..calibration.checkpoint import Checkpoint, digest_of
 from ..calibration.images import Images
@@ -23,6 +22,7 @@ from ..capture.execution import evaluate, last_reads, run
 from ..capture.graph import Graph, ancestors, is_dynamic, operator_name
 from ..capture.precision import exact
 from ..errors import InputError
+from ..progress import SILENT, Progress
 
 OutputError = Literal["squared", "kl"]
 """What an error at the outputs is."""
@@ -111,7 +111,7 @@ def output_errors(
     base: Mapping[str, Tensor] | None = None,
     measure: str = "squared",
     count: int | None = None,
-    progress: bool = False,
+    progress: Progress = SILENT,
     checkpoint: Checkpoint | None = None,
 ) -> list[float]:
     """How far replaced tensors move the outputs.
@@ -142,7 +142,7 @@ def output_errors(
     with images.processes.together():
         done = 0 if checkpoint is None else checkpoint.restore(name, sums.tensors)
         batches = range(done, len(sample))
-        for batch in tqdm(batches, "measuring outputs", unit="batch", leave=False, disable=not progress):
+        for batch in progress.over(batches, "measuring outputs", done=done):
             inputs = sample[batch]
             kept = _KeptValues(graph, inputs, tensors, wanted, images.memory // 2)
             original = kept if base is None else _KeptValues(graph, inputs, graph.tensors, set(outputs), math.inf)

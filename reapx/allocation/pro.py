@@ -22,6 +22,7 @@ from ..capture.graph import Graph
 from ..costs.budget import Budget, Costs
 from ..errors import BudgetError
 from ..groups.channel_groups import Group
+from ..progress import Progress
 from ..selection.paths.path import Path
 from .allowed_widths import WidthRules, largest, refusal
 from .curves import ErrorCurve
@@ -69,6 +70,11 @@ class Tradeoff:
     def rounds(self) -> int:
         """How often curves were measured; ``curves`` are the first."""
         return len(self._stages)
+
+    @property
+    def stages(self) -> Sequence[_Stage]:
+        """What was measured, round by round."""
+        return self._stages
 
     def add(self, widths: dict[str, int], error: float, curves: dict[str, ErrorCurve]) -> None:
         """Go on from some widths, and the error at them, with curves that were measured there."""
@@ -158,7 +164,7 @@ def measure_tradeoff(
     width_rules: WidthRules,
     measurement: Measurement,
     *,
-    progress: bool,
+    progress: Progress,
     checkpoint: Checkpoint | None = None,
 ) -> Tradeoff:
     """Measure error curves and put them together; several processes share the groups among them.

@@ -24,9 +24,10 @@ from ..errors import InputError
 from ..groups.channel_groups import Group
 from ..inspection.argument_checks import check_arguments
 from ..inspection.inspection import Inspection, inspect
+from ..progress import progress_of
 from ..selection.find_paths import measure_consumers
 from ..selection.paths.consumers import measured_consumers
-from ..text import listed, show_bars, table
+from ..text import listed, table
 from .channel_similarity import angular_order, correlate, emulation_errors
 from .similarity_figure import Similarity, write_similarity
 
@@ -208,7 +209,7 @@ def behaviors(
     found = inspect(model, images, memory=memory)
     group, own, others = _find(found, layer)
     graph = found._graph
-    moments = measure_consumers(graph, found._images, [group], positions=positions, progress=show_bars(progress))
+    moments = measure_consumers(graph, found._images, [group], positions=positions, progress=progress_of(progress))
     if max(parts[0].rows for parts in moments.values()) < 2:
         raise InputError("one image gives each channel a single value, which compares with nothing: give more images")
     dead, correlation = correlate(group.consumers, moments)

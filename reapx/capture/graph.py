@@ -29,14 +29,20 @@ VIEWS = frozenset(
 """Operators whose result may share memory with their input, so that writing into one changes the other."""
 _VIEW, _RESHAPE = torch.ops.aten.view.default, torch.ops.aten.reshape.default
 
+_TORCH = ("aten", "prim", "prims")
+
 
 def operator_name(node: Node) -> str:
-    """ATen name without namespace, overload and in-place mark: ``"add"`` for ``aten.add_.Tensor``."""
+    """Name without overload and in-place mark: ``"add"`` for ``aten.add_.Tensor``.
+
+    Operators of others keep their namespace, ``"mylib::add"``: they may act in another way than ATen's of that name.
+    """
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return str(getattr(node.target, "__name__", node.target))
-    name: str = schema.name.split("::")[-1]
-    return name.removesuffix("_") if name.endswith("_") and not name.endswith("__") else name
+    namespace, _, name = str(schema.name).rpartition("::")
+    name = name.removesuffix("_") if name.endswith("_") and not name.endswith("__") else name
+    return name if namespace in _TORCH else f"{namespace}::{name}"
 
 
 def arguments(node: Node) -> dict[str, Any]:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import Any, Literal, get_args
 
+from torch import Tensor
 from torch.fx import Node
 
 from ..capture.graph import arguments, is_tensor, operator_name
-from ..capture.layers import NORMS
+from ..capture.layers import LAYERS, NORMS
+from ..errors import InputError
 from . import shape_rules
 from .analysis_state import AnalysisState, NodeLayout
 from .channel_table import Layout, broadcast
 from .shape_rules import axes_of, source
 
 OperatorRule = Callable[[AnalysisState, Node], NodeLayout]
+"""``(state, node) -> layout`` of the node's value, given those of its inputs in ``state.layout(...)``."""
+
+OperatorKind = Literal["elementwise", "per_channel", "norm"]
+"""What an operator of the user's own does to channels, in a word; see :func:`register_operator`."""
 
 SKIPPED = frozenset(["sym_size", "_assert_scalar", "sym_constrain_range_for_size", "_assert_tensor_metadata"])
 
@@ -157,3 +165,77 @@ OPERATOR_RULES: dict[str, OperatorRule] = {
     "glu": shape_rules.glu_rule,
     "channel_shuffle": shape_rules.channel_shuffle_rule,
 }
+
+_KINDS: dict[OperatorKind, OperatorRule] = {
+    "elementwise": _elementwise,
+    "per_channel": _pool,
+    "norm": _batch_norm,
+}
+_REGISTERED: dict[str, OperatorRule] = {}
+
+
+def register_operator(op: object, rule: OperatorKind | OperatorRule) -> None:
+    """Teach reapx how an operator that it does not know passes channels on; without a rule, they stay.
+
+    A rule holds in this process until another one is registered for the same operator. What it says is not trusted:
+    every pruned network is tried and proved on real images.
+
+    Args:
+        op: What ``torch.library.custom_op`` returned, ``torch.ops.mylib.scale``, or ``"mylib::scale"``. It needs a fake
+            implementation (``register_fake``) that takes any number of channels.
+        rule: ``"elementwise"``: positions are treated one by one, with broadcasting; ``"per_channel"``: each channel
+            (axis 1) by itself, while the positions in it may mix, as pooling does; ``"norm"``: as a batch norm does,
+            with channels along axis 1 and a value for each of them in every further tensor. Or a
+            function ``(state, node)`` that returns, for each axis of the operator's output, the channels along it, as
+            ``state.layout(input)`` has them for each of ``node.all_input_nodes``, or None where nothing can be removed.
+            It may call ``state.table.join(channels, others)``, where channels must leave together, and
+            ``state.table.freeze(channels, reason)``.
+
+    Raises:
+        InputError: that is no operator or no rule, or reapx has a rule of its own for it.
+    """
+    name = _qualified_name(op)
+    if name in OPERATOR_RULES or name in LAYERS or name in SKIPPED:
+        raise InputError(f"op={name!r}: reapx knows this operator; only others can be registered")
+    kinds = get_args(OperatorKind)
+    if not callable(rule) and rule not in kinds:
+        raise InputError(f"rule={rule!r}: choose one of {', '.join(kinds)}, or give a function (state, node) -> layout")
+    _REGISTERED[name] = _own_rule(name, rule) if callable(rule) else _KINDS[rule]
+
+
+def rule_of(name: str) -> OperatorRule | None:
+    """The rule of an operator, by ``operator_name``; None where there is none."""
+    return OPERATOR_RULES.get(name) or _REGISTERED.get(name)
+
+
+def _qualified_name(op: object) -> str:
+    """What ``operator_name`` calls the operator in a graph."""
+    overload: Any = getattr(op, "_opoverload", op)  # of a torch.library.CustomOpDef
+    schema = getattr(overload, "_schema", None)
+    given = str(overload if schema is None and isinstance(overload, str) else getattr(schema, "name", ""))
+    if schema is None and not isinstance(overload, str):
+        given = str(getattr(overload, "_qualified_op_name", ""))  # of torch.ops.mylib.scale
+    if not re.fullmatch(r"\w+::\w+", given):
+        raise InputError(
+            f"op={op!r}: give what torch.library.custom_op returned, torch.ops.mylib.name or 'mylib::name'"
+        )
+    return given.removeprefix("aten::")
+
+
+def _own_rule(name: str, rule: OperatorRule) -> OperatorRule:
+    """A rule of the user's that is checked when it is used."""
+
+    def checked(state: AnalysisState, node: Node) -> NodeLayout:
+        found = rule(state, node)
+        value = node.meta["val"]
+        layouts: Any = [found] if isinstance(value, Tensor) else found
+        for layout, own in zip(layouts, [value] if isinstance(value, Tensor) else value, strict=True):
+            fits = isinstance(layout, list) and len(layout) == own.dim()
+            if not fits or any(c is not None and len(c) != s for c, s in zip(layout, own.shape, strict=True)):
+                raise InputError(
+                    f"the rule of {name} returned {layout!r} for a value of shape {tuple(own.shape)}: return a list "
+                    "with an entry for each axis, the channels along it or None"
+                )
+        return found
+
+    return checked

@@ -13,7 +13,7 @@ from ..capture.graph import Graph, operator_name
 from ..capture.layers import Layer, describe, name_of
 from .analysis_state import AnalysisState, NodeLayout
 from .channel_table import Channels, Layout
-from .operator_rules import OPERATOR_RULES, SKIPPED
+from .operator_rules import SKIPPED, rule_of
 
 
 class Propagation(AnalysisState):
@@ -59,9 +59,10 @@ class Propagation(AnalysisState):
             channels = self.graph.shape(node)[-1 if name == "linear" else 1]
             self.refused.append((name_of(self.graph, node), channels, layer))
             return self.freeze_inputs(node, layer)
-        if name not in OPERATOR_RULES:
+        rule = rule_of(name)
+        if rule is None:
             return self.freeze_inputs(node, f"operator {name} is not known to act per channel")
-        return OPERATOR_RULES[name](self, node)
+        return rule(self, node)
 
     def _layer(self, node: Node, layer: Layer) -> Layout:
         self.layers.append(layer)

@@ -28,6 +28,9 @@ Ends = tuple[float, float]
 Bounds = Mapping[str, Ends] | Mapping[nn.Module, Ends] | Mapping[str | nn.Module, Ends]
 """Layers -> (fewest, most) of their output channels that stay."""
 
+GivenWidths = Mapping[str, float] | Mapping[nn.Module, float] | Mapping[str | nn.Module, float]
+"""Layers -> widths: whole numbers of output channels, or shares of them."""
+
 ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)
 REFIT_LAYERS: tuple[RefitLayers, ...] = get_args(RefitLayers)
 
@@ -44,9 +47,13 @@ class Check:
     accepts: Callable[[object], bool]
     cure: str
 
+    def or_else(self, accepts: Callable[[object], bool], cure: str) -> Check:
+        """The same check, which also accepts something else."""
+        return Check(lambda value: self.accepts(value) or accepts(value), f"{self.cure}, or {cure}")
+
     def or_none(self, meaning: str) -> Check:
         """The same check, which also accepts None."""
-        return Check(lambda value: value is None or self.accepts(value), f"{self.cure}, or None for {meaning}")
+        return self.or_else(lambda value: value is None, f"None for {meaning}")
 
 
 def is_whole(value: object) -> bool:
@@ -85,8 +92,11 @@ CHECKS: Mapping[str, Check] = {
     "budget": Check(
         lambda value: isinstance(value, Budget), "give reapx.MACs(0.5), reapx.Params(0.5) or reapx.Latency(0.5)"
     ),
-    "allocation": _one_of(ALLOCATIONS),
-    "selection": _one_of(SELECTIONS),
+    "allocation": _one_of(ALLOCATIONS).or_else(
+        lambda value: isinstance(value, Mapping) and len(value) > 0 and all(map(_is_layer, value)),
+        "a dict of widths such as {'layer3.*': 0.5}",
+    ),
+    "selection": _one_of(SELECTIONS).or_else(callable, "a function (group, moments, weights) -> scores or order"),
     "streams": SWITCH.or_none("the allocation's default"),
     "round_to": _whole(1),
     "exclude": Check(_are_layers, "give layer names, patterns such as 'layer3.*', or modules of the model"),
@@ -103,6 +113,7 @@ CHECKS: Mapping[str, Check] = {
     "resume": Check(_is_folder, "give the path of a folder").or_none("no folder"),
     "memory": _whole(0).or_none("a default that fits the device"),
     "progress": SWITCH.or_none("bars where the terminal shows them"),
+    "on_progress": Check(callable, "give a function (step, done, total)").or_none("none"),
     "distributed": SWITCH,
     "reconstruct": SWITCH,
     "refit": _one_of(REFIT_LAYERS),

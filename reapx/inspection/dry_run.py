@@ -6,6 +6,7 @@ is removed from a copy, and its outputs are compared with those of the masked or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -54,7 +55,7 @@ def freeze_failing(model: nn.Module, graph: Graph, channels: ChannelAnalysis, im
 
 
 def _failure(
-    model: nn.Module, graph: Graph, groups: list[Group], images: Images, count: int | None = None
+    model: nn.Module, graph: Graph, groups: Sequence[Group], images: Images, count: int | None = None
 ) -> str | None:
     """Why removing the last ``count`` units of each group (by default all) fails; None if it works."""
     removed = {group.name: torch.arange(group.size)[-(count or group.size) :] for group in groups}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -10,35 +10,45 @@ from ..calibration.checkpoint import digest_of
 from ..calibration.images import Images
 from ..calibration.processes import Processes, processes_of
 from ..capture.graph import Graph, capture
+from ..capture.layers import Layer
 from ..costs.budget import Costs
 from ..errors import InputError
 from ..groups.channel_groups import ChannelAnalysis, Frozen, Group, find_groups
 from ..moments.finite_check import check_outputs
+from ..progress import timed
 from ..text import frozen_text, short, table
 from .argument_checks import Layers, check_arguments
 from .dry_run import find_droppable, freeze_failing
 from .validation import check_forward, check_model, layer_names, model_device, without_excluded
 
 
-@dataclass
+@dataclass(frozen=True, eq=False, repr=False)
 class Inspection:
     """The channel groups of a model; ``print`` it.
 
     Attributes:
         groups: Channel groups that can be pruned.
+        layers: The convolutions and linear layers, in the order in which the model runs them.
         frozen: Channels that cannot be removed, and why.
         costs: MACs and parameters as functions of the groups' widths.
         droppable: Names of groups that may leave as a whole: those inside a residual branch, which then adds only a
             constant.
     """
 
-    groups: list[Group]
-    frozen: list[Frozen]
+    groups: tuple[Group, ...]
+    layers: tuple[Layer, ...]
+    frozen: tuple[Frozen, ...]
     costs: Costs
     droppable: frozenset[str]
-    _channels: ChannelAnalysis = field(repr=False)
-    _graph: Graph = field(repr=False)
-    _images: Images = field(repr=False)
+    _channels: ChannelAnalysis
+    _graph: Graph
+    _images: Images
+
+    def __repr__(self) -> str:
+        return (
+            f"Inspection({len(self.groups)} channel groups, {len(self.layers)} layers, "
+            f"{short(self.costs.macs())} MACs, {short(self.costs.params())} parameters)"
+        )
 
     def __str__(self) -> str:
         rows = [[g.name, g.kind, str(g.size * g.per_unit), str(len(g.consumer_names))] for g in self.groups]
@@ -108,16 +118,19 @@ def examine(
         calibration = Images(images, model_device(model), memory)
         check_forward(model, calibration)
     calibration.meet(processes)
-    graph = capture(model, calibration.as_inputs(2))
+    with timed("capturing"):
+        graph = capture(model, calibration.as_inputs(2))
     _check_same(graph, processes)
-    channels = find_groups(graph, measured=measured)
-    check_outputs(graph, channels.layers, calibration)
-    channels = freeze_failing(model, graph, channels, calibration)
-    channels = without_excluded(channels, excluded)
-    droppable = find_droppable(model, graph, channels, calibration)
+    with timed("finding channel groups"):
+        channels = find_groups(graph, measured=measured)
+        check_outputs(graph, channels.layers, calibration)
+        channels = freeze_failing(model, graph, channels, calibration)
+        channels = without_excluded(channels, excluded)
+        droppable = find_droppable(model, graph, channels, calibration)
     _check_equal(processes, "channel groups", [(x.name, x.size, x.name in droppable) for x in channels.groups])
     costs = Costs(graph, channels)
-    return Inspection(channels.groups, channels.frozen, costs, droppable, channels, graph, calibration)
+    groups, layers, frozen = tuple(channels.groups), tuple(channels.layers), tuple(channels.frozen)
+    return Inspection(groups, layers, frozen, costs, droppable, channels, graph, calibration)
 
 
 def _check_same(graph: Graph, processes: Processes) -> None:

@@ -13,12 +13,14 @@ import torch
 from torch import nn
 
 from .. import _native
+from ..allocation.allowed_widths import AllowedWidths, Widths
 from ..calibration.images import Images
 from ..calibration.processes import Processes
 from ..errors import InputError
 from ..groups.channel_groups import ChannelAnalysis, Frozen, Group
 from ..surgery.proof import tensors_in
-from .argument_checks import Bounds, Layers, check_arguments, is_whole
+from ..text import listed
+from .argument_checks import Bounds, GivenWidths, Layers, check_arguments, is_whole
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -87,6 +89,12 @@ def bounds_by_name(model: nn.Module, bounds: Bounds) -> dict[str, tuple[float, f
     """``bounds`` by names and patterns; raises what :func:`layer_names` raises."""
     check_arguments(bounds=bounds)
     return {name: ends for layer, ends in bounds.items() for name in _names(model, layer, "bounds")}
+
+
+def widths_by_name(model: nn.Module, widths: GivenWidths) -> dict[str, float]:
+    """``allocation``, where it is a dict of widths, by names and patterns; raises what :func:`layer_names` raises."""
+    check_arguments(allocation=widths)
+    return {name: width for layer, width in widths.items() for name in _names(model, layer, "allocation")}
 
 
 def _names(model: nn.Module, layer: str | nn.Module, argument: str) -> list[str]:
@@ -172,4 +180,44 @@ def _units(pattern: str, given: tuple[float, float], group: Group) -> tuple[int,
     raise InputError(
         f"bounds={{{pattern!r}: {given!r}}} for {group.name}, which has {full} channels{coupled}: give (fewest, most), "
         "as shares such as (0.25, 1.0) or whole numbers of channels (1 is one channel, 1.0 is all)"
+    )
+
+
+def widths_of(channels: ChannelAnalysis, given: Mapping[str, float], allowed: AllowedWidths) -> dict[str, int]:
+    """Group name -> units that it keeps, from widths by layer name or pattern; the others keep the most they may.
+
+    Args:
+        given: Whole numbers of output channels, or shares, which become the nearest allowed width. Where several
+            patterns meet a group, the last one holds.
+        allowed: Group name -> widths that it may have, rising.
+
+    Raises:
+        InputError: a pattern meets no group, or its width is not allowed.
+    """
+    found = {name: int(widths[-1]) for name, widths in allowed.items()}
+    for pattern, width in given.items():
+        met = [g for g in channels.groups if any(_matches(x.name, pattern) for x in channels.all_producers(g))]
+        if not met:
+            names = [layer.name for layer in channels.layers]
+            raise InputError(
+                f"allocation={{{pattern!r}: ...}} meets no channels that can leave; layers are {names[:20]}"
+            )
+        for group in met:
+            found[group.name] = _width(pattern, width, group, allowed[group.name])
+    return found
+
+
+def _width(pattern: str, given: float, group: Group, allowed: Widths) -> int:
+    full = group.size * group.per_unit
+    if is_whole(given) and given in (allowed * group.per_unit).tolist():
+        return int(given) // group.per_unit
+    if isinstance(given, float) and 0 <= given <= 1:
+        nearby = allowed[allowed > 0] if given > 0 else allowed[:1]
+        nearest = nearby[abs(nearby - given * group.size).argmin()]
+        if given > 0 or nearest == 0:
+            return int(nearest)
+    able = listed([str(width * group.per_unit) for width in allowed.tolist()])
+    raise InputError(
+        f"allocation={{{pattern!r}: {given!r}}} for {group.name}, which has {full} channels: give a share such as 0.5, "
+        f"or one of the widths that it may have ({able})"
     )

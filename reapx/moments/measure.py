@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 from torch.fx import Node
-from tqdm import tqdm
 
 from .. import _native
 from ..calibration.checkpoint import Checkpoint
@@ -20,6 +19,7 @@ from ..capture.execution import run
 from ..capture.graph import Graph
 from ..capture.layers import Layer
 from ..errors import NumericalError
+from ..progress import SILENT, Progress
 from .finite_check import not_finite
 from .moments import Moments
 
@@ -142,7 +142,7 @@ def measure(
     tensors: Mapping[str, Tensor],
     *,
     positions: int | None = None,
-    progress: bool,
+    progress: Progress = SILENT,
     checkpoint: Checkpoint | None = None,
     name: str = "moments",
 ) -> dict[str, list[Moments]]:
@@ -175,7 +175,7 @@ def measure(
     accumulated = {f"{a.layer.weight}/{part}": value for a in first.values() for part, value in a.accumulated().items()}
     with images.processes.together():
         done = 0 if checkpoint is None else checkpoint.restore(name, accumulated)
-        for batch in _bar(done, len(images), "measuring", progress):
+        for batch in progress.over(range(done, len(images)), "measuring", done=done):
             run(graph, images[batch], tensors, visit, last)
             check_finite(first.values(), batch)
             if checkpoint is not None:
@@ -189,7 +189,3 @@ def measure(
 def _size(graph: Graph, layer: Layer) -> tuple[int, ...]:
     shape = graph.shape(layer.node)
     return shape[len(shape) - layer.spatial :]
-
-
-def _bar(done: int, count: int, text: str, progress: bool) -> tqdm[int]:
-    return tqdm(range(done, count), text, total=count, initial=done, unit="batch", leave=False, disable=not progress)

@@ -1,24 +1,32 @@
-"""Removal: channels leave a copy of the network, what stays is refitted, and the copy is proved."""
+"""Applying a plan: channels leave a copy of the network, what stays is refitted, and the copy is proved."""
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from ..calibration.images import Images
-from ..calibration.processes import Processes
 from ..capture.graph import Graph, capture
+from ..costs.latency import Latency, measure_milliseconds
 from ..groups.channel_groups import Group
+from ..inspection.argument_checks import RefitLayers
+from ..progress import SILENT, Progress, timed
 from ..reconstruction.sweep import LayerRefit, reconstruct
 from ..selection.paths.path import Path
 from ..selection.paths.weight_changes import cut_tensors
 from ..surgery.cut import Kept, cut, kept_positions, narrow, within
 from ..surgery.emptied_layers import Endings, find_endings, shrink, shrunk_exactly
-from ..surgery.proof import masked_tensors, prove
+from ..surgery.proof import masked_tensors, output_change, prove
 from .group_plan import GroupPlan
+from .result import Result
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 
 @dataclass(frozen=True)
@@ -49,14 +57,14 @@ class Removal:
 def remove(
     model: nn.Module,
     graph: Graph,
-    groups: list[Group],
+    groups: Sequence[Group],
     removed: Mapping[str, Tensor],
     images: Images,
     *,
     refit: str | None,
     damping: float,
     rectify: int,
-    progress: bool,
+    progress: Progress = SILENT,
     changed: Mapping[str, Tensor],
 ) -> Removal:
     """Remove units from a copy of a network, refit it, and prove that it equals the masked original.
@@ -70,12 +78,14 @@ def remove(
         refit: ``"all"``, ``"consumers"``, or None for no refits.
         damping: Pull towards the old weights, a fraction of the mean diagonal of each Gram matrix.
         rectify: Passes after each fit that leave out what a ReLU drops.
-        progress: Whether to show a progress bar.
+        progress: Who is told how many layers are done.
         changed: Qualified name -> full tensor of the network, zero where removed units are read, which takes the place
             of the network's own where nothing is refitted.
 
     Raises:
-        NumericalError, CaptureError, ProofError: as they say.
+        NumericalError: an activation is not finite, or a Gram matrix singular.
+        CaptureError: torch.export refuses the smaller network.
+        ProofError: it does not compute what the masked original does.
     """
     kept = kept_positions(groups, removed, graph.tensors)
     endings = find_endings(graph, groups, kept)
@@ -106,14 +116,15 @@ def remove(
     pruned = copy.deepcopy(model)
     shrink(pruned, kept, updates, endings)
     masked = masked_tensors(graph, groups, kept, updates)
-    if not endings:
-        return Removal(pruned, kept, updates, fits, prove(pruned, graph, masked, images), endings)
-    gap = prove(shrunk_exactly(model, kept, updates, endings), graph, masked, images)
-    prove(pruned, graph, masked, images, rounded=True)
+    with timed("proving"):
+        exact = shrunk_exactly(model, kept, updates, endings) if endings else pruned
+        gap = prove(exact, graph, masked, images)
+        if endings:
+            prove(pruned, graph, masked, images, rounded=True)
     return Removal(pruned, kept, updates, fits, gap, endings)
 
 
-def _but_one(groups: list[Group], removed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _but_one(groups: Sequence[Group], removed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Units to remove so that every group keeps one.
 
     The network then runs the same operators as the original, which the refits need; layers are refitted without it.
@@ -122,11 +133,49 @@ def _but_one(groups: list[Group], removed: Mapping[str, Tensor]) -> dict[str, Te
     return {name: units[:-1] if len(units) == sizes[name] else units for name, units in removed.items()}
 
 
-def own_tensors(
-    graph: Graph, paths: Sequence[Path], entries: Sequence[GroupPlan], processes: Processes
-) -> dict[str, Tensor]:
+def carry_out(
+    plan: Plan, *, refit: RefitLayers | None, damping: float, rectify: int, inplace: bool, progress: Progress
+) -> Result:
+    """What ``Plan.apply`` does once its arguments are checked; ``refit`` is None for no refits."""
+    start = time.perf_counter()
+    model, graph, images = plan._model, plan._graph, plan._images
+    changed: Mapping[str, Tensor] = {}
+    if refit is None:
+        made = own_tensors(graph, plan._paths, plan.groups) if plan._stored is None else plan._stored.own
+        changed = {name: images.processes.share(value) for name, value in made.items()}
+    found = remove(
+        model,
+        graph,
+        [entry.group for entry in plan.groups],
+        {entry.group.name: entry.removed for entry in plan.groups},
+        images,
+        refit=refit,
+        damping=damping,
+        rectify=rectify,
+        progress=progress,
+        changed=changed,
+    )
+    latency = _measured_latency(plan, found.model)
+    change = output_change(found.model, graph, images)
+    pruned = found.model
+    if inplace:
+        found.repeat(model)
+        pruned = model
+    seconds = time.perf_counter() - start
+    return Result(pruned, plan, tuple(found.fits), found.gap, change, seconds, found.kept, latency)
+
+
+def _measured_latency(plan: Plan, pruned: nn.Module) -> tuple[float, float, float] | None:
+    """Measured in turn, since a machine's speed drifts: before, predicted at that speed, after."""
+    if plan.latency is None or not isinstance(plan.budget, Latency):
+        return None
+    models, images, batch = [plan._model, pruned], plan._images, plan.budget.batch
+    before, after = images.processes.first(lambda: measure_milliseconds(models, images, batch))
+    return before, plan.latency[1] * before / plan.latency[0], after
+
+
+def own_tensors(graph: Graph, paths: Sequence[Path], entries: Sequence[GroupPlan]) -> dict[str, Tensor]:
     """What selection itself makes of the network's tensors, at the entries' widths, without least squares."""
     pairs = zip(paths, entries, strict=True)
     own = [(path.own_changes, len(entry.removed)) for path, entry in pairs if path.own_changes is not None]
-    made = cut_tensors(graph.tensors, [changes.changes([count])[0] for changes, count in own], own)
-    return {name: processes.share(value) for name, value in made.items()}
+    return cut_tensors(graph.tensors, [changes.changes([count])[0] for changes, count in own], own)

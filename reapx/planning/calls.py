@@ -9,23 +9,27 @@ from torch import nn
 from ..allocation.output_errors import OutputError
 from ..allocation.pro import POINTS
 from ..calibration.processes import processes_of
-from ..costs.budget import Budget
-from ..inspection.argument_checks import Allocation, Bounds, Layers, RefitLayers, check_arguments
-from ..inspection.validation import bounds_by_name, check_settings, layer_names
-from ..selection.methods import Selection
+from ..costs.budget import Budget, MACs
+from ..inspection.argument_checks import Allocation, Bounds, GivenWidths, Layers, RefitLayers, check_arguments
+from ..inspection.validation import bounds_by_name, check_settings, layer_names, widths_by_name
+from ..progress import OnProgress
+from ..selection.methods import Selection, SelectionRule
 from .pipeline import make_plan
 from .plan import Plan
 from .result import Result
 from .settings import DAMPING, RECTIFY, PlanSettings
+
+NO_LIMIT = MACs(1.0)
+"""The budget where the caller gives the widths: the whole network."""
 
 
 def plan(
     model: nn.Module,
     images: object,
     *,
-    budget: Budget,
-    allocation: Allocation = "pro",
-    selection: Selection = "reap",
+    budget: Budget | None = None,
+    allocation: Allocation | GivenWidths = "pro",
+    selection: Selection | SelectionRule = "reap",
     streams: bool | None = None,
     round_to: int = 1,
     exclude: Layers = (),
@@ -39,6 +43,7 @@ def plan(
     resume: str | FilePath | None = None,
     memory: int | None = None,
     progress: bool | None = None,
+    on_progress: OnProgress | None = None,
     distributed: bool = False,
 ) -> Plan:
     """Find out which channels to remove; nothing is touched.
@@ -47,19 +52,26 @@ def plan(
         model: Module in eval mode.
         images: A tensor (images, ...) or an iterable of batches: tensors, tuples whose first item is the
             input, or dicts of keyword arguments. No labels.
-        budget: ``MACs(0.5)``, ``Params(0.4)``, ``Latency(0.6)``; fractions of the original or absolute numbers.
+        budget: ``MACs(0.5)``, ``Params(0.4)``, ``Latency(0.6)``; fractions of the original or absolute numbers. May be
+            left out where ``allocation`` gives the widths.
         allocation: How many channels each group keeps: ``"pro"`` (by the errors that each group's pruning causes at
-            the network's outputs) or ``"uniform"`` (one ratio for all).
+            the network's outputs) or ``"uniform"`` (one ratio for all). Or the widths themselves: a dict from layer
+            names, patterns or modules to whole numbers of output channels, or shares such as 0.5, which become the
+            nearest width allowed. Of several that meet a group, the last one holds; groups that none meets stay whole.
         selection: Which channels leave. ``"reap"``: each the one that costs least after least squares; the one to take.
             It pays where few channels are left. ``"nu"``: those that another emulates, into which they are folded;
             close to REAP, and still of use where nothing is refitted (``reconstruct=False``), as is ``"thinet"``
             (least contribution; the others are scaled). ``"magnitude"``: smallest incoming weights, without a look at
             data; the quickest, and often enough where every layer is refitted. To compare with: ``"lasso"`` (CP;
             needs scikit-learn), ``"dpp"`` (diverse), ``"output_norm"`` (OP; smallest outgoing weights). All but the
-            two norms look at the same Gram matrices, which take longer than the choice. Any goes with any allocation;
-            with ``"pro"``, which asks for all widths at once, ``"lasso"`` and ``"dpp"`` give one nested order: by entry
-            into the LASSO's path, and greedily by determinant.
-        streams: Whether residual streams lose channels too; by default if the allocation is ``"pro"``.
+            two norms look at the same Gram matrices, which take longer than the choice. Every selection works with
+            every allocation; with ``"pro"``, which asks for all widths at once, ``"lasso"`` and ``"dpp"`` give one
+            nested order: by entry into the LASSO's path, and greedily by determinant.
+            Or a rule of your own: a function ``(group, moments, weights)``, called for each group with the moments of
+            each of ``group.consumers``' inputs (about the mean where an intercept is fitted) and its weight (outputs,
+            features) float64, rows scaled by the norm that follows. It returns scores, floating point, one for each
+            unit, of which the smallest leave first; or the units, whole numbers, in the order in which they leave.
+        streams: Whether residual streams lose channels too; by default unless the allocation is ``"uniform"``.
         round_to: Kept widths are multiples of this.
         exclude: Layer names, patterns (``"layer3.*"``) or modules whose output channels stay.
         bounds: Layer name, pattern or module -> (fewest, most) of its output channels that stay: shares such as
@@ -77,7 +89,10 @@ def plan(
         resume: A folder for what is measured. After a kill, the same call with the same folder goes on from there.
         memory: Bytes of the device's memory for images, and for activations, before they go to disk; by default 512 MB
             on the CPU and at most an eighth of what is free on a GPU.
-        progress: Show progress bars; by default when the terminal is one. Of several processes, the first does.
+        progress: Show progress bars; by default when the terminal is one and there is no ``on_progress``. Of several
+            processes, the first does.
+        on_progress: Called as ``on_progress(step, done, total)`` when a step starts, and whenever more of it is done.
+            What it raises ends the call. ``logging.getLogger("reapx")`` has the steps and their times, at level INFO.
         distributed: Share the work with the other processes of ``torch.distributed``'s default group. All call this,
             and then ``apply``, with the same model and arguments and each with its own images. All get the plan and the
             network that one process makes of all batches, rank 0's first, but for the order in which sums are added up.
@@ -94,9 +109,10 @@ def plan(
     check_arguments(distributed=distributed)
     processes = processes_of(distributed, model)
     with processes.together():
+        check_arguments(allocation=allocation)
         settings = PlanSettings(
-            budget=budget,
-            allocation=allocation,
+            budget=NO_LIMIT if budget is None and not isinstance(allocation, str) else budget,  # type: ignore[arg-type]
+            allocation=allocation if isinstance(allocation, str) else widths_by_name(model, allocation),
             selection=selection,
             streams=streams,
             round_to=round_to,
@@ -111,6 +127,7 @@ def plan(
             resume=resume,
             memory=memory,
             progress=progress,
+            on_progress=on_progress,
             distributed=distributed,
         )
     check_settings(processes, settings.shared())
@@ -121,9 +138,9 @@ def prune(
     model: nn.Module,
     images: object,
     *,
-    budget: Budget,
-    allocation: Allocation = "pro",
-    selection: Selection = "reap",
+    budget: Budget | None = None,
+    allocation: Allocation | GivenWidths = "pro",
+    selection: Selection | SelectionRule = "reap",
     streams: bool | None = None,
     round_to: int = 1,
     exclude: Layers = (),
@@ -137,6 +154,7 @@ def prune(
     resume: str | FilePath | None = None,
     memory: int | None = None,
     progress: bool | None = None,
+    on_progress: OnProgress | None = None,
     distributed: bool = False,
     reconstruct: bool = True,
     refit: RefitLayers = "all",
@@ -147,7 +165,7 @@ def prune(
 
     Args:
         reconstruct, refit, rectify, inplace: As for ``Plan.apply``.
-        damping, progress: For both.
+        damping, progress, on_progress: For both.
         budget and all others: As for ``reapx.plan``.
 
     Returns:
@@ -179,8 +197,15 @@ def prune(
         resume=resume,
         memory=memory,
         progress=progress,
+        on_progress=on_progress,
         distributed=distributed,
     )
     return planned.apply(
-        reconstruct=reconstruct, refit=refit, rectify=rectify, damping=damping, inplace=inplace, progress=progress
+        reconstruct=reconstruct,
+        refit=refit,
+        rectify=rectify,
+        damping=damping,
+        inplace=inplace,
+        progress=progress,
+        on_progress=on_progress,
     )

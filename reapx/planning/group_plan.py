@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,37 +62,59 @@ def plan_groups(
     return tuple(entries)
 
 
-def chosen_units(entries: Mapping[str, GroupPlan], name: str, units: Units, droppable: frozenset[str]) -> Tensor:
-    """(count,) int64 units of a group that the caller wants to leave, sorted.
+def chosen_units(argument: str, group: Group, units: Units) -> Tensor:
+    """(count,) int64 units of a group that the caller named, sorted.
 
     Args:
-        entries: The plan's groups by name.
-        name: One of them.
-        units: What the caller gave.
-        droppable: Names of groups that may go as a whole.
+        argument: Where they were given, for the refusal.
+
+    Raises:
+        InputError: they are no whole numbers, occur twice, or are not there.
+    """
+    where, last = f"{argument} of {group.name}", group.size - 1
+    try:
+        given = torch.as_tensor(units).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{where} is a {type(units).__name__}: give numbers of units from 0 to {last}") from error
+    if given.dim() != 1 or (len(given) and (given.is_floating_point() or given.dtype == torch.bool)):
+        raise InputError(
+            f"{where} has shape {tuple(given.shape)} and dtype {given.dtype}: give numbers of units, such as "
+            f"[0, 3], from 0 to {last}; mask.nonzero().flatten() has those of a mask"
+        )
+    found = given.to(torch.int64).sort().values
+    wrong = found[(found < 0) | (found > last)]
+    twice = found[1:][found[1:] == found[:-1]]
+    if len(wrong) or len(twice):
+        what = f"{int(wrong[0])} is none of its units" if len(wrong) else f"unit {int(twice[0])} occurs twice"
+        raise InputError(f"{where}: {what}: give each number from 0 to {last} once at most")
+    return found
+
+
+def replaced(
+    entries: Sequence[GroupPlan], removed: Mapping[str, Units], droppable: frozenset[str]
+) -> tuple[GroupPlan, ...]:
+    """The entries, with units of the caller's choice in some groups, whose errors nobody knows.
 
     Raises:
         InputError: see ``Plan.with_removed``.
     """
-    if name not in entries:
-        raise InputError(f"removed={{{name!r}: ...}}: no group has this name; there are {listed(list(entries))}")
-    given, size = torch.as_tensor(units).detach().cpu(), entries[name].group.size
-    if given.dim() != 1 or (len(given) and (given.is_floating_point() or given.dtype == torch.bool)):
-        raise InputError(
-            f"removed={{{name!r}: ...}} has shape {tuple(given.shape)} and dtype {given.dtype}: give the numbers of "
-            f"units, such as [0, 3], from 0 to {size - 1}; mask.nonzero().flatten() has those of a mask"
-        )
-    found = given.to(torch.int64).sort().values
-    wrong = found[(found < 0) | (found >= size)]
-    twice = found[1:][found[1:] == found[:-1]]
-    if len(wrong) or len(twice):
-        what = f"{int(wrong[0])} is none of its units" if len(wrong) else f"unit {int(twice[0])} occurs twice"
-        raise InputError(f"removed={{{name!r}: ...}}: {what}: give each number from 0 to {size - 1} once at most")
-    if len(found) == size and name not in droppable:
-        raise InputError(
-            f"removed={{{name!r}: ...}}: all {size} units would leave, but this group cannot go as a whole: keep one"
-        )
-    return found
+    known = {entry.group.name: entry.group for entry in entries}
+    if not isinstance(removed, Mapping):
+        raise InputError(f"removed={removed!r}: give a dict from group names to units, such as {{'layer1.0': [0, 3]}}")
+    for name in removed:
+        if name not in known:
+            raise InputError(f"removed={{{name!r}: ...}}: no group has this name; there are {listed(list(known))}")
+    found = {name: chosen_units("removed", known[name], units) for name, units in removed.items()}
+    for name, units in found.items():
+        if len(units) == known[name].size and name not in droppable:
+            raise InputError(
+                f"removed of {name}: all {len(units)} units would leave, but this group cannot go as a whole: keep one"
+            )
+    return tuple(
+        GroupPlan(entry.group, entry.group.size - len(found[name]), math.nan, found[name]) if name in found else entry
+        for entry in entries
+        for name in [entry.group.name]
+    )
 
 
 def table_of(groups: Sequence[GroupPlan], measure: str | None) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path as FilePath
 
 from torch import nn
 
 from ..allocation.allowed_widths import WidthRules, refusal, smallest
+from ..allocation.descent import TradeoffPoint
 from ..allocation.output_errors import scored_outputs
 from ..allocation.pro import Measurement, Tradeoff, measure_tradeoff
 from ..allocation.uniform import uniform
@@ -17,12 +19,14 @@ from ..calibration.checkpoint import Checkpoint, fingerprint
 from ..costs.latency import Latency, latency_terms
 from ..errors import BudgetError
 from ..inspection.inspection import Inspection, inspect
-from ..inspection.validation import bounds_of
+from ..inspection.validation import bounds_of, widths_of
+from ..progress import Progress, progress_of
 from ..selection.find_paths import find_paths
 from ..selection.paths.path import Path
-from ..text import show_bars
+from . import saved_plan
 from .group_plan import plan_groups
 from .plan import Plan
+from .saved_plan import Stored
 from .settings import PlanSettings
 
 MEASURED_IMAGES = 300
@@ -36,7 +40,7 @@ def make_plan(model: nn.Module, images: object, settings: PlanSettings) -> Plan:
     processes, costs = found._images.processes, found.costs
     width_rules = _width_rules(model, found, settings)
     checkpoint = None if settings.resume is None else _checkpoint(settings.resume, found, settings.positions)
-    bars = show_bars(settings.progress) and processes.rank == 0
+    told = progress_of(settings.progress, settings.on_progress, told=processes.rank == 0)
     find = partial(
         find_paths,
         found._graph,
@@ -45,17 +49,19 @@ def make_plan(model: nn.Module, images: object, settings: PlanSettings) -> Plan:
         selection=settings.selection,
         damping=settings.damping,
         positions=settings.positions,
-        progress=bars,
+        progress=told,
         checkpoint=checkpoint,
     )
     tradeoff = point = None
     if settings.allocation == "pro":
         paths = find(smallest(width_rules.allowed(found.groups)), refits=True)
-        tradeoff = _tradeoff(found, paths, width_rules, settings, bars, checkpoint)
+        tradeoff = _tradeoff(found, paths, width_rules, settings, told, checkpoint)
         point = tradeoff.at(settings.budget)
         widths = point.widths
-    else:
+    elif settings.allocation == "uniform":
         widths = uniform(found.groups, costs, settings.budget, width_rules)
+    else:
+        widths = _given(found, settings, width_rules)
     processes.check_rounding("widths", widths)
     if tradeoff is None or settings.swaps:
         paths = find(widths, swaps=settings.swaps)
@@ -74,13 +80,70 @@ def make_plan(model: nn.Module, images: object, settings: PlanSettings) -> Plan:
     )
 
 
+def load_plan(model: nn.Module, images: object, folder: str | FilePath, *, distributed: bool = False) -> Plan:
+    """The plan that ``Plan.save`` wrote, for the same model; nothing is touched.
+
+    With the same images as before, ``apply`` gives the same bits. It can be printed, reported, applied and given other
+    units (``with_removed``), but stays at its budget.
+
+    Args:
+        model: The model that it was made for, with the same weights, in eval mode.
+        images: As for ``reapx.plan``.
+        folder: Where it was saved.
+        distributed: As for ``reapx.plan``.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, of another version, or the plan is of another model.
+        InputError, CaptureError: as ``reapx.inspect``.
+    """
+    page, own = saved_plan.read_plan(folder)
+    with _reading(folder):
+        settings = saved_plan.settings_of(page["settings"], distributed)
+    found = inspect(model, images, exclude=settings.exclude, memory=settings.memory, distributed=distributed)
+    saved_plan.check_model_page(page, found._graph, found.groups, folder)
+    costs = found.costs
+    with _reading(folder):
+        entries = saved_plan.entries_of(page["groups"], found.groups)
+        widths = {entry.group.name: entry.kept for entry in entries}
+        tradeoff = None
+        if page["stages"] is not None and costs.knows(settings.budget):
+            rules = _width_rules(model, found, settings)
+            tradeoff = Tradeoff(costs, type(settings.budget), found.groups, rules, settings.output_error)
+            saved_plan.add_stages(tradeoff, page["stages"])
+        latency = None if page["latency"] is None else (float(page["latency"][0]), float(page["latency"][1]))
+        return Plan(
+            settings=settings,
+            groups=entries,
+            frozen=found.frozen,
+            macs=(costs.macs(), costs.macs(widths)),
+            params=(costs.params(), costs.params(widths)),
+            seconds=float(page["seconds"]),
+            chosen=frozenset(page["chosen"]),
+            _model=model,
+            _found=found,
+            _paths=[Path.unmeasured(entry.removed) for entry in entries],
+            _tradeoff=tradeoff,
+            _point=None if page["point"] is None else TradeoffPoint(**page["point"]),
+            _stored=Stored(own, latency),
+        )
+
+
+@contextmanager
+def _reading(folder: str | FilePath) -> Iterator[None]:
+    """What a page should not hold is an error of the file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise saved_plan.damaged(FilePath(folder) / saved_plan.PAGE, error) from error
+
+
 def _width_rules(model: nn.Module, found: Inspection, settings: PlanSettings) -> WidthRules:
     """The widths that groups may have; a budget is refused that even the smallest of them exceed."""
     pro, budget, costs = settings.allocation == "pro", settings.budget, found.costs
     if pro:
         scored_outputs(found._graph, settings.output_error)  # refuses outputs that cannot be compared
     limits = bounds_of(found._channels, settings.bounds)
-    droppable = found.droppable if pro else frozenset()
+    droppable = frozenset() if settings.allocation == "uniform" else found.droppable
     width_rules = WidthRules(settings.round_to, settings.prunes_streams, limits, droppable)
     if isinstance(budget, Latency):
         layers, calibration, batch = found._channels.layers, found._images, budget.batch
@@ -92,12 +155,26 @@ def _width_rules(model: nn.Module, found: Inspection, settings: PlanSettings) ->
     return width_rules
 
 
+def _given(found: Inspection, settings: PlanSettings, width_rules: WidthRules) -> dict[str, int]:
+    """The widths that the caller gave, if the budget allows them."""
+    assert not isinstance(settings.allocation, str)
+    widths = widths_of(found._channels, settings.allocation, width_rules.allowed(found.groups))
+    budget, kind = settings.budget, type(settings.budget)
+    cost, limit = found.costs.of(kind, widths), budget.limit(found.costs.of(kind))
+    if cost > limit:
+        raise BudgetError(
+            f"allocation: the widths that were given cost {cost:,}{budget.unit and f' {budget.unit}'}, and budget="
+            f"{kind.__name__}({budget.amount}) allows {limit:,}: give smaller widths, or no budget"
+        )
+    return widths
+
+
 def _tradeoff(
     found: Inspection,
     paths: Sequence[Path],
     width_rules: WidthRules,
     settings: PlanSettings,
-    bars: bool,
+    progress: Progress,
     checkpoint: Checkpoint | None,
 ) -> Tradeoff:
     measurement = Measurement(settings.points, settings.rounds, settings.output_error, MEASURED_IMAGES)
@@ -110,7 +187,7 @@ def _tradeoff(
         settings.budget,
         width_rules,
         measurement,
-        progress=bars,
+        progress=progress,
         checkpoint=checkpoint,
     )
 

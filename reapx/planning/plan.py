@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
 
 from torch import nn
 
@@ -15,19 +15,21 @@ from ..allocation.pro import Tradeoff
 from ..calibration.images import Images
 from ..capture.graph import Graph
 from ..costs.budget import Budget
-from ..costs.latency import Latency, measure_milliseconds
+from ..costs.latency import Latency
 from ..errors import InputError
 from ..groups.channel_groups import Frozen
 from ..inspection.argument_checks import RefitLayers, check_arguments
 from ..inspection.inspection import Inspection
 from ..inspection.validation import check_model, check_settings
+from ..progress import OnProgress, progress_of
 from ..selection.paths.path import Path
 from ..surgery.cut import Kept, kept_positions
-from ..surgery.proof import output_change
-from ..text import frozen_text, latency_text, listed, saving, show_bars
-from .apply import own_tensors, remove
-from .group_plan import GroupPlan, Units, chosen_units, plan_groups, table_of
+from ..text import frozen_text, latency_text, listed, saving
+from . import saved_plan
+from .apply import carry_out, own_tensors
+from .group_plan import GroupPlan, Units, plan_groups, replaced, table_of
 from .result import Result
+from .saved_plan import Stored
 from .settings import RECTIFY, PlanSettings
 
 
@@ -56,6 +58,7 @@ class Plan:
     _tradeoff: Tradeoff | None = None
     _point: TradeoffPoint | None = None
     chosen: frozenset[str] = frozenset()
+    _stored: Stored | None = None
 
     def __repr__(self) -> str:
         cut = sum(len(entry.removed) > 0 for entry in self.groups)
@@ -99,6 +102,8 @@ class Plan:
         """Milliseconds of a batch: (before, predicted after); None unless the budget is a latency."""
         if not isinstance(self.budget, Latency):
             return None
+        if self._stored is not None:
+            return self._stored.latency
         widths = {entry.group.name: entry.kept for entry in self.groups}
         kind, costs = type(self.budget), self._found.costs
         return float(costs.of(kind)), float(costs.of(kind, widths))
@@ -151,6 +156,8 @@ class Plan:
             BudgetError: the budget cannot be reached; says the smallest that can.
         """
         measured = self._measured()
+        if self._stored is not None:
+            raise InputError("a plan that was loaded stays at its budget: call reapx.plan again, with resume=folder")
         if self.chosen:
             raise InputError(
                 f"units of {listed(sorted(self.chosen), 3)} are the caller's choice: call reapx.plan again"
@@ -179,34 +186,48 @@ class Plan:
         predicted (NaN).
 
         Args:
-            removed: Group name -> the units that leave, numbers from 0 below ``group.size`` in any order; none stays
-                out of an empty list. Groups that are not named lose what they lost before.
+            removed: Group name -> the units that leave, numbers from 0 below ``group.size`` in any order. Groups that
+                are not named lose what they lost before.
 
         Raises:
             InputError: no group has that name, units are no whole numbers, occur twice or are not there, or all leave
                 a group that cannot go as a whole; names the group.
         """
-        entries, droppable = {entry.group.name: entry for entry in self.groups}, self._found.droppable
-        found = {name: chosen_units(entries, name, units, droppable) for name, units in removed.items()}
-        paths = zip(entries, self._paths, strict=True)
-        groups = tuple(
-            GroupPlan(entry.group, entry.group.size - len(found[name]), math.nan, found[name])
-            if name in found
-            else entry
-            for name, entry in entries.items()
-        )
+        if self._stored is not None and self._stored.own:
+            raise InputError(
+                f"a loaded plan with selection={self.settings.selection!r}, which changes weights by itself, keeps its "
+                "units: choose yours before it is saved"
+            )
+        groups = replaced(self.groups, removed, self._found.droppable)
+        paths = zip(groups, self._paths, strict=True)
         widths, costs = {entry.group.name: entry.kept for entry in groups}, self._found.costs
         return replace(
             self,
             groups=groups,
             macs=(costs.macs(), costs.macs(widths)),
             params=(costs.params(), costs.params(widths)),
-            chosen=self.chosen | set(found),
-            _paths=[Path.unmeasured(found[name]) if name in found else path for name, path in paths],
+            chosen=self.chosen | set(removed),
+            _paths=[Path.unmeasured(each.removed) if each.group.name in removed else path for each, path in paths],
             _point=None,
+            _stored=None if self._stored is None else replace(self._stored, latency=None),
         )
 
+    def save(self, folder: str | FilePath) -> None:
+        """Write the plan into a folder, JSON and safetensors, to be looked at or applied another day.
+
+        ``reapx.load_plan`` reads it. It keeps what leaves, the predicted errors and what PRO measured, and neither the
+        model nor the images. Of several processes, let the first do it.
+
+        Raises:
+            InputError: the folder is a file.
+            CheckpointError: it cannot be written; what was there before still is.
+        """
+        own = self._stored.own if self._stored is not None else own_tensors(self._graph, self._paths, self.groups)
+        saved_plan.write_plan(folder, saved_plan.page_of(self), own)
+
     def _measured(self) -> Tradeoff:
+        if self._tradeoff is None and self.settings.allocation == "pro":
+            raise InputError("a loaded plan has no trade-off of milliseconds: call reapx.plan, which measures them")
         if self._tradeoff is None:
             raise InputError(
                 f"allocation={self.settings.allocation!r} measures no errors at the outputs: plan with 'pro'"
@@ -222,6 +243,7 @@ class Plan:
         damping: float | None = None,
         inplace: bool = False,
         progress: bool | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Result:
         """Remove the channels, refit by least squares, and prove the result.
 
@@ -240,7 +262,8 @@ class Plan:
                 by default.
             inplace: Change the user's model instead of a copy; done last, after the proof. Its parameters are new
                 objects: make optimizers afterwards.
-            progress: Show progress bars; by default when the terminal is one.
+            progress: Show progress bars; by default when the terminal is one and there is no ``on_progress``.
+            on_progress: Called as ``on_progress(step, done, total)``, as for ``reapx.plan``; by default the plan's.
 
         Returns:
             The smaller module, its errors and its proof.
@@ -253,39 +276,18 @@ class Plan:
         processes = self._images.processes
         with processes.together():
             check_arguments(reconstruct=reconstruct, refit=refit, rectify=rectify, damping=damping)
-            check_arguments(inplace=inplace, progress=progress)
+            check_arguments(inplace=inplace, progress=progress, on_progress=on_progress)
             check_model(self._model)
             changed = self._graph.changed(self._model)
             if changed is not None:
                 raise InputError(f"{changed} has changed since the plan was made: plan again")
         kept = [(entry.group.name, entry.removed.tolist()) for entry in self.groups]
         check_settings(processes, (kept, reconstruct, refit, rectify, damping))
-        start = time.perf_counter()
-        found = remove(
-            self._model,
-            self._graph,
-            [entry.group for entry in self.groups],
-            {entry.group.name: entry.removed for entry in self.groups},
-            self._images,
+        return carry_out(
+            self,
             refit=refit if reconstruct else None,
             damping=damping,
             rectify=rectify,
-            progress=show_bars(progress) and processes.rank == 0,
-            changed={} if reconstruct else own_tensors(self._graph, self._paths, self.groups, processes),
+            inplace=inplace,
+            progress=progress_of(progress, on_progress or self.settings.on_progress, told=processes.rank == 0),
         )
-        latency = self._measured_latency(found.model)
-        change = output_change(found.model, self._graph, self._images)
-        pruned = found.model
-        if inplace:
-            found.repeat(self._model)
-            pruned = self._model
-        seconds = time.perf_counter() - start
-        return Result(pruned, self, tuple(found.fits), found.gap, change, seconds, found.kept, latency)
-
-    def _measured_latency(self, pruned: nn.Module) -> tuple[float, float, float] | None:
-        """Measured in turn, since a machine's speed drifts: before, predicted at that speed, after."""
-        if self.latency is None or not isinstance(self.budget, Latency):
-            return None
-        models, batch = [self._model, pruned], self.budget.batch
-        before, after = self._images.processes.first(lambda: measure_milliseconds(models, self._images, batch))
-        return before, self.latency[1] * before / self.latency[0], after

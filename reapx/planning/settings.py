@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from ..allocation.output_errors import OUTPUT_ERRORS, OutputError
 from ..allocation.pro import POINTS
 from ..costs.budget import Budget
 from ..errors import InputError
 from ..inspection.argument_checks import Allocation, check_arguments
+from ..progress import OnProgress
 from ..selection.lasso import require_lasso
-from ..selection.methods import BLIND, SELECTIONS, Selection
+from ..selection.methods import BLIND, SELECTIONS, Selection, SelectionRule, selection_name
 
 DAMPING = 1e-2
 """Default pull towards the old weights, a fraction of the mean diagonal of each Gram matrix."""
@@ -32,8 +34,8 @@ class PlanSettings:
     """
 
     budget: Budget
-    allocation: Allocation = "pro"
-    selection: Selection = "reap"
+    allocation: Allocation | Mapping[str, float] = "pro"
+    selection: Selection | SelectionRule = "reap"
     streams: bool | None = None
     round_to: int = 1
     exclude: tuple[str, ...] = ()
@@ -47,6 +49,7 @@ class PlanSettings:
     resume: str | Path | None = None
     memory: int | None = None
     progress: bool | None = None
+    on_progress: OnProgress | None = None
     distributed: bool = False
 
     def __post_init__(self) -> None:
@@ -62,33 +65,38 @@ class PlanSettings:
     @property
     def prunes_streams(self) -> bool:
         """Whether residual streams lose channels too."""
-        return self.allocation == "pro" if self.streams is None else self.streams
+        return self.allocation != "uniform" if self.streams is None else self.streams
 
     @property
     def method(self) -> str:
         """How channels are chosen, and within what budget, in words."""
-        text = f"{self.selection} selection"
+        text = f"{selection_name(self.selection)} selection"
         text += "" if self.swaps == 0 else f", at most {self.swaps} swaps a group"
         text += "" if self.positions is None else f", {self.positions} positions an image"
-        return f"{text}, {self.allocation} allocation, budget {type(self.budget).__name__}({self.budget.amount})"
+        if not isinstance(self.allocation, str):
+            text += ", widths given by the caller"
+        else:
+            text += f", {self.allocation} allocation"
+        return f"{text}, budget {type(self.budget).__name__}({self.budget.amount})"
 
     def shared(self) -> list[tuple[str, str]]:
         """What all processes that share the work must agree on: names and values as text."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         own["resume"] = self.resume is not None  # each may have its own path to the folder
-        del own["progress"]
+        own["selection"] = selection_name(self.selection)  # a function's repr differs between processes
+        del own["progress"], own["on_progress"]
         return [(name, repr(value)) for name, value in own.items()]
 
     def _differs(self, name: str) -> bool:
-        return name == "budget" or getattr(self, name) != getattr(_DEFAULTS, name)
+        return bool(getattr(self, name) != _DEFAULTS[name])
 
     def _check_selection(self) -> None:
         if self.selection == "lasso":
             require_lasso()
         if self.swaps and self.selection != "reap":
             raise InputError(
-                f"swaps={self.swaps} with selection={self.selection!r}, which is not refined: swaps need "
-                "selection='reap'"
+                f"swaps={self.swaps} with selection={selection_name(self.selection)!r}, which is not refined: swaps "
+                "need selection='reap'"
             )
         if self.positions is not None and self.selection in BLIND and self.allocation != "pro":
             others = " or ".join(repr(name) for name in SELECTIONS if name not in BLIND)
@@ -102,10 +110,11 @@ class PlanSettings:
         for name, default in measuring.items():
             value = getattr(self, name)
             if self.allocation != "pro" and value != default:
+                kind = self.allocation if isinstance(self.allocation, str) else "a dict of widths"
                 raise InputError(
-                    f"{name}={value!r} with allocation={self.allocation!r}, which measures nothing at the outputs: "
+                    f"{name}={value!r} with allocation={kind!r}, which measures nothing at the outputs: "
                     f"{name} needs allocation='pro'"
                 )
 
 
-_DEFAULTS = PlanSettings(budget=Budget(1.0))
+_DEFAULTS: dict[str, Any] = {each.name: {} if each.name == "bounds" else each.default for each in fields(PlanSettings)}

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.fx import Node
-from tqdm import tqdm
 
 from .. import _native
 from ..calibration.images import Images
@@ -22,6 +21,7 @@ from ..capture.layers import MAX_FEATURES, Layer, Tail, can_refit, describe, nor
 from ..errors import CaptureError, NumericalError
 from ..moments.measure import Accumulator, check_finite
 from ..moments.moments import Moments, damp
+from ..progress import SILENT, Progress
 from ..surgery.cut import Kept
 from .rectify import Batch, FittedWeights, feeds_relu, rectify
 from .schedule import schedule
@@ -68,7 +68,7 @@ def reconstruct(
     damping: float,
     refit: str,
     rectify: int,
-    progress: bool,
+    progress: Progress = SILENT,
     lasting: Kept | None = None,
 ) -> tuple[dict[str, Tensor], list[LayerRefit]]:
     """Refit the pruned network's layers so that it follows the original.
@@ -81,7 +81,7 @@ def reconstruct(
         damping: Pull towards the old weights, a fraction of the mean diagonal of the Gram matrix.
         refit: ``"all"`` layers behind the first removal, or only the ``"consumers"`` of pruned groups.
         rectify: Passes after each fit that leave out what a ReLU drops.
-        progress: Whether to show a progress bar.
+        progress: Who is told how many layers are done.
         lasting: Which positions of the pruned network's parameters will last, on the axes where not all do: layers
             are refitted without those that will leave.
 
@@ -98,7 +98,7 @@ def reconstruct(
     updates: dict[str, Tensor] = {}
     fits = []
     try:
-        for step in tqdm(steps, "refitting", unit="layer", leave=False, disable=not progress):
+        for step in progress.over(steps, "refitting", unit="layer"):
             found, fit = _refit(step, streams, kept, damping)
             changed = {name: images.processes.share(value) for name, value in found.items()}
             new.update(changed)

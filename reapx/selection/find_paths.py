@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..calibration.checkpoint import Checkpoint
 from ..calibration.images import Images
@@ -17,7 +19,8 @@ from ..errors import CalibrationWarning
 from ..groups.channel_groups import Group
 from ..moments.measure import measure
 from ..moments.moments import Moments
-from .methods import BLIND, choose
+from ..progress import SILENT, Progress
+from .methods import BLIND, SelectedUnits, SelectionRule, choose
 from .paths.consumers import measured_consumers
 from .paths.path import Path
 from .paths.refitted_weights import RefittedWeights
@@ -27,14 +30,14 @@ from .reap import PathRequest, reap_paths, solve_paths
 def find_paths(
     graph: Graph,
     images: Images,
-    groups: list[Group],
+    groups: Sequence[Group],
     widths: Mapping[str, int],
-    selection: str,
+    selection: str | SelectionRule,
     *,
     damping: float,
     swaps: int = 0,
     positions: int | None,
-    progress: bool,
+    progress: Progress = SILENT,
     refits: bool = False,
     checkpoint: Checkpoint | None = None,
 ) -> list[Path]:
@@ -45,11 +48,11 @@ def find_paths(
         images: Calibration images; they are measured for methods that use data, and for ``refits``.
         groups: Groups of the network.
         widths: Group name -> units that stay.
-        selection: One of ``SELECTIONS``.
+        selection: One of ``SELECTIONS``, or a rule of the caller's.
         damping: λ as a fraction of the mean diagonal of each Gram matrix.
         swaps: Largest number of exchanges per group after REAP's selection; ignored with ``refits``.
         positions: Number of random positions of each feature map to measure; None for all.
-        progress: Whether to show a progress bar.
+        progress: Who is told how many batches are done.
         refits: Whether the paths hold the consumers' refitted weights at each cut. Their errors are then known for
             every method.
         checkpoint: Folder in which moments are stored while they are measured, and from which a later call resumes.
@@ -93,14 +96,43 @@ def find_paths(
     return [found.get(group.name, nothing) for group in groups]
 
 
-def _unmeasured(graph: Graph, group: Group, steps: int, selection: str) -> Path:
+def find_path(
+    graph: Graph,
+    group: Group,
+    moments: Mapping[str, list[Moments]],
+    selection: str | SelectionRule,
+    *,
+    damping: float,
+    order: Tensor | None = None,
+) -> Path:
+    """The path of one group over all its units, or along an order, from moments that were measured before.
+
+    Args:
+        moments: Of every layer that reads the group, as ``measure_consumers`` gives them.
+        selection: As for :func:`find_paths`; not asked where there is an order.
+        damping: λ as a fraction of the mean diagonal of each Gram matrix.
+        order: (steps,) int64, units in the order in which they leave.
+
+    Raises:
+        NumericalError: a singular Gram matrix.
+    """
+    consumers = measured_consumers(graph, group, moments)
+    steps = group.size if order is None else len(order)
+    selected = choose(selection, graph, group, consumers, steps) if order is None else SelectedUnits(order)
+    (solved,) = solve_paths([PathRequest(group.name, consumers, steps, selected.order)], damping)
+    refitted = RefittedWeights(graph, group, consumers, solved.task, solved.ridges, TensorStore(math.inf))
+    total = float(solved.errors.sum())
+    return Path(solved.order, solved.errors, total, refitted, selected.own_changes)
+
+
+def _unmeasured(graph: Graph, group: Group, steps: int, selection: str | SelectionRule) -> Path:
     """A path by a method that uses no data."""
     order = choose(selection, graph, group, measured_consumers(graph, group, None), steps).order
     assert order is not None
     return Path.unmeasured(order)
 
 
-def chunks(groups: list[Group], memory: int) -> list[list[Group]]:
+def chunks(groups: Sequence[Group], memory: int) -> list[list[Group]]:
     """Consecutive groups, split so that the Gram matrices, bases and factors of each chunk fit into ``memory`` bytes.
 
     Each chunk takes one pass over the images.
@@ -123,7 +155,7 @@ def measure_consumers(
     groups: Sequence[Group],
     *,
     positions: int | None = None,
-    progress: bool,
+    progress: Progress = SILENT,
     checkpoint: Checkpoint | None = None,
 ) -> dict[str, list[Moments]]:
     """Weight name -> moments of each conv group, for every consumer of the groups; see ``measure``."""

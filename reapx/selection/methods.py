@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from ..capture.graph import Graph
+from ..errors import InputError
 from ..groups.channel_groups import Group
+from ..moments.moments import Moments
 from .dpp import dpp_order
 from .lasso import lasso_order
 from .magnitude import magnitude_order, output_norm_order
@@ -19,7 +22,10 @@ from .paths.weight_changes import WeightChanges
 from .thinet import ChannelScales, thinet_order
 
 Selection = Literal["reap", "nu", "lasso", "thinet", "dpp", "output_norm", "magnitude"]
-"""Which channels leave."""
+"""Which channels leave, by the name of a method."""
+
+SelectionRule = Callable[[Group, Sequence[Moments], Sequence[Tensor]], Any]
+"""A method of the caller's own: ``(group, moments, weights) -> scores or order``; see :func:`order_by_rule`."""
 
 SELECTIONS: Mapping[str, str] = {
     "reap": "each the one that costs least after reconstruction; the one to take",
@@ -50,17 +56,19 @@ class SelectedUnits:
 
 
 def choose(
-    selection: str, graph: Graph, group: Group, consumers: Sequence[MeasuredConsumer], steps: int
+    selection: str | SelectionRule, graph: Graph, group: Group, consumers: Sequence[MeasuredConsumer], steps: int
 ) -> SelectedUnits:
-    """The units of one group that leave by one of the methods in ``SELECTIONS``.
+    """The units of one group that leave by one of the methods in ``SELECTIONS``, or by a rule of the caller's.
 
     Args:
-        selection: Name of the method.
+        selection: Name of the method, or the rule.
         graph: The captured network.
         group: The group.
         consumers: Its consumers, with moments unless the method is one of ``BLIND``.
         steps: Number of units that leave.
     """
+    if not isinstance(selection, str):
+        return SelectedUnits(order_by_rule(selection, group, consumers, steps))
     if selection == "nu":
         unified = Unification(graph, group, consumers, steps)
         return SelectedUnits(unified.order, unified)
@@ -76,3 +84,41 @@ def choose(
     if selection == "magnitude":
         return SelectedUnits(magnitude_order(graph, group, steps))
     return SelectedUnits()
+
+
+def selection_name(selection: str | SelectionRule) -> str:
+    """How a method is called in texts."""
+    return selection if isinstance(selection, str) else str(getattr(selection, "__name__", type(selection).__name__))
+
+
+def order_by_rule(rule: SelectionRule, group: Group, consumers: Sequence[MeasuredConsumer], steps: int) -> Tensor:
+    """(steps,) int64: the order that a rule of the caller's gives.
+
+    The rule is called with the group and, for each of ``group.consumers``, the moments of its input (about the mean
+    where an intercept is fitted) and its weight (outputs, features) float64, rows scaled by the norm that follows. It
+    returns for all units either scores, floating point, of which the smallest leave first, or whole numbers, the units
+    in the order in which they leave, of which the last ones may be left out.
+
+    Raises:
+        InputError: what it returns is neither; names the rule and the group.
+    """
+    given = rule(group, [own.known_moments for own in consumers], [own.weight for own in consumers])
+    where = f"selection={selection_name(rule)} for {group.name}, which has {group.size} units"
+    try:
+        found = torch.as_tensor(given).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{where}, returned a {type(given).__name__}: return scores or an order, a tensor") from error
+    if found.is_floating_point():
+        if found.shape != (group.size,) or not bool(torch.isfinite(found).all()):
+            raise InputError(
+                f"{where}, returned scores of shape {tuple(found.shape)}: return a finite number for each unit"
+            )
+        return found.argsort(stable=True)[:steps]
+    order = found.to(torch.int64)
+    inside = order.dim() == 1 and bool(((order >= 0) & (order < group.size)).all())
+    if found.dtype == torch.bool or not inside or len(set(order.tolist())) < len(order) or len(order) < steps:
+        raise InputError(
+            f"{where}, returned an order of shape {tuple(order.shape)} and dtype {found.dtype}: return at "
+            f"least {steps} different units, from 0 to {group.size - 1}; scores must be floating point"
+        )
+    return order[:steps]

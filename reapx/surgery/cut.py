@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ Kept = dict[str, dict[int, Tensor]]
 """Qualified name -> axis -> sorted positions that stay; always on the CPU."""
 
 
-def kept_positions(groups: list[Group], removed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Kept:
+def kept_positions(groups: Sequence[Group], removed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Kept:
     """The positions that stay in every parameter when each group loses its removed units.
 
     Args:

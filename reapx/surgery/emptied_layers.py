@@ -6,7 +6,7 @@ PyTorch cannot run a convolution without input or output channels, nor a norm wi
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -119,7 +119,7 @@ class Constant(nn.Module):
         return str(len(self.bias)) + ("" if self.norm is None else f", norm={self.norm!r}")
 
 
-def find_endings(graph: Graph, groups: list[Group], kept: Kept) -> dict[str, Ending]:
+def find_endings(graph: Graph, groups: Sequence[Group], kept: Kept) -> dict[str, Ending]:
     """What follows each layer that keeps output channels but loses all input channels, by path."""
     found: dict[str, Ending] = {}
     for layer in {c.layer.weight: c.layer for group in groups for c in group.consumers}.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,9 @@ TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 """Dtype of the proof -> largest difference of pruned and masked outputs, as a share of the largest output."""
 
 
-def masked_tensors(graph: Graph, groups: list[Group], kept: Kept, updates: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def masked_tensors(
+    graph: Graph, groups: Sequence[Group], kept: Kept, updates: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Parameters of the original size that ignore the removed channels.
 
     Refitted values stand at the positions that stay, and columns that read removed channels are zero.

@@ -143,7 +143,6 @@ class ZeroNodes:
             refit=None,
             damping=0.0,
             rectify=0,
-            progress=False,
             changed=self._changed,
         )
         updates = {name: narrow(value, removal.kept.get(name, {})) for name, value in self._changed.items()}

@@ -1,0 +1,253 @@
+"""Plans in a folder: a page of JSON and a file of tensors, never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from
+from safetensors.torch import save as bytes_of
+from torch import Tensor
+
+from ..allocation.curves import ErrorCurve
+from ..allocation.pro import Tradeoff
+from ..calibration.checkpoint import digest_of, write_atomically
+from ..capture.graph import Graph
+from ..costs.budget import Budget, MACs, Params
+from ..costs.latency import Latency
+from ..errors import CheckpointError, InputError
+from ..groups.channel_groups import Group
+from ..selection.methods import selection_name
+from .group_plan import GroupPlan, chosen_units
+from .settings import PlanSettings
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+FORMAT = 1
+PAGE, TENSORS = "reapx-plan.json", "reapx-plan.safetensors"
+BUDGETS: dict[str, type[Budget]] = {kind.__name__: kind for kind in (MACs, Params, Latency)}
+_OF_THE_CALL = ("resume", "progress", "on_progress", "distributed")
+"""Settings of the call that made the plan; they are not kept."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a plan that was loaded cannot compute anew.
+
+    Attributes:
+        own: What selection itself makes of the network's tensors; see ``own_tensors``.
+        latency: Milliseconds, (before, predicted after); None unless the budget is a latency.
+    """
+
+    own: Mapping[str, Tensor]
+    latency: tuple[float, float] | None
+
+
+class SavedRule:
+    """Stands for a rule of selection that was a function: a plan keeps its name only."""
+
+    def __init__(self, name: str) -> None:
+        self.__name__ = name
+
+    def __call__(self, *_: object) -> None:
+        raise InputError(f"selection={self.__name__}: the function itself was not saved: call reapx.plan with it")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SavedRule) and other.__name__ == self.__name__
+
+    def __hash__(self) -> int:
+        return hash(self.__name__)
+
+
+def write_plan(folder: str | Path, page: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write a plan into a folder, which is made if need be; what is there is whole at any time.
+
+    Raises:
+        InputError: the folder is a file.
+        CheckpointError: it cannot be written.
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file: give a folder")
+    target.mkdir(parents=True, exist_ok=True)
+    data = bytes_of({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
+    whole = {"format": FORMAT, **page, "tensors": hashlib.sha256(data).hexdigest()}
+    text = json.dumps(_plain(whole), indent=1, allow_nan=False) + "\n"
+    write_atomically(target / TENSORS, lambda part: part.write_bytes(data))
+    write_atomically(target / PAGE, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def read_plan(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What :func:`write_plan` wrote.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or of another version.
+    """
+    target = Path(folder)
+    for name in (PAGE, TENSORS):
+        if not (target / name).is_file():
+            raise CheckpointError(f"{target} has no {name}: give the folder that Plan.save wrote")
+    try:
+        page = json.loads((target / PAGE).read_text(encoding="utf-8"))
+        found, digest = page["format"], page["tensors"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(target / PAGE, error) from error
+    if found != FORMAT:
+        raise CheckpointError(f"{target / PAGE} has format {found}, this version reads {FORMAT}: plan again")
+    try:
+        data = (target / TENSORS).read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise ValueError(f"it is not the file that {PAGE} was written with")
+        return page, tensors_from(data)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise damaged(target / TENSORS, error) from error
+
+
+def damaged(path: Path, reason: object) -> CheckpointError:
+    """What to raise for a file that cannot be read."""
+    return CheckpointError(f"{path} is damaged or truncated ({reason}): save the plan again")
+
+
+def page_of(plan: Plan) -> dict[str, Any]:
+    """What a plan has to keep, but for tensors."""
+    return {
+        **model_page(plan._graph, plan._found.groups),
+        "settings": settings_page(plan.settings),
+        "groups": entries_page(plan.groups),
+        "chosen": sorted(plan.chosen),
+        "seconds": plan.seconds,
+        "latency": plan.latency,
+        "point": None if plan._point is None else asdict(plan._point),
+        "stages": None if plan._tradeoff is None else stages_page(plan._tradeoff),
+        "text": str(plan),
+    }
+
+
+def model_page(graph: Graph, groups: Sequence[Group]) -> dict[str, Any]:
+    """What tells one model from another: its tensors, its operators and the groups found in it."""
+    return {
+        "model": digest_of(graph.tensors),
+        "operators": graph.digest(),
+        "sizes": {group.name: group.size for group in groups},
+    }
+
+
+def check_model_page(page: Mapping[str, Any], graph: Graph, groups: Sequence[Group], folder: str | Path) -> None:
+    """Refuse a plan of another model.
+
+    Raises:
+        CheckpointError: says what differs.
+    """
+    own = model_page(graph, groups)
+    reasons = {
+        "model": "its tensors differ: give the model with the weights that it was planned with",
+        "operators": "its operators differ: give the same model, captured by the same version of torch",
+        "sizes": "this version of reapx finds other channel groups in it: plan again",
+    }
+    for name, reason in reasons.items():
+        if page.get(name) != own[name]:
+            raise CheckpointError(f"{folder} holds a plan of another model: {reason}")
+
+
+def settings_page(settings: PlanSettings) -> dict[str, Any]:
+    """Settings as JSON has them.
+
+    Raises:
+        InputError: the budget is of a kind of the caller's own.
+    """
+    own = {each.name: getattr(settings, each.name) for each in fields(settings) if each.name not in _OF_THE_CALL}
+    kind = type(settings.budget).__name__
+    if BUDGETS.get(kind) is not type(settings.budget):
+        raise InputError(f"budget={settings.budget!r} cannot be saved: use one of {', '.join(BUDGETS)}")
+    rule = not isinstance(settings.selection, str)
+    return {**own, "budget": [kind, asdict(settings.budget)], "selection": [selection_name(settings.selection), rule]}
+
+
+def settings_of(page: Mapping[str, Any], distributed: bool) -> PlanSettings:
+    """The settings that a page holds; resuming and progress are those of a new call."""
+    kind, amounts = page["budget"]
+    name, rule = page["selection"]
+    return PlanSettings(
+        **{
+            **page,
+            "budget": BUDGETS[kind](**amounts),
+            "selection": SavedRule(name) if rule else name,
+            "exclude": tuple(page["exclude"]),
+            "bounds": {layer: tuple(ends) for layer, ends in page["bounds"].items()},
+            "distributed": distributed,
+        }
+    )
+
+
+def entries_page(entries: Sequence[GroupPlan]) -> list[dict[str, Any]]:
+    """What a plan says of each group."""
+    return [
+        {
+            "group": entry.group.name,
+            "kept": entry.kept,
+            "error": entry.error,
+            "output_error": entry.output_error,
+            "removed": entry.removed.tolist(),
+        }
+        for entry in entries
+    ]
+
+
+def entries_of(page: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> tuple[GroupPlan, ...]:
+    """The groups' entries that a page holds."""
+    entries = []
+    for group, own in zip(groups, page, strict=True):
+        removed = chosen_units("removed", group, torch.tensor(own["removed"], dtype=torch.int64))
+        if group.name != own["group"] or group.size - len(removed) != own["kept"]:
+            raise ValueError(f"the entry of {group.name} does not fit it")
+        entries.append(GroupPlan(group, own["kept"], _number(own["error"]), removed, _number(own["output_error"])))
+    return tuple(entries)
+
+
+def stages_page(tradeoff: Tradeoff) -> list[dict[str, Any]]:
+    """The curves of each round of measuring, with the widths and the error that it started from."""
+    return [
+        {
+            "widths": stage.widths,
+            "error": stage.error,
+            "curves": {
+                name: {"errors": curve.errors.tolist(), "measured": curve.measured}
+                for name, curve in stage.curves.items()
+            },
+        }
+        for stage in tradeoff.stages
+    ]
+
+
+def add_stages(tradeoff: Tradeoff, page: Sequence[Mapping[str, Any]]) -> None:
+    """Give a trade-off the stages that a page holds."""
+    for stage in page:
+        curves = {
+            name: ErrorCurve(
+                np.array(own["errors"], dtype=np.float64), tuple((int(n), float(error)) for n, error in own["measured"])
+            )
+            for name, own in stage["curves"].items()
+        }
+        tradeoff.add(dict(stage["widths"]), float(stage["error"]), curves)
+
+
+def _plain(value: Any) -> Any:
+    """The value with None in place of NaN, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
