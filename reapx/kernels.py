@@ -1,19 +1,19 @@
-"""The kernels by themselves: for anyone who has a matrix X, or its XᵀX, and no use for the rest of reapx.
+"""The kernels as public functions of matrices: for use with a matrix X or its Gram matrix XᵀX, without a model.
 
-No model is captured and nothing is pruned here. A weight W is (outputs M, features D), as torch lays it out, and reads
-rows X (rows, D): Y = X Wᵀ. Columns are grouped into **units**: unit u owns the ``taps`` consecutive columns
-``u * taps .. (u + 1) * taps``. A unit is an input channel of a convolution (taps: height times width of the kernel,
-which is the layout of ``weight.flatten(1)``), an attention head (taps: its width), or a single feature (taps 1).
+A weight W is (outputs M, features D), as torch stores it, and reads rows X (rows, D): Y = X Wᵀ. Columns are grouped
+into **units**: unit u has the ``taps`` consecutive columns ``u * taps .. (u + 1) * taps - 1``. A unit is an input
+channel of a convolution (taps: height times width of the kernel, the layout of ``weight.flatten(1)``), an attention
+head (taps: its width), or a single feature (taps 1).
 
-What holds for all functions:
+All functions have in common:
 
-- Gram matrices, cross moments and weights are float32 or float64 and converted to float64, in which everything is
-  computed and returned. A Gram matrix that was summed up in float32 has lost digits that no conversion brings back.
-- Tensors of one call are on one device, the CPU or a GPU that reapx has kernels for; results are on it too.
-- ``torch.get_num_threads()`` threads work; results do not depend on how many. Gradients are not tracked.
-- ``damping`` is a fraction of the mean diagonal of the Gram matrix: λ = damping * mean(diag G), the same λ whichever
-  columns are kept. Zero, the default, is plain least squares, which a singular Gram matrix refuses; where rows are few
-  or columns alike, 1e-2 is a good start.
+- Gram matrices, cross moments and weights are float32 or float64. They are converted to float64, and all results are
+  float64. A Gram matrix that was accumulated in float32 has lost digits that the conversion does not restore.
+- All tensors of a call are on one device, the CPU or a GPU for which there are kernels, and so are the results.
+- They use ``torch.get_num_threads()`` threads; results do not depend on how many. Gradients are not tracked.
+- ``damping`` is a fraction of the mean diagonal of the Gram matrix: λ = damping * mean(diag G), whichever columns are
+  kept. The default, zero, gives plain least squares, which needs a nonsingular Gram matrix. Where there are few rows or
+  similar columns, 1e-2 is a good start.
 
 ``InputError`` is a ``ValueError``, ``NumericalError`` an ``ArithmeticError``.
 """
@@ -43,22 +43,22 @@ def gram_matrix(
     groups: int = 1,
     target: Tensor | None = None,
 ) -> GramMoments:
-    """The Gram matrix XᵀX of the patches that a convolution reads, or of a matrix, without building the patches.
+    """Compute the Gram matrix XᵀX of the patches of a convolution, or of a matrix, without building the patches.
 
     X has a row for each image and output position and a column for each (channel, kernel row, kernel column), so that
-    the convolution is ``X @ weight.flatten(1).T``; it is what ``torch.nn.functional.unfold`` returns, transposed.
-    Products are float32 over at most 256 rows and added up in float64. See :class:`GramMoments` for what comes back.
+    the convolution is ``X @ weight.flatten(1).T``. X is the transpose of what ``torch.nn.functional.unfold`` returns.
+    Products are summed in float32 over at most 256 rows, and these partial sums in float64.
 
     Args:
         x: (images, channels, height, width), or (rows, features) for a linear layer; float32, float16 or bfloat16,
             contiguous or channels-last.
         kernel_size, stride, padding, dilation, groups: As of ``torch.nn.Conv2d``, with zero padding; pairs are (height,
             width). They keep their defaults, except ``groups``, where x is a matrix.
-        target: What the layer should put out, (images, outputs, output height, output width), or (rows, outputs);
-            None for no cross moments.
+        target: Target of the layer, (images, outputs, output height, output width), or (rows, outputs); None for
+            moments without a target.
 
     Returns:
-        Moments, of features D = channels / groups * kernel height * kernel width and outputs M / groups.
+        Moments with D = channels / groups * kernel height * kernel width features and M / groups outputs per group.
 
     Raises:
         InputError: a dtype, shape, layout or device does not fit.
@@ -102,21 +102,21 @@ def least_squares(
     *,
     reference: Tensor | None = None,
 ) -> Tensor:
-    """The least-squares weights on the kept columns: the least ``‖Y - X_kept Wᵀ‖² + λ ‖W - reference‖²``.
+    """Solve for the weights on the kept columns that minimise ``‖Y - X_kept Wᵀ‖² + λ ‖W - reference‖²``.
 
     Args:
         gram: (D, D) XᵀX, symmetric.
-        cross: (M, D) YᵀX. Where Y is what old weights put out, that is ``weight @ gram``.
+        cross: (M, D) YᵀX. Where Y is the output of old weights, it is ``weight @ gram``.
         kept: (n,) int64, distinct: columns that the weights may use; None for all.
         damping: λ as a fraction of the mean diagonal of ``gram``.
-        reference: (M, D) what damping pulls towards, such as the old weights; None for zero.
+        reference: (M, D) weights towards which damping pulls, such as the old weights; None for zero.
 
     Returns:
         (M, n) float64, columns in the order of ``kept``.
 
     Raises:
         InputError: a dtype, shape, index, device or the damping does not fit, or ``gram`` is not symmetric.
-        NumericalError: a value is NaN or infinite, or the damped Gram matrix is singular; names the column.
+        NumericalError: a value is NaN or infinite, or the damped Gram matrix is singular; the message names the column.
     """
     gram = arguments.gram_of(gram)
     columns = arguments.indices("kept", range(len(gram)) if kept is None else kept, gram)
@@ -141,36 +141,36 @@ def reap_path(
     target_square: Tensor | float | None = None,
     first: Tensor | Sequence[int] | None = None,
 ) -> ReapPath:
-    """Remove units one by one, always the one that costs least once all weights left are refitted; exact errors.
+    """Remove units one by one, each time the unit that costs least once all remaining weights are refitted.
 
-    With P = (G + λI)⁻¹, the Gram matrix of the biorthogonal basis, removing unit u costs tr(W_u (P_uu)⁻¹ W_uᵀ) for all
-    units at once, so that no candidate is ever tried; P and W are brought up to date after each removal. Two problems:
+    With P = (G + λI)⁻¹, the Gram matrix of the biorthogonal basis, removing unit u costs tr(W_u (P_uu)⁻¹ W_uᵀ). This
+    gives the exact costs of all units without a trial; P and W are updated after each removal. There are two problems:
 
-    - ``weight`` alone: Y is what it puts out. Damping pulls towards it, and the first weights are it.
-    - ``cross``: Y is any target. Damping pulls towards ``weight``, or zero without one; the first weights are those of
+    - ``weight`` alone: Y is the output of ``weight``. Damping pulls towards it, and the path starts from it.
+    - ``cross``: Y is any target. Damping pulls towards ``weight``, or towards zero without one. The path starts from
       ``least_squares(gram, cross, damping=damping, reference=weight)``.
 
-    Units whose columns of X are all zero leave first, whatever damping would charge for their weights.
+    Units whose columns of X are all zero leave first, even if damping gives their weights a cost.
 
     Args:
         gram: (D, D) XᵀX, symmetric, D = units * taps.
         weight: (M, D); of a convolution ``weight.flatten(1)``.
-        taps: Columns of each unit.
+        taps: Number of columns of each unit.
         steps: Number of removals, at most the number of units; None for all of them.
         damping: λ as a fraction of the mean diagonal of ``gram``.
         cross: (M, D) YᵀX.
-        target_square: ‖Y‖², a number or the (M,) sums of its columns' squares: with ``cross``, ``errors`` are then
-            whole errors instead of what removals add.
-        first: (count,) int64, distinct: units that leave first, in this order; with ``steps=len(first)`` the path is
-            that of somebody else's order.
+        target_square: ‖Y‖², a number or the (M,) sums of squares of Y's columns. With it and ``cross``, ``errors`` are
+            whole errors instead of increases.
+        first: (count,) int64, distinct: units that leave first, in this order. With ``steps=len(first)`` they are the
+            whole path.
 
     Returns:
-        See :class:`ReapPath`.
+        The order of removal, the errors, and the weights at any cut.
 
     Raises:
         InputError: a dtype, shape, index, device, number of steps or the damping does not fit, or ``gram`` is not
             symmetric.
-        NumericalError: a value is NaN or infinite, or the damped Gram matrix is singular; names the unit.
+        NumericalError: a value is NaN or infinite, or the damped Gram matrix is singular; the message names the unit.
 
     Source: K. Kamma and T. Wada, "REAP: A Method for Pruning Convolutional Neural Networks with Performance
     Preservation", IEICE Trans. Inf. & Syst. E104-D(1), 2021.
@@ -197,25 +197,25 @@ def reap_path(
         )
     grown = torch.cat([gram.new_zeros(1), task.errors.clamp(min=0).cumsum(0)])
     errors = error + grown - (ridge * distance_grown(factor, residual, pull, taps) if ridge else 0.0)
-    if wanted is None or square is not None:  # growth alone may be negative: damped weights are not at the least error
+    if wanted is None or square is not None:  # an increase may be negative: damped weights do not have the least error
         errors = errors.clamp(min=0)
     return ReapPath(order, errors, grown, ridge, taps, (start, factor, residual))
 
 
 def pair_errors(gram: Tensor, weight: Tensor, taps: int = 1) -> Tensor:
-    """What it costs to let one unit emulate another: W_p += a W_q, W_q = 0, with the best gain a for each pair.
+    """Errors where one unit emulates another: W_p += a W_q, W_q = 0, with the best gain a for each pair.
 
     With A_q = W_qᵀ W_q and <., .> the sum of elementwise products, the gain is <A_q, G_qp> / <A_q, G_pp>, of any sign
-    (0 where p is dead), and the error ``<A_q, G_qq> - a <A_q, G_qp>``. With one tap that is a = G_qp / G_pp.
+    (0 where p is dead), and the error ``<A_q, G_qq> - a <A_q, G_qp>``. With one tap, a = G_qp / G_pp.
 
     Args:
-        gram: (D, D) XᵀX, symmetric, D = units * taps. About the mean, constants do not count, and go to the bias.
+        gram: (D, D) XᵀX, symmetric, D = units * taps. Use a Gram matrix about the mean where a bias takes constants.
         weight: (M, D); of a convolution ``weight.flatten(1)``.
-        taps: Columns of each unit.
+        taps: Number of columns of each unit.
 
     Returns:
-        (units, units) float64, in squares of the layer's outputs: entry [q, p] is the error of letting p, the column,
-        emulate q, the row, which leaves; inf on the diagonal.
+        (units, units) float64, in squares of the layer's outputs. Entry [q, p] is the error where unit p emulates unit
+        q, which leaves; inf on the diagonal.
 
     Raises:
         InputError: a dtype, shape or device does not fit, or ``gram`` is not symmetric.
@@ -233,15 +233,15 @@ def pair_errors(gram: Tensor, weight: Tensor, taps: int = 1) -> Tensor:
 
 
 def zero_rows(weight: Tensor, tolerance: float = 0.0) -> Tensor:
-    """Which rows of a weight are zero: output units that no input reaches.
+    """Find the rows of a weight that are zero: outputs that depend on no input.
 
     Args:
-        weight: (rows, ...) of two axes or more; float32, float16 or bfloat16, contiguous. For inputs that are not read,
-            pass ``weight.transpose(0, 1).contiguous()``.
+        weight: (rows, ...) of two axes or more; float32, float16 or bfloat16, contiguous. To find inputs that
+            no output reads, pass ``weight.transpose(0, 1).contiguous()``.
         tolerance: Largest magnitude that counts as zero.
 
     Returns:
-        (rows,) bool, on the weight's device. A row with a NaN is not zero; a row of no entries is.
+        (rows,) bool, on the weight's device. A row with a NaN is not zero; a row without entries is zero.
 
     Raises:
         InputError: the dtype, the shape, the layout or the tolerance does not fit.
@@ -253,10 +253,10 @@ def zero_rows(weight: Tensor, tolerance: float = 0.0) -> Tensor:
 def _start(
     gram: Tensor, old: Tensor | None, cross: Tensor | None, square: float | None, damping: float
 ) -> tuple[Tensor, Tensor | None, float]:
-    """The full weights W₀, what damping pulls at them, W₀ - reference (None for nothing), and their undamped error."""
+    """The full weights W₀; their distance W₀ - reference, or None for zero; and their undamped error."""
     if cross is None:
         assert old is not None
-        return old.clone(), None, 0.0  # the path lives on when the caller changes the weight
+        return old.clone(), None, 0.0  # the path must not change with the caller's weight
     full = least_squares(gram, cross, damping=damping, reference=old)
     error = 0.0 if square is None else square + float(((full @ gram - 2 * cross) * full).sum())
     return full, full if old is None else full - old, error

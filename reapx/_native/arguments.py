@@ -1,4 +1,4 @@
-"""What callers from outside pass to :mod:`reapx.kernels`: checked, and as the kernels take it."""
+"""Checks of the arguments of :mod:`reapx.kernels`, and their conversion to the form that the kernels take."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from .kernels import require
 from .tasks import Window
 
 _ASYMMETRY = torch.finfo(torch.float32).eps ** 0.5
-"""Difference of two mirrored entries, as a share of the largest diagonal one: half of float32's digits, which is more
-than a product XᵀX in float32 loses, and less than any mistake."""
+"""Largest allowed difference of mirrored entries, as a share of the largest diagonal entry.
+
+It is half of float32's digits: more than a product XᵀX loses in float32, and less than the effect of a mistake."""
 
 
 def window(
@@ -25,7 +26,7 @@ def window(
     dilation: int | tuple[int, int],
     groups: int,
 ) -> Window:
-    """The window of a convolution, given as ``torch.nn.Conv2d`` takes it."""
+    """The window of a convolution, from arguments as ``torch.nn.Conv2d`` takes them."""
     return Window(
         _pair("kernel_size", kernel_size, 1),
         _pair("stride", stride, 1),
@@ -36,7 +37,7 @@ def window(
 
 
 def images(x: Tensor, given: Window) -> tuple[Tensor, tuple[int, int]]:
-    """(images, channels, height, width), which a matrix becomes with height and width 1, and the output's size."""
+    """The input as images (images, channels, height, width), with height and width 1 for a matrix; the output size."""
     found = _four_axes("x", x)
     require(x.device)
     if x.dim() == 2 and given != Window(groups=given.groups):
@@ -60,7 +61,7 @@ def images(x: Tensor, given: Window) -> tuple[Tensor, tuple[int, int]]:
 
 
 def target_images(target: Tensor, x: Tensor, given: Window, size: tuple[int, int]) -> Tensor:
-    """The target of x, as images of the output's size."""
+    """The target as images of the output size."""
     found = _four_axes("target", target)
     expected = (len(x), *size) if x.dim() == 4 else (len(x), 1, 1)
     if target.dim() != x.dim() or (len(found), *found.shape[2:]) != expected:
@@ -74,7 +75,7 @@ def target_images(target: Tensor, x: Tensor, given: Window, size: tuple[int, int
 
 
 def check_sums(gram: Tensor, total: Tensor, target_square: Tensor) -> None:
-    """Refuse sums (groups, D, D), (groups, D) and (groups, M) of values that were not finite, or too large."""
+    """Refuse moments of values that were not finite, or too large; (groups, D, D), (groups, D) and (groups, M)."""
     bad = (~(torch.isfinite(gram.diagonal(dim1=1, dim2=2)) & torch.isfinite(total))).nonzero()
     if len(bad):
         raise NumericalError(
@@ -90,7 +91,7 @@ def check_sums(gram: Tensor, total: Tensor, target_square: Tensor) -> None:
 
 
 def gram_of(gram: Tensor, taps: int = 1) -> Tensor:
-    """A Gram matrix (D, D) whose units own ``taps`` columns each: float64, contiguous, symmetric to the last bit."""
+    """A Gram matrix (D, D) of units with ``taps`` columns each: float64, contiguous, symmetric to the last bit."""
     if isinstance(gram, Tensor) and gram.dim() == 3:
         raise InputError(
             f"gram has shape {tuple(gram.shape)}, which is one matrix for each conv group: call once for each, gram[g]"
@@ -144,7 +145,7 @@ def matrix(name: str, value: Tensor, gram: Tensor, rows: int | None = None) -> T
 
 
 def indices(name: str, given: Tensor | Sequence[int], gram: Tensor, taps: int = 1) -> Tensor:
-    """(n,) int64, distinct: units of a Gram matrix; its columns where a unit has one tap."""
+    """(n,) int64, distinct: indices of a Gram matrix's units, which are its columns where a unit has one tap."""
     size = len(gram) // taps
     found = torch.as_tensor(given)
     found = found.long() if found.numel() == 0 else found
@@ -162,7 +163,7 @@ def indices(name: str, given: Tensor | Sequence[int], gram: Tensor, taps: int = 
 
 
 def removals(gram: Tensor, taps: int, steps: int | None, first: Tensor | Sequence[int] | None) -> tuple[int, Tensor]:
-    """The number of removals, and the units (n,) int64 that leave first: those named, then those that are zero in X."""
+    """The number of removals, and the units (n,) int64 that leave first: those in ``first``, then units zero in X."""
     units = len(gram) // taps
     steps = units if steps is None else _whole("steps", steps, 0)
     if steps > units:
@@ -176,7 +177,7 @@ def removals(gram: Tensor, taps: int, steps: int | None, first: Tensor | Sequenc
 
 
 def ridge(gram: Tensor, damping: float) -> float:
-    """λ, a fraction of the mean diagonal; of a zero matrix the damping itself."""
+    """The ridge λ: a fraction of the mean diagonal; for a zero matrix the damping itself."""
     if not isinstance(damping, int | float) or not 0 <= damping < math.inf:
         raise InputError(f"damping={damping!r}: give a number from 0, a fraction of the Gram matrix's mean diagonal")
     mean = float(gram.diagonal().mean()) if len(gram) else 0.0
@@ -186,7 +187,7 @@ def ridge(gram: Tensor, damping: float) -> float:
 def problem(
     gram: Tensor, weight: Tensor | None, cross: Tensor | None, target_square: Tensor | float | None
 ) -> tuple[Tensor | None, Tensor | None, float | None]:
-    """The weight, the cross moments and ‖Y‖² of a path, of which at least one of the first two is given."""
+    """The weight, the cross moments and ‖Y‖² of a path, each or None; weight or cross moments must be given."""
     if weight is None and cross is None:
         raise InputError("there is neither weight nor cross: give weight (M, D), cross (M, D), or both")
     if cross is None and target_square is not None:
@@ -198,7 +199,7 @@ def problem(
 
 
 def scanned(weight: Tensor, tolerance: float) -> Tensor:
-    """A weight as the scan for zeros reads it: float32."""
+    """A weight in float32, as the scan for zeros reads it."""
     if not isinstance(weight, Tensor) or weight.dim() < 2:
         raise InputError(f"weight: give a tensor of two axes or more, (rows, ...), not {_shown(weight)}")
     if weight.dtype not in (torch.float32, *HALF):
@@ -211,7 +212,7 @@ def scanned(weight: Tensor, tolerance: float) -> Tensor:
 
 
 def singular(gram: Tensor, column: int, taps: int, damping: float) -> NumericalError:
-    """What to raise where the factorisation of a damped Gram matrix failed at a column."""
+    """The error for a damped Gram matrix whose factorisation failed at a column."""
     where = f"column {column}" if taps == 1 else f"unit {column // taps} (column {column})"
     why = "is zero in X" if float(gram[column, column]) == 0 else "is a combination of others, to rounding"
     return NumericalError(
@@ -220,7 +221,7 @@ def singular(gram: Tensor, column: int, taps: int, damping: float) -> NumericalE
 
 
 def _four_axes(name: str, x: Tensor) -> Tensor:
-    """Images as they are, or a matrix (rows, features) as images of one pixel."""
+    """Images unchanged; a matrix (rows, features) as images of one pixel."""
     if not isinstance(x, Tensor) or x.dim() not in (2, 4):
         raise InputError(
             f"{name}: give images, (images, channels, height, width), or a matrix, (rows, features), not {_shown(x)}; "
@@ -236,7 +237,7 @@ def _four_axes(name: str, x: Tensor) -> Tensor:
 
 
 def _total_square(value: Tensor | float, outputs: int) -> float:
-    """‖Y‖², from the number itself or from the sums of each output's squares."""
+    """‖Y‖², from a number or from the sums of squares of each output."""
     if isinstance(value, Tensor) and value.shape not in ((), (outputs,)):
         raise InputError(f"target_square: give ‖Y‖², a number, or the ({outputs},) sums of Y², not {_shown(value)}")
     total = float(value.sum()) if isinstance(value, Tensor) else float(value)

@@ -1,4 +1,4 @@
-"""What :func:`reapx.kernels.reap_path` returns: a path of removals, and the weights at any of its cuts."""
+"""The result of :func:`reapx.kernels.reap_path`: a path of removals, and the weights at any cut."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .tasks import CutsTask
 
 @dataclass(frozen=True, eq=False)
 class ReapPath:
-    """Units in the order in which they leave, the exact errors, and the refitted weights after any number of removals.
+    """The order of removal, exact errors, and the refitted weights after any number of removals.
 
     Attributes:
-        order: (steps,) int64, the unit that leaves at each step.
-        errors: (steps + 1,) float64, **undamped**, in squares of Y: ``errors[count]`` is that of ``weights(count)``
-            after ``count`` removals. Given ``cross`` without ``target_square``, it is what was added to the error of
-            ``weights(0)``; else it is ‖Y - X Wᵀ‖² itself.
-        damped_errors: (steps + 1,) float64, by how much ``errors`` plus λ ‖W - reference‖² has grown; each step chose
-            the unit for which it grows least. Without damping it is the growth of ``errors``.
-        ridge: λ.
-        taps: Columns of each unit.
+        order: (steps,) int64, the unit removed at each step.
+        errors: (steps + 1,) float64, **undamped**, in squares of Y: ``errors[count]`` is the error of
+            ``weights(count)``, ‖Y - X Wᵀ‖². For a path from ``cross`` without ``target_square`` it is the increase over
+            the error of ``weights(0)``.
+        damped_errors: (steps + 1,) float64, the increase of ``errors`` plus λ ‖W - reference‖² over that of
+            ``weights(0)``. Each step removes the unit with the least increase.
+        ridge: Absolute damping λ.
+        taps: Number of columns of each unit.
     """
 
     order: Tensor
@@ -32,12 +32,15 @@ class ReapPath:
     damped_errors: Tensor
     ridge: float
     taps: int
-    _parts: tuple[Tensor, Tensor, Tensor] = field(repr=False)  # full weights, and the factors of what changes them
+    _parts: tuple[Tensor, Tensor, Tensor] = field(repr=False)  # the full weights, and the factors of their change
 
     def weights(self, count: int) -> Tensor:
-        """(M, D) float64: the refitted weights after ``count`` removals, zero in the columns that have left.
+        """(M, D) float64: the refitted weights after ``count`` removals, zero in the columns of removed units.
 
-        ``weights(count)[:, columns(count)]`` are those of the smaller layer.
+        ``weights(count)[:, columns(count)]`` are the weights of the smaller layer.
+
+        Raises:
+            InputError: ``count`` is not between 0 and the number of removals.
         """
         weight, factor, residual = self._parts
         cuts = torch.tensor([self._checked(count)]).to(weight.device)
@@ -47,14 +50,14 @@ class ReapPath:
         return found[0]
 
     def kept(self, count: int) -> Tensor:
-        """(units - count,) int64, ascending: the units that are left after ``count`` removals."""
+        """(units - count,) int64, ascending: the units that remain after ``count`` removals."""
         weight = self._parts[0]
         alive = torch.ones(weight.shape[1] // self.taps, dtype=torch.bool, device=weight.device)
         alive[self.order[: self._checked(count)]] = False
         return alive.nonzero().flatten()
 
     def columns(self, count: int) -> Tensor:
-        """((units - count) * taps,) int64, ascending: the columns of the units that are left."""
+        """((units - count) * taps,) int64, ascending: the columns of the units that remain."""
         return unit_columns(self._parts[0], self.taps)[self.kept(count)].flatten()
 
     def _checked(self, count: int) -> int:
@@ -64,15 +67,15 @@ class ReapPath:
 
 
 def unit_columns(matrix: Tensor, taps: int) -> Tensor:
-    """(units, taps) int64: the columns that each unit owns."""
+    """(units, taps) int64: the columns of each unit."""
     return torch.arange(matrix.shape[1], device=matrix.device).reshape(-1, taps)
 
 
 def distance_grown(factor: Tensor, residual: Tensor, pull: Tensor | None, taps: int) -> Tensor:
-    """(steps + 1,) how much ‖W - reference‖² has grown after each step.
+    """(steps + 1,) float64: the increase of ‖W - reference‖² after each step.
 
-    The weights change by Δ = Σ_i v_i f_iᵀ over the rows of ``residual`` and ``factor`` so far, so that it grows by
-    ‖Δ‖² - 2 <W₀ - reference, Δ>, the sum of a leading block of (V Vᵀ) ∘ (F Fᵀ) less those of inner products.
+    After a step, the weights are W₀ - Δ with Δ = Σ_i v_i f_iᵀ over the rows of ``residual`` and ``factor`` so far. The
+    increase is ‖Δ‖² - 2 <W₀ - reference, Δ>. Its first term is the sum of a leading block of (V Vᵀ) ∘ (F Fᵀ).
     """
     inner = (residual @ residual.T) * (factor @ factor.T)
     grown = 2 * inner.tril(-1).sum(1) + inner.diagonal()

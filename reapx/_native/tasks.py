@@ -54,7 +54,7 @@ class PathTask:
     Args:
         consumers: at least one; all with the same U, each with its own q.
         forced: (F,) int64: units that must leave first, in this order.
-        order: (T,) int64, overwritten: the unit that left at each step.
+        order: (T,) int64, overwritten: the unit removed at each step.
         errors: (T,) float64, overwritten: increase of the scaled error at each step.
         status: (1,) int64, overwritten: -1, or the first step whose pivot block was not positive
             definite; all outputs of that step and later ones are zero.
@@ -74,12 +74,12 @@ class CutsTask:
     Args:
         weight: (M, D) float64: the full weights.
         columns: (U, q) int64, distinct.
-        order: (T,) int64: the units that left.
+        order: (T,) int64: the removed units, in this order.
         factor: (T * q, D) float64, that of :class:`PathConsumer` after ``path_eliminate``.
         residual: (T * q, M) float64, that of :class:`PathConsumer` after ``path_eliminate``.
         cuts: (n,) int64, ascending: numbers of removed units, 0 .. T.
         weights: (n, M, D) float64, overwritten: at cut t ``weight - residual[: t * q].T @ factor[: t * q]``, with
-            exact zeros in the columns of units that have left.
+            exact zeros in the columns of removed units.
     """
 
     weight: Tensor
@@ -140,7 +140,7 @@ class PairTask:
         consumers: at least one; all with the same U, each with its own q.
         table: (U, U) float64, overwritten: before any step, the error where the column's unit emulates the row's;
             inf on the diagonal. None to skip it.
-        removed: (T,) int64, overwritten: the unit that left at each step.
+        removed: (T,) int64, overwritten: the unit removed at each step.
         partner: (T,) int64, overwritten: the unit that emulates it from then on. It may leave later.
         errors: (T,) float64, overwritten: the change of the total error at each step; a step may lower it. The total
             error compares the present weights with those before the first step, so the entries sum to the error

@@ -33,7 +33,7 @@ class TradeoffPoint:
 
 
 def idle_without(groups: Sequence[Group], costs: Costs) -> dict[str, set[str]]:
-    """Group name -> groups that have no effect once it has left.
+    """Group name -> groups that have no effect once it is removed.
 
     These are the groups that feed only this one, and the groups whose producers read only this one: the channels of the
     latter are then constant.
@@ -115,7 +115,7 @@ class Descent:
         """Take the step with the least error per saving, but no further below ``limit`` than needed.
 
         Returns:
-            False where no group has a step left.
+            False where no group can shrink further.
         """
         steps = [(found, name) for name, found in self._next.items() if found is not None]
         if not steps:

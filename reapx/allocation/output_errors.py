@@ -1,6 +1,6 @@
 """Errors at the network's outputs when some of its tensors are replaced.
 
-Only what depends on the replaced tensors is run again, from values of the first run that are kept for one batch.
+For each replacement only the nodes that depend on it are run, from values that a first run of the batch has stored.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ _SOFTMAX = ("softmax", "_softmax", "log_softmax", "_log_softmax")
 def scored_outputs(graph: Graph, measure: str = "squared") -> list[Node]:
     """The nodes whose values are compared: floating-point outputs with values for each image, before a softmax.
 
+    Args:
+        graph: The captured network.
+        measure: ``"squared"`` or ``"kl"``.
+
     Raises:
-        InputError: there are none, or ``measure`` says nothing about one of them.
+        InputError: there is no such output, or an output has no classes for ``"kl"``.
     """
     found = []
     for node in graph.outputs:
@@ -60,24 +64,30 @@ def scored_outputs(graph: Graph, measure: str = "squared") -> list[Node]:
 
 
 def _class_axis(dimensions: int) -> int:
-    """The axis that classes run along: the last one of tokens (images, tokens, classes), else the second."""
+    """The axis of classes: the last one of (images, tokens, classes), else the second."""
     return 2 if dimensions == 3 else 1
 
 
 def _image_axis(node: Node) -> int | None:
-    """The one axis of a value whose size depends on the number of images, or None."""
+    """The axis of a value whose size depends on the number of images; None unless there is exactly one."""
     axes = [axis for axis, size in enumerate(node.meta["val"].shape) if is_dynamic(size)]
     return axes[0] if len(axes) == 1 else None
 
 
 def _image_shape(graph: Graph, node: Node) -> tuple[int, ...]:
-    """Shape of a value without its axis of images."""
+    """Shape of a value for one image."""
     axis = _image_axis(node)
     return tuple(size for other, size in enumerate(graph.shape(node)) if other != axis)
 
 
 class _Suffix:
-    """What has to be run when some tensors change: the nodes, and the values that they start from."""
+    """The part of a network that must be run when some tensors change.
+
+    Attributes:
+        nodes: Nodes to run, in execution order.
+        outputs: Outputs that change.
+        frontier: Nodes before this part whose values it reads.
+    """
 
     def __init__(self, graph: Graph, names: set[str], outputs: Sequence[Node]) -> None:
         changed = {node for node, name in graph.parameters.items() if name in names}
@@ -95,7 +105,7 @@ class _Suffix:
 
     @exact()
     def run(self, values: dict[Node, object]) -> dict[Node, Tensor]:
-        """The changed outputs; ``values`` holds parameters, inputs and frontier, and is used up."""
+        """The changed outputs; ``values`` holds parameters, inputs and the frontier, and loses entries on the way."""
         for node in self.nodes:
             values[node] = evaluate(node, values.__getitem__)
             for argument in self._spent[node]:
@@ -114,22 +124,28 @@ def output_errors(
     progress: Progress = SILENT,
     checkpoint: Checkpoint | None = None,
 ) -> list[float]:
-    """How far replaced tensors move the outputs.
+    """Errors at the outputs for each of several replacements of tensors.
 
     Args:
-        graph: The original network; its own tensors make the outputs that all are compared with.
-        images: What is run; of several processes, the images of all.
-        replacements: Each: qualified name -> tensor, in place of the base's. Processes may have different ones.
-        base: Qualified name -> tensor, in place of the network's in every replacement.
-        measure: ``"squared"``: squared difference, as a share of the variance of the original's outputs (of their
-            squares where they do not vary); ``"kl"``: Kullback-Leibler divergence from the original's softmax over
-            the classes (axis 1, of tokens the last one), in nats. Outputs are taken before a softmax; several are
-            averaged.
-        count: Run about so many images, the first of every batch; None for all.
-        checkpoint: Where sums are stored as they come, and found again after a kill.
+        graph: The original network. With its own tensors it gives the outputs that all others are compared with.
+        images: Images to run; the images of all processes are used.
+        replacements: For each run: qualified name -> tensor that replaces the base's. They may differ between
+            processes.
+        base: Qualified name -> tensor that replaces the network's in every run.
+        measure: ``"squared"`` for the squared difference as a share of the variance of the original's outputs (of their
+            squares where they are constant); ``"kl"`` for the Kullback-Leibler divergence in nats from the original's
+            softmax over the classes (axis 1; the last axis of tokens). Outputs are taken before a softmax, and errors
+            are averaged over several outputs.
+        count: Approximate number of images to run, the first of every batch; None for all.
+        progress: Whether to show a progress bar.
+        checkpoint: Folder in which sums are stored while they accumulate, and from which a later call resumes.
 
     Returns:
-        The error of each replacement of this process.
+        The error of each replacement of this process; non-finite errors are 1e30, so that they rank last.
+
+    Raises:
+        InputError: no output can be compared; see ``scored_outputs``.
+        CheckpointError: a stored file is damaged or cannot be written.
     """
     outputs = scored_outputs(graph, measure)
     axes = [_image_axis(node) or 0 for node in outputs]
@@ -166,7 +182,7 @@ def output_errors(
 def _digest(
     base: Mapping[str, Tensor], replacements: Sequence[Mapping[str, Tensor]], measure: str, share: float
 ) -> str:
-    """Of everything that the sums depend on, besides the network and the images."""
+    """Digest of everything that the sums depend on, besides the network and the images."""
     digest = hashlib.sha256(f"{measure} {share}".encode())
     for tensors in (base, *replacements):
         digest.update(digest_of(tensors).encode())
@@ -180,7 +196,7 @@ def _placeholders(graph: Graph, inputs: Sequence[Tensor], tensors: Mapping[str, 
 
 
 class _KeptValues:
-    """Values of some nodes for one batch; beyond ``memory`` bytes, on disk."""
+    """Values of the ``wanted`` nodes for one batch; beyond ``memory`` bytes they are on disk."""
 
     def __init__(
         self,
@@ -214,10 +230,10 @@ class _KeptValues:
 
 
 class _ErrorSums:
-    """Errors of each replacement at each output, added up over batches, and what they are shares of.
+    """Sums over batches: the error of each replacement at each output, and the outputs' variances.
 
     Attributes:
-        tensors: What is added up, float64.
+        tensors: Name -> float64 sums.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], count: int, measure: str, device: torch.device) -> None:
@@ -233,7 +249,7 @@ class _ErrorSums:
         self.tensors = {"errors": self._errors, "squares": self._squares, "rows": self._rows, **totals}
 
     def add(self, output: int, index: int, value: Tensor, reference: Tensor) -> None:
-        """Add the output of one batch with one replacement."""
+        """Add one output of one batch with one replacement, next to the original's (images, ...)."""
         value, reference = value.double(), reference.double()
         if self._measure == "kl":
             classes = _class_axis(reference.dim())
@@ -246,7 +262,7 @@ class _ErrorSums:
         self._errors[output, index] += error
 
     def end_batch(self, references: Sequence[Tensor]) -> None:
-        """Add the original's outputs of one batch."""
+        """Add one batch of the original's outputs."""
         for output, reference in enumerate(references):
             self._rows[output] += len(reference)
             self._totals[output] += reference.double().sum(0)
@@ -261,5 +277,5 @@ class _ErrorSums:
             variances = self._squares - means
             varies = variances > 1e-10 * self._squares
             found = self._errors / torch.where(varies, variances, self._squares).clamp(min=1e-300)[:, None]
-        lost = 1e30  # what is not finite is no bargain
+        lost = 1e30  # non-finite errors rank last
         return [float(value) for value in found.mean(0).nan_to_num(lost, lost).cpu()]

@@ -1,7 +1,7 @@
-"""PRO, the pruning ratio optimizer: how much to take from which group, from errors at the network's outputs.
+"""PRO, the pruning ratio optimizer: choose the width of each group by errors at the network's outputs.
 
-Each group alone is pruned to a few widths, its consumers refitted, and the network run from there to its end. Widths
-then follow the steepest saving.
+Each group alone is pruned to a few widths, its consumers are refitted, and the network is run from there to its end.
+The descent then prunes the group with the least added error per saved cost.
 
 Source: K. Kamma, S. Inoue and T. Wada, "Pruning Ratio Optimization with Layer-Wise Pruning Method for Accelerating
 Convolutional Neural Networks", IEICE Trans. Inf. & Syst. E105-D(1), 2022.
@@ -33,7 +33,13 @@ from .pro_runs import curves_of, measured_runs, present_of
 
 @dataclass(frozen=True)
 class _Stage:
-    """Curves that were measured from some widths on; they hold until the next stage starts."""
+    """Error curves measured from some widths on; they hold until the widths at which the next stage starts.
+
+    Attributes:
+        widths: Group name -> width at which the stage starts.
+        error: Error at the outputs at these widths.
+        curves: Group name -> error curve.
+    """
 
     widths: dict[str, int]
     error: float
@@ -41,11 +47,11 @@ class _Stage:
 
 
 class Tradeoff:
-    """Measured errors, and the widths that they lead to at any budget.
+    """Measured error curves, and the widths that they give for any budget.
 
     Attributes:
-        allowed: Group name -> widths that it may have.
-        measure: What the errors are, as for ``output_errors``.
+        allowed: Group name -> allowed widths.
+        measure: Measure of the errors, ``"squared"`` or ``"kl"``; see ``output_errors``.
     """
 
     def __init__(
@@ -63,12 +69,12 @@ class Tradeoff:
 
     @property
     def curves(self) -> dict[str, ErrorCurve]:
-        """Group name -> error at the outputs as this group alone is pruned."""
+        """Group name -> error curve at the outputs with this group alone pruned, from the first round."""
         return self._stages[0].curves
 
     @property
     def rounds(self) -> int:
-        """How often curves were measured; ``curves`` are the first."""
+        """Number of rounds in which curves were measured."""
         return len(self._stages)
 
     @property
@@ -77,14 +83,14 @@ class Tradeoff:
         return self._stages
 
     def add(self, widths: dict[str, int], error: float, curves: dict[str, ErrorCurve]) -> None:
-        """Go on from some widths, and the error at them, with curves that were measured there."""
+        """Add a stage: from these widths on, with this error at them, other curves hold."""
         self._stages.append(_Stage(widths, error, curves))
 
     def at(self, budget: Budget) -> TradeoffPoint:
-        """The widths for a budget: never above it, and no allowed width wider fits.
+        """The widths for a budget, which use it up to the last allowed width that fits.
 
         Raises:
-            BudgetError: even the smallest widths cost more; says how much.
+            BudgetError: even the smallest widths cost more; the message says how much.
         """
         limit = budget.limit(self._costs.of(type(budget)))
         point = self.below(type(budget), limit)
@@ -93,7 +99,7 @@ class Tradeoff:
         return point
 
     def below(self, kind: type[Budget], limit: float) -> TradeoffPoint | None:
-        """The widths at which a cost is at most ``limit``; None where none are so small."""
+        """The widths at which a cost is at most ``limit``; None if even the smallest widths cost more."""
         stages = [stage for stage in self._of(kind) if float(self._costs.of(kind, stage.widths)) > limit]
         stage = stages[-1] if stages else self._stages[0]
         descent = self._descent(kind, stage)
@@ -111,7 +117,7 @@ class Tradeoff:
         ends = [float(self._costs.of(kind, stage.widths)) for stage in stages[1:]]
         for stage, end in zip(stages, [*ends, 0.0], strict=True):
             descent = self._descent(kind, stage)
-            while descent.cost > end:  # where it ends, the next stage starts
+            while descent.cost > end:  # the next stage starts there
                 if not found or found[-1].cost - descent.cost >= apart:
                     found.append(self._point(kind, stage, descent))
                 if not descent.step(end):
@@ -121,7 +127,7 @@ class Tradeoff:
         return found
 
     def _of(self, kind: type[Budget]) -> list[_Stage]:
-        """Later stages lie on the way of the budget that they were measured for."""
+        """The stages for a kind of budget; later stages hold only for the kind for which they were measured."""
         return self._stages if kind is self._kind else self._stages[:1]
 
     def _descent(self, kind: type[Budget], stage: _Stage) -> Descent:
@@ -134,18 +140,18 @@ class Tradeoff:
 
 
 POINTS = 2
-"""Default number of measured widths per group; more choose no better widths."""
+"""Default number of measured widths per group; more measurements did not give better widths."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """How errors at the outputs are measured.
+    """Settings for measuring errors at the outputs.
 
     Attributes:
-        points: Widths per group that are run; width 0, where allowed, is one more.
-        rounds: How often; the second of two starts halfway to the budget.
-        error: ``measure`` of ``output_errors``.
-        images: About so many are run; None for all.
+        points: Number of measured widths per group; width 0, where allowed, is one more.
+        rounds: Number of rounds; the second of two starts halfway to the budget.
+        error: Measure of the errors, ``"squared"`` or ``"kl"``; see ``output_errors``.
+        images: Approximate number of images to run; None for all.
     """
 
     points: int = POINTS
@@ -167,14 +173,22 @@ def measure_tradeoff(
     progress: Progress,
     checkpoint: Checkpoint | None = None,
 ) -> Tradeoff:
-    """Measure error curves and put them together; several processes share the groups among them.
+    """Measure the error curves of all groups; several processes divide the groups among them.
 
     Args:
-        paths: One per group, down to its smallest allowed width, with refits.
-        budget: Further rounds start on the way to it.
-        width_rules: Widths that groups may have.
-        measurement: What is measured.
-        checkpoint: Where it is stored as it comes, and found again after a kill.
+        graph: The captured network.
+        images: Calibration images.
+        groups: All groups.
+        paths: One for each group, down to its smallest allowed width, with refitted weights.
+        costs: Cost of the network as a function of widths.
+        budget: Its kind decides what counts; rounds after the first start between the full network and it.
+        width_rules: The user's restrictions on widths.
+        measurement: Settings of the measurement.
+        progress: Whether to show a progress bar.
+        checkpoint: Folder in which errors are stored while they are measured, and from which a later call resumes.
+
+    Raises:
+        CheckpointError: a stored file is damaged or cannot be written.
     """
     errors_of = partial(
         output_errors,
@@ -212,7 +226,10 @@ def measure_tradeoff(
 
 
 def _positive(curve: ErrorCurve, before: ErrorCurve | None, start: int) -> ErrorCurve:
-    """The curve from ``start`` removals on, or what the one before says where it was lost in the others' errors."""
+    """The measured curve; where it is zero, the curve of the round before, from ``start`` removals on.
+
+    A curve is zero where the errors of the other groups hide the error of this one.
+    """
     if before is None or curve.errors[-1] > 0 or before.errors[-1] == 0:
         return curve
     return ErrorCurve(np.maximum(before.errors - before.errors[start], 0.0), curve.measured)

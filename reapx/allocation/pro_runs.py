@@ -1,4 +1,4 @@
-"""Which widths PRO measures, the networks that are run for them, and the curves that come of it."""
+"""PRO's measured runs: the widths that are measured, the networks that are run, and the resulting curves."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .allowed_widths import AllowedWidths, Widths
 from .curves import Curve, ErrorCurve, fit_curve
 
 MeasuredError = tuple[int, int, float]
-"""Index of a group, units that have left it, and the error then."""
+"""(index of a group, number of removed units, error at the outputs)."""
 
 
 @dataclass(frozen=True)
 class Present:
-    """How far the network is pruned already.
+    """State of the network from which a round of measurements starts.
 
     Attributes:
-        removals: Units that have left each group.
-        changes: What each group's removals change.
-        tensors: The network's tensors that differ from the original's.
+        removals: Number of removed units of each group.
+        changes: Differences of tensors that each group's removals make.
+        tensors: Qualified name -> tensor of the network, where it differs from the original's.
     """
 
     removals: list[int]
@@ -37,7 +37,13 @@ class Present:
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """One width of one group to be measured: the units that have left, and the tensors of the network then."""
+    """One width of one group to measure: one run of the network's suffix.
+
+    Attributes:
+        group: Index of the group.
+        removals: Number of its removed units.
+        tensors: Qualified name -> tensor that replaces the network's in this run.
+    """
 
     group: int
     removals: int
@@ -45,7 +51,7 @@ class MeasuredRun:
 
 
 def present_of(graph: Graph, groups: Sequence[Group], paths: Sequence[Path], widths: Mapping[str, int]) -> Present:
-    """How far the network is pruned at these widths, by group name."""
+    """The state of the network at some widths, by group name."""
     removals = [group.size - widths[group.name] for group in groups]
     changes = [_changes(path, [count])[0] if count else {} for path, count in zip(paths, removals, strict=True)]
     return Present(removals, changes, _combined(graph, paths, removals, changes))
@@ -54,7 +60,7 @@ def present_of(graph: Graph, groups: Sequence[Group], paths: Sequence[Path], wid
 def _combined(
     graph: Graph, paths: Sequence[Path], removals: Sequence[int], changes: Sequence[Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The tensors that several groups' changes make together; none reads units that have left."""
+    """The tensors that several groups' changes give together, with exact zeros where removed units are read."""
     pairs = zip(paths, removals, strict=True)
     made = [(path.refitted, count) for path, count in pairs if path.refitted is not None]
     return cut_tensors(graph.tensors, changes, made)
@@ -76,7 +82,17 @@ def measured_runs(
     points: int,
     processes: Processes,
 ) -> Iterator[MeasuredRun]:
-    """What this process measures: of its groups, every so-manyth, about ``points`` widths each."""
+    """The runs that this process measures: about ``points`` widths of every ``size``-th group, starting at ``rank``.
+
+    Args:
+        graph: The captured network.
+        groups: All groups.
+        paths: One for each group, with refitted weights.
+        present: The state from which the runs start.
+        allowed: Group name -> allowed widths.
+        points: Number of widths for each group; width 0, where allowed, is one more.
+        processes: The processes, with the ``size`` and ``rank`` above.
+    """
     for index, (group, path) in enumerate(zip(groups, paths, strict=True)):
         if index % processes.size != processes.rank:
             continue
@@ -94,10 +110,10 @@ def curves_of(
     present: Present,
     measured: Sequence[MeasuredError],
 ) -> dict[str, ErrorCurve]:
-    """Each group's curve from its present width on, all other groups staying at theirs."""
+    """Group name -> error curve from the group's present width on, with all other groups at their present widths."""
     curves = {}
     for index, (group, path) in enumerate(zip(groups, paths, strict=True)):
-        own = [(removals, error) for place, removals, error in measured if place == index]
+        own = [(removals, error) for group_index, removals, error in measured if group_index == index]
         steps = np.zeros(group.size)
         steps[: len(path.errors)] = path.errors.numpy()
         curves[group.name] = fit_curve(steps, own, present.removals[index])
@@ -105,7 +121,7 @@ def curves_of(
 
 
 def _counts(group: Group, allowed: Widths, start: int, points: int, steps: Curve) -> list[int]:
-    """Numbers of removals to measure: evenly between the present one and the most allowed, and all where allowed."""
+    """Numbers of removals to measure: evenly spaced up to the largest allowed one, and the whole group if allowed."""
     allowed = np.sort(group.size - allowed)
     total = np.concatenate([[0.0], np.cumsum(steps)])
     costly = [int(count) for count in allowed if count > start and total[count] > total[start]]

@@ -131,6 +131,6 @@ def _panel(axes: Axes, labels: list[str], title: str, across: str, down: str) ->
     axes.set_xlabel(across if few else f"{across} ({len(labels)}, similar ones side by side)", color=INK)
     axes.set_ylabel(down, color=INK)
     size = min(9.0, 280 / len(labels))
-    places = range(len(labels)) if few else []
-    axes.set_xticks(places, labels=labels if few else [], fontsize=size, rotation=90 if len(labels) > 20 else 0)
-    axes.set_yticks(places, labels=labels if few else [], fontsize=size)
+    positions = range(len(labels)) if few else []
+    axes.set_xticks(positions, labels=labels if few else [], fontsize=size, rotation=90 if len(labels) > 20 else 0)
+    axes.set_yticks(positions, labels=labels if few else [], fontsize=size)

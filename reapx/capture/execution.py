@@ -70,7 +70,7 @@ def run(
     """
     values: dict[Node, object] = dict(zip(graph.inputs, inputs, strict=True))
     values.update({node: tensors[name] for node, name in graph.parameters.items()})
-    left = {node: len(users) for node, users in graph.users.items()}
+    remaining = {node: len(users) for node, users in graph.users.items()}
     keep = set(graph.outputs)
     with torch.no_grad():
         for node in graph.nodes if last is None else graph.nodes[: last + 1]:
@@ -79,7 +79,7 @@ def run(
                 visit(node, values, value)
             values[node] = value
             for argument in dict.fromkeys(node.all_input_nodes):
-                left[argument] -= 1
-                if left[argument] == 0 and argument not in keep:
+                remaining[argument] -= 1
+                if remaining[argument] == 0 and argument not in keep:
                     del values[argument]
     return [values[node] for node in graph.outputs] if last is None else []  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What the command line names: models, images, budgets, bounds."""
+"""Arguments of the command line: models, images, budgets and bounds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BUDGETS: dict[str, type[Budget]] = {"macs": MACs, "params": Params, "latency": L
 
 
 def budget_of(text: str, batch: int | None) -> Budget:
-    """``macs=0.5`` and the like."""
+    """A budget from text such as ``macs=0.5``."""
     kind, _, amount = text.partition("=")
     try:
         budget = BUDGETS[kind.lower()](float(amount))
@@ -44,7 +44,7 @@ def budget_of(text: str, batch: int | None) -> Budget:
 
 
 def bounds_of(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """``LAYER=FEWEST:MOST`` of each, as ``reapx.plan`` wants them."""
+    """Bounds as ``reapx.plan`` takes them, from texts ``LAYER=FEWEST:MOST``."""
     found: dict[str, tuple[float, float]] = {}
     for text in texts:
         layer, _, ends = text.rpartition("=")
@@ -64,7 +64,7 @@ def bounds_of(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
 
 
 def device_of(text: str) -> torch.device:
-    """``cpu``, ``cuda`` or ``cuda:1``; of several processes, each takes a GPU of its own."""
+    """A device from ``cpu``, ``cuda`` or ``cuda:1``; with ``cuda``, each of several processes takes its own GPU."""
     kind, _, index = text.partition(":")
     if text == "cpu":
         return torch.device("cpu")
@@ -85,7 +85,7 @@ def device_of(text: str) -> torch.device:
 
 
 def model_of(options: argparse.Namespace) -> nn.Module:
-    """The model that the arguments name, with their weights, in eval mode, on their device."""
+    """The model, weights and device that the arguments name; the model is in eval mode."""
     device = device_of(options.device)
     model = _call(options.model)
     if not isinstance(model, nn.Module):
@@ -118,12 +118,12 @@ def _call(text: str) -> Any:
         else:
             module = importlib.import_module(place)
         return getattr(module, name)()
-    except Exception as error:  # whatever the user's module raises
+    except Exception as error:  # the user's module may raise anything
         raise InputError(f"{text!r} cannot be loaded or called without arguments: {error!r}") from error
 
 
 def images_of(options: argparse.Namespace, processes: Processes = ALONE) -> object:
-    """The images that the arguments name; of several processes, this one's share."""
+    """The images that the arguments name; with several processes, this one's part."""
     images = _images_of(options.images, options.count)
     if processes.size == 1:
         return images
@@ -131,7 +131,7 @@ def images_of(options: argparse.Namespace, processes: Processes = ALONE) -> obje
 
 
 def _images_of(text: str, count: int | None) -> object:
-    """The images in a file, the first ``count`` of them, or what a callable returns."""
+    """The first ``count`` images in a file, or the images that a callable returns."""
     path, _, key = text.partition(":")
     suffix = Path(path).suffix
     if suffix not in (".npy", ".npz", ".safetensors"):

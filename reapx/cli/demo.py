@@ -1,6 +1,6 @@
-"""The main job on a fresh machine: train a digit classifier, halve its MACs, compare, save, report.
+"""A demonstration: train a digit classifier, halve its MACs, compare, save, report.
 
-The images are real handwritten digits that come inside a Python package, so nothing is downloaded.
+The images are handwritten digits that come with a Python package, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ VARIANTS: tuple[tuple[str, Selection, Allocation, bool], ...] = (
     ("magnitude, uniform, reconstructed", "magnitude", "uniform", True),
     ("magnitude, uniform, only removed", "magnitude", "uniform", False),
 )
-"""(name, selection, allocation, whether to refit) of each pruned network; each row changes one thing."""
+"""(name, selection, allocation, whether to refit) of each pruned network; each row changes one setting."""
 
 BUDGET, BATCH, SIDE = 0.5, 200, 28
 HEADER = ("network", "accuracy", "MACs", "parameters", f"ms per {BATCH} images", "seconds to prune")
@@ -89,7 +89,7 @@ class DigitNet(nn.Module):
 
 @dataclass(frozen=True)
 class Digits:
-    """Normalised images (N, 1, 28, 28) float32 and labels (N,) int64, split 4 to 1, and where they are from."""
+    """Normalised images (N, 1, 28, 28) float32 and labels (N,) int64, split 4 to 1, and their source."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -112,7 +112,7 @@ class Row:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """torch on one thread: results do not depend on the number of cores, times little on what else runs."""
+    """Run torch on one thread, so that results do not depend on the number of cores, and times little on other work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -131,18 +131,18 @@ def run_demo(
     calibration: int = 1000,
     rounds: int = 15,
 ) -> None:
-    """Train, prune three ways, print the comparison, write ``report.html`` and ``pruned/``; all on one thread.
+    """Train, prune in each way of ``VARIANTS``, print the comparison, and write ``report.html`` and ``pruned/``.
 
     Args:
-        output: Folder to write into, made if need be.
-        seed: Of the split, the initial weights and the order of training images.
-        images: Digits to take part, training and test together; all by default.
-        epochs: Passes over the training images.
-        calibration: Training images, without labels, that pruning sees.
-        rounds: Timed runs of each network, interleaved.
+        output: Folder to write into; it is created if it does not exist.
+        seed: Seed of the split, the initial weights and the order of training images.
+        images: Number of digits, training and test together; all by default.
+        epochs: Number of passes over the training images.
+        calibration: Number of training images, without labels, for pruning.
+        rounds: Number of timed runs of each network, interleaved.
 
     Raises:
-        ReapxError: a package that the demo needs is not installed; names the cure.
+        ReapxError: a package that the demonstration needs is not installed; the message names the cure.
     """
     plots.require()
     digits = read_digits(seed, images)
@@ -204,7 +204,7 @@ def _packaged_digits() -> tuple[np.ndarray, np.ndarray, str]:
 def train(digits: Digits, epochs: int, seed: int) -> nn.Module:
     """A network trained by SGD with one cycle of the learning rate, in eval mode.
 
-    The caller's random numbers are not touched.
+    The caller's random generator is not changed.
     """
     images, labels = digits.train_images, digits.train_labels
     with torch.random.fork_rng(devices=[]):
@@ -228,7 +228,7 @@ def train(digits: Digits, epochs: int, seed: int) -> nn.Module:
 
 
 def prune_variants(model: nn.Module, images: Tensor) -> dict[str, Result]:
-    """The network pruned to ``BUDGET`` of its MACs in each of the ways of ``VARIANTS``."""
+    """The network pruned to ``BUDGET`` of its MACs in each way of ``VARIANTS``."""
     results = {}
     for name, selection, allocation, reconstruct in VARIANTS:
         planned = plan(model, images, budget=MACs(BUDGET), selection=selection, allocation=allocation)
@@ -281,7 +281,7 @@ def save_and_reload(result: Result, folder: Path, images: Tensor) -> None:
 
 
 def comparison_page(rows: Sequence[Row], result: Result, lead: str) -> str:
-    """The comparison as table and plot, then everything about one result."""
+    """A page with the comparison as table and plot, and the report on one result."""
     panels = (
         ("accuracy (%)", [100 * row.accuracy for row in rows]),
         ("MACs per image (M)", [row.macs / 1e6 for row in rows]),

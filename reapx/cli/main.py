@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 on success, 1 with a message on stderr where reapx refuses."""
+    """Run one command; returns 0 on success, and 1 with a message on stderr for an error of reapx."""
     options = _parser().parse_args(arguments)
     sys.path.insert(0, "")  # the user's own modules, as with python -m
     warnings.showwarning = _warn  # type: ignore[assignment]
@@ -172,12 +172,12 @@ def _add_model(parser: argparse.ArgumentParser, images: bool = True) -> None:
 def _prune(options: argparse.Namespace) -> None:
     with process_group(device_of(options.device)) as processes:
         if processes.rank > 0:
-            warnings.showwarning = lambda *_: None  # the first says it
+            warnings.showwarning = lambda *_: None  # the first process shows warnings
         _prune_with(options, processes)
 
 
 def _prune_with(options: argparse.Namespace, processes: Processes) -> None:
-    """Of several processes, all do the work; the first prints and writes files."""
+    """Prune; with several processes all do the work, and the first prints and writes files."""
     _check_files(options)
     planned = plan(
         model_of(options),
@@ -232,7 +232,7 @@ def _check_out(options: argparse.Namespace) -> None:
 
 
 def _check_files(options: argparse.Namespace) -> None:
-    """Refuse, before anything is measured, what could not be written afterwards."""
+    """Refuse output files that could not be written, before anything is measured."""
     _check_out(options)
     for name in ("report", "tradeoff"):
         path = getattr(options, name)
@@ -254,7 +254,7 @@ def _write_tradeoff(planned: Plan, path: Path) -> None:
 
 
 def _alone(command: str) -> None:
-    """Refuse what several processes would all do."""
+    """Refuse commands that several processes cannot share."""
     if launched().size > 1:
         raise InputError(f"reapx {command} does not share its work: start it without torchrun")
 

@@ -1,4 +1,4 @@
-"""What every argument of the public functions may be: one table, with the cure for each."""
+"""The allowed values of all arguments of the public functions, in one table, with the cure for each."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..errors import InputError
 from ..selection.methods import SELECTIONS
 
 Allocation = Literal["pro", "uniform"]
-"""How many channels each group keeps."""
+"""Methods that choose the number of channels that each group keeps."""
 
 RefitLayers = Literal["all", "consumers"]
-"""Which layers are refitted."""
+"""Choices of the layers that are refitted."""
 
 Layers = str | nn.Module | Sequence[str | nn.Module]
-"""Layers by name, by pattern (``"layer3.*"``), or as modules of the model."""
+"""Layers, given by names, by patterns (``"layer3.*"``), or as modules of the model."""
 
 Ends = tuple[float, float]
 Bounds = Mapping[str, Ends] | Mapping[nn.Module, Ends] | Mapping[str | nn.Module, Ends]
@@ -37,11 +37,11 @@ REFIT_LAYERS: tuple[RefitLayers, ...] = get_args(RefitLayers)
 
 @dataclass(frozen=True)
 class Check:
-    """What one argument may be.
+    """The check of one argument.
 
     Attributes:
-        accepts: Whether a value may be used.
-        cure: What to give instead, for the message of the refusal.
+        accepts: Whether a value is allowed.
+        cure: What to give instead, for the error message.
     """
 
     accepts: Callable[[object], bool]
@@ -120,14 +120,14 @@ CHECKS: Mapping[str, Check] = {
     "rectify": _whole(0),
     "inplace": SWITCH,
 }
-"""Argument -> what it may be, wherever it occurs."""
+"""Name of an argument -> its check, for every function that takes it."""
 
 
 def check_arguments(**given: object) -> None:
-    """Refuse arguments outside their choices.
+    """Refuse arguments whose values are not allowed.
 
     Raises:
-        InputError: names the argument, its value and the cure.
+        InputError: a value is not allowed; the message names the argument, the value and the cure.
     """
     for name, value in given.items():
         if not CHECKS[name].accepts(value):

@@ -1,4 +1,4 @@
-"""Refusals before anything is measured; each names the value and the cure."""
+"""Checks of models, images and layer names before anything is measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ from .argument_checks import Bounds, GivenWidths, Layers, check_arguments, is_wh
 
 
 def model_device(model: nn.Module) -> torch.device:
-    """The one device that all parameters and buffers are on."""
+    """The device of all parameters and buffers.
+
+    Raises:
+        InputError: they are on several devices, or there are none.
+        BackendError: there are no kernels for the device.
+    """
     devices = {tensor.device for tensor in [*model.parameters(), *model.buffers()]}
     if len(devices) > 1:
         raise InputError(f"the model is on several devices ({devices}): move it to one, model.to(device)")
@@ -36,7 +41,7 @@ def model_device(model: nn.Module) -> torch.device:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse what is no model, and a model in train mode."""
+    """Refuse values that are not a model, compiled models, and models in train mode."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}: give a torch.nn.Module")
     if hasattr(model, "_orig_mod"):
@@ -50,14 +55,14 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_settings(processes: Processes, settings: object) -> None:
-    """Refuse processes that were called with other settings than the first; they are compared by their repr."""
+    """Refuse processes whose settings differ from those of rank 0; settings are compared by their repr."""
     rank = processes.odd(repr(settings))
     if rank is not None:
         raise InputError(f"rank {rank} was called with other arguments than rank 0: give all processes the same")
 
 
 def check_forward(model: nn.Module, images: Images) -> object:
-    """Refuse images that the model does not run on; returns what it computes from two of them."""
+    """Refuse images on which the model does not run; returns the model's output for two of them."""
     try:
         with torch.no_grad():
             copied = copy.deepcopy(model)  # forward() may change buffers
@@ -116,7 +121,11 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def without_excluded(channels: ChannelAnalysis, patterns: Sequence[str]) -> ChannelAnalysis:
-    """The channels without the groups that a layer named by the caller produces."""
+    """The channel analysis with the groups frozen that a layer matching a pattern produces.
+
+    Raises:
+        InputError: a pattern matches no layer.
+    """
     taking, frozen = [], list(channels.frozen)
     used: set[str] = set()
     for group in channels.groups:
@@ -150,7 +159,7 @@ def bounds_of(channels: ChannelAnalysis, bounds: Mapping[str, tuple[float, float
             raise InputError(f"bounds={pattern!r} matches no layer; there are {', '.join(names[:20])}")
         met = [g for g in channels.groups if any(_matches(x.name, pattern) for x in channels.all_producers(g))]
         full = isinstance(given, list | tuple) and len(given) == 2 and isinstance(given[-1], float) and given[-1] == 1.0
-        if not met and not full:  # all may stay, and do
+        if not met and not full:  # bounds that allow all channels hold for frozen ones
             reasons = [f"{x.layer}: {x.reason}" for x in channels.frozen if _matches(x.layer, pattern)]
             raise InputError(f"bounds={pattern!r} bounds nothing, its channels all stay ({'; '.join(reasons[:3])})")
         for group in met:
@@ -164,7 +173,7 @@ def bounds_of(channels: ChannelAnalysis, bounds: Mapping[str, tuple[float, float
 
 
 def _units(pattern: str, given: tuple[float, float], group: Group) -> tuple[int, int]:
-    """Bounds in units: whole numbers count channels of the first producer, others are shares."""
+    """Bounds in units; whole numbers count channels of the first producer, other numbers are shares."""
     full = group.size * group.per_unit
 
     def channels(value: float) -> float:

@@ -1,1 +1,1 @@
-"""Moments: Gram matrices of layer inputs, accumulated over the calibration images."""
+"""Moments: Gram matrices of layers' input patches, accumulated over the calibration images."""

@@ -1,4 +1,4 @@
-"""Refusing activations that are not finite."""
+"""Checks that activations are finite."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from ..errors import NumericalError
 
 
 def not_finite(layer: Layer | None, channel: int | None, batch: int) -> NumericalError:
-    """The error for a value that is NaN or infinite: in a layer's input, or at the end of the network."""
+    """The error for a value that is NaN or infinite.
+
+    Args:
+        layer: The layer that reads it; None for the model's output.
+        channel: Input channel of the layer, or None if unknown.
+        batch: Index of the batch.
+    """
     where = "the model's output" if layer is None else f"an activation at layer {layer.name}"
     where += "" if channel is None else f", input channel {channel}"
     return NumericalError(
@@ -26,7 +32,16 @@ def not_finite(layer: Layer | None, channel: int | None, batch: int) -> Numerica
 
 
 def check_outputs(graph: Graph, layers: list[Layer], images: Images) -> None:
-    """Refuse a network that puts out NaN; names the first layer that reads something not finite."""
+    """Refuse a network whose output is NaN.
+
+    Args:
+        graph: The captured network.
+        layers: Layers whose inputs are searched.
+        images: Calibration images; two are run.
+
+    Raises:
+        NumericalError: an output is NaN; the message names the first layer with a non-finite input.
+    """
     by_node = {layer.node: layer for layer in layers}
     culprits: list[tuple[Layer, int]] = []
 

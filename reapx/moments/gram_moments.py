@@ -1,4 +1,4 @@
-"""The moments that :func:`reapx.kernels.gram_matrix` returns, and that add up over batches."""
+"""The moments that :func:`reapx.kernels.gram_matrix` returns; moments of batches can be added."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from ..errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class GramMoments:
-    """Sums over all rows of X, and of its target Y where there is one. All tensors are float64, on X's device.
+    """Moments of the rows X (rows, D) and of a target Y (rows, M). All tensors are float64 and on X's device.
 
-    D counts the features of a row: the channels times the taps of the kernel, channel-major. With more than one conv
-    group, every tensor has a further leading axis of groups, D and M are those of one group, and :meth:`split` takes
-    the groups apart.
+    D is the number of features: channels times kernel taps, channel-major. With several conv groups, every tensor has
+    an additional leading axis of groups, D and M are those of one group, and :meth:`split` separates the groups.
 
-    Moments of batches add up to those of all their rows: ``moments = moments + gram_matrix(batch)``.
+    Moments of batches add up to the moments of all rows: ``moments = moments + gram_matrix(batch)``.
 
     Attributes:
         gram: (D, D) XᵀX, symmetric to the last bit.
         total: (D,) column sums of X.
-        rows: Number of rows: images times output positions, or the rows of a matrix.
+        rows: Number of rows of X: images times output positions, or rows of a matrix.
         cross: (M, D) YᵀX, in the layout of a weight; None without a target.
         target_total: (M,) column sums of Y; None without a target.
         target_square: (M,) column sums of Y²; None without a target.
-        is_centred: Whether these are moments about the mean. Those do not add up.
+        is_centred: Whether these are moments about the mean, which cannot be added.
     """
 
     gram: Tensor
@@ -56,11 +55,11 @@ class GramMoments:
         )
 
     def centred(self) -> GramMoments:
-        """The moments of X and Y about their means, for weights that come with an intercept.
+        """The moments of X and Y about their means, to fit weights with an intercept.
 
-        The Gram matrix becomes ``gram - total totalᵀ / rows``, and so on; both totals become zero. After a solve for
-        weights W (M, D) with these moments, the intercept is ``(target_total - W @ total) / rows`` of the moments
-        before. A column that is constant is left with rounding noise on its diagonal: give the solve some damping.
+        The Gram matrix becomes ``gram - total totalᵀ / rows``, the other moments likewise, and both totals become zero.
+        For weights W (M, D) solved from these moments, the intercept is ``(target_total - W @ total) / rows`` with the
+        totals before centring. The diagonal entry of a constant column is only rounding noise: solve with damping.
         """
         if self.is_centred:
             return self

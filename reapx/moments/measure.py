@@ -1,4 +1,4 @@
-"""Moments of layers' inputs, summed up batch by batch over the images of all processes.
+"""Moments of layers' inputs, accumulated batch by batch over the images of all processes.
 
 Memory does not grow with the number of images, and the patch matrix is never built.
 """
@@ -25,7 +25,7 @@ from .moments import Moments
 
 
 class Accumulator:
-    """Adds batches to the moments of one layer, all conv groups at once."""
+    """Accumulates the moments of one layer's input, batch by batch, for all conv groups at once."""
 
     def __init__(
         self,
@@ -36,9 +36,14 @@ class Accumulator:
         *,
         device: torch.device,
     ) -> None:
-        """``outputs`` counts targets per conv group; there are none without it. ``positions`` is the number of random
-        positions that are looked at in each image; None for all. ``before`` batches are added by other processes.
-        ``device`` is that of the batches.
+        """Start with zero moments.
+
+        Args:
+            layer: The layer.
+            outputs: Number of targets per conv group; 0 for moments without a target.
+            positions: Number of random positions that are used in each image; None for all.
+            before: Number of batches in processes of lower rank, which seeds the positions.
+            device: Device of the batches.
         """
         groups, features = layer.window.groups, layer.features
         self.layer = layer
@@ -54,20 +59,20 @@ class Accumulator:
 
     @property
     def rows(self) -> int:
-        """Number of patches so far."""
+        """Number of accumulated patches."""
         return int(self.counts[1])
 
     def accumulated(self) -> dict[str, Tensor]:
-        """All that changes from batch to batch where there is no target: the tensors themselves, not copies."""
+        """Name -> accumulated tensor (not a copy) of moments without a target, for checkpoints."""
         return {"counts": self.counts, "gram": self.gram, "total": self.total}
 
     def add(self, value: Tensor, shape: tuple[int, ...], target: Tensor | None = None) -> None:
         """Add one batch.
 
         Args:
-            value: The layer's input, as in the graph.
+            value: The layer's input, with the axes of its node in the graph.
             shape: Shape of the layer's output for this batch.
-            target: What the layer should put out, as in the graph, or None.
+            target: The layer's target, with the axes of its output in the graph; None for moments without a target.
         """
         layer = self.layer
         patches = layer.patches_of(value)
@@ -89,26 +94,26 @@ class Accumulator:
         self.counts += torch.tensor([1, count])
 
     def _positions(self, images: int, count: int) -> Tensor | None:
-        """(images, positions) int64, drawn without repetition in an image, the same for every run; None for all."""
+        """(images, positions) int64 random positions, distinct in an image and equal in every run; None for all."""
         if self.positions is None or self.positions >= count:
             return None
-        # Seeded for each batch, so that they do not depend on which batches this process has seen.
+        # The seed is the index of the batch in all processes, so a resumed call draws the same positions.
         random = torch.Generator().manual_seed(self._before + int(self.counts[0]))
         drawn = torch.rand(images, count, generator=random).topk(self.positions, dim=1).indices
         return drawn.contiguous().to(self.gram.device)
 
     def is_finite(self) -> Tensor:
-        """Whether all activations so far were finite: one bool, where the sums are."""
+        """() bool on the device: whether all activations so far were finite."""
         finite = torch.isfinite(self.total).all()
         return finite if self.target_total is None else finite & torch.isfinite(self.target_total).all()
 
     def not_finite(self, batch: int) -> NumericalError:
-        """What to raise where an activation of the last batch was NaN or infinite."""
+        """The error to raise where an activation of this batch is NaN or infinite."""
         bad = (~torch.isfinite(self.total)).nonzero()
         return not_finite(self.layer, int(bad[0, 1]) // self.layer.taps if len(bad) else None, batch)
 
     def join(self, processes: Processes) -> None:
-        """Make the sums those of all processes, after the last batch."""
+        """Add up the moments of all processes, after the last batch."""
         processes.sum(self.counts, self.gram, self.total, self.cross, self.target_total, self.target_square)
 
     def moments(self) -> list[Moments]:
@@ -125,7 +130,7 @@ class Accumulator:
 
 
 def check_finite(accumulators: Iterable[Accumulator], batch: int) -> None:
-    """Raise where an activation of the last batch was NaN or infinite; a GPU is waited for once."""
+    """Raise NumericalError if an activation of this batch is NaN or infinite; waits for a GPU once."""
     found = [(accumulator, accumulator.is_finite()) for accumulator in accumulators]
     if found and not bool(torch.stack([finite for _, finite in found]).all()):
         raise next(accumulator.not_finite(batch) for accumulator, finite in found if not finite)
@@ -146,15 +151,28 @@ def measure(
     checkpoint: Checkpoint | None = None,
     name: str = "moments",
 ) -> dict[str, list[Moments]]:
-    """Weight name -> moments of each conv group of that layer, from one pass of the original network in each process.
+    """Measure the moments of layers' inputs in one pass over the images of each process.
 
-    Layers that read the same patches share their moments. With ``positions``, only so many random positions of each
-    feature map are looked at; of vectors and tokens, all. With a ``checkpoint``, sums are stored there under ``name``
-    as they grow, and batches that were added before a kill are not run again; the moments are the same to the bit.
+    Layers that read the same patches share their moments.
+
+    Args:
+        graph: The captured network.
+        images: Calibration images.
+        layers: Layers to measure.
+        tensors: Qualified name -> parameter with which the network is run.
+        positions: Number of random positions that are used in each feature map; None for all. Vectors and tokens use
+            all positions.
+        progress: Whether to show a progress bar.
+        checkpoint: Where the moments are stored while they accumulate. A call that was interrupted continues behind
+            the last stored batch, and gives the same bits.
+        name: Name under which they are stored.
+
+    Returns:
+        Weight name -> moments of each conv group of that layer.
 
     Raises:
-        NumericalError: an activation is NaN or infinite; names the layer and the channel.
-        CheckpointError: what is stored is damaged, or cannot be written.
+        NumericalError: an activation is NaN or infinite; the message names the layer and the channel.
+        CheckpointError: a stored file is damaged or cannot be written.
     """
     shared: dict[object, Accumulator] = {}
     of_layer: dict[Node, Accumulator] = {}

@@ -1,4 +1,4 @@
-"""Moments: the Gram matrices of layers' input patches, and how they are damped until they are definite."""
+"""Moments: Gram matrices of layers' input patches, and damping that makes them positive definite."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 _ROUNDING = 16 * torch.finfo(torch.float32).eps
-"""Typical relative error of a float32 sum of 256 products, the longest that the kernels form."""
+"""Typical relative error of a float32 sum of 256 products, the longest sum that the kernels form in float32."""
 
 
 @dataclass
 class Moments:
-    """Sums over all patches X (rows, features) of one conv group's input, in float64.
+    """Moments of the patches X (rows, features) of one conv group's input, in float64.
 
     Attributes:
         gram: (features, features) XᵀX.
@@ -24,8 +24,8 @@ class Moments:
         target_total: (outputs,) column sums of Y, or None.
         target_square: (outputs,) column sums of Y², or None.
         rows: Number of patches.
-        noise: What rounding of the float32 products leaves uncertain on the diagonal of ``gram``.
-        largest_ridge: Damping beyond this only hides that the matrix says nothing.
+        noise: Rounding error of the float32 products on the diagonal of ``gram``.
+        largest_ridge: No ridge beyond this is multiplied further: it would only hide that the matrix is meaningless.
     """
 
     gram: Tensor
@@ -42,7 +42,7 @@ class Moments:
             self.largest_ridge = max(float(self.gram.diagonal().mean()), 1.0)
 
     def centred(self, intercept: bool) -> Moments:
-        """Moments about the mean where an intercept is fitted, else these moments themselves."""
+        """Moments about the mean if an intercept is fitted; else these moments themselves."""
         if not intercept or self.rows == 0:
             return self
         mean = self.total / self.rows
@@ -57,7 +57,7 @@ class Moments:
         return result
 
     def of_columns(self, columns: Tensor) -> Moments:
-        """Moments of some of the features, by their rising (count,) int64 indices; these themselves for all."""
+        """Moments of some features, by ascending (count,) int64 indices; these moments themselves for all features."""
         if len(columns) == len(self.gram):
             return self
         gram, cross = self.gram[columns][:, columns], None if self.cross is None else self.cross[:, columns]
@@ -70,7 +70,7 @@ class Moments:
         """‖Y - X Wᵀ‖², given W (outputs, features).
 
         Raises:
-            ValueError: there are no targets Y.
+            ValueError: the moments have no targets Y.
         """
         if self.target_square is None or self.cross is None:
             raise ValueError("these moments have no targets")
@@ -78,9 +78,9 @@ class Moments:
         return float(self.target_square.sum() + fitted.sum())
 
     def ridge(self, damping: float) -> float:
-        """Damping as an absolute value: a fraction of the mean diagonal of the Gram matrix.
+        """The ridge λ of a damping: this fraction of the mean diagonal of the Gram matrix.
 
-        Any damping at all is raised to the rounding noise, below which the matrix says nothing.
+        A damping above zero gives at least the rounding error ``noise``; 0 gives 0.
         """
         if damping == 0 or len(self.gram) == 0:
             return 0.0
@@ -88,7 +88,10 @@ class Moments:
         return max(damping * mean, self.noise) or damping
 
     def ridges(self, damping: float) -> Iterator[float]:
-        """Ridges to try in turn: ``ridge``, then ten times more each, where rounding left the matrix indefinite."""
+        """Ridges to try in turn: ``ridge``, then ten times the one before, until one reaches ``largest_ridge``.
+
+        Further ridges are needed where rounding made the matrix indefinite.
+        """
         ridge = self.ridge(damping)
         yield ridge
         while 0 < ridge < self.largest_ridge:
@@ -99,21 +102,28 @@ class Moments:
 def damp(
     moments: Sequence[Moments], damping: float, attempt: Callable[[list[int], list[float]], list[int]]
 ) -> list[int]:
-    """Raise each one's ridge until its matrix is definite; all that are not yet go into one attempt.
+    """Raise the ridge of each Gram matrix until it is positive definite.
+
+    Each attempt handles all matrices that have not succeeded yet. ``ridges`` holds one iterator for each matrix, which
+    can be read once: ``islice(ridges[i], 1)`` takes its next ridge, or none where the largest one has failed.
+
+    Example: matrices 0 and 1 both have ridges 0.1, 1 and 10. ``attempt([0, 1], [0.1, 0.1])`` returns [-1, 4]: matrix 0
+    succeeded, and matrix 1 failed at pivot 4. ``attempt([1], [1.0])`` returns [-1]. No matrix remains, and the result
+    is [-1, -1]. If matrix 1 also failed at 1 and 10, its iterator would be empty, and the result [-1, 4].
 
     Args:
-        moments: What to damp.
+        moments: Moments whose Gram matrices are damped.
         damping: See :meth:`Moments.ridges`.
-        attempt: Given indices of moments and a ridge for each, what pivot failed, or -1.
+        attempt: Gets indices of moments and a ridge for each; returns for each the failed pivot, or -1.
 
     Returns:
-        For each -1, or the pivot that failed at its largest ridge too.
+        For each -1, or the pivot that failed at the largest ridge.
     """
     ridges = [own.ridges(damping) for own in moments]
     pivots = [0] * len(moments)
-    left = list(range(len(moments)))
-    while tries := {i: ridge for i in left for ridge in islice(ridges[i], 1)}:
+    remaining = list(range(len(moments)))
+    while tries := {i: ridge for i in remaining for ridge in islice(ridges[i], 1)}:
         for i, pivot in zip(tries, attempt(list(tries), list(tries.values())), strict=True):
             pivots[i] = pivot
-        left = [i for i in tries if pivots[i] >= 0]
+        remaining = [i for i in tries if pivots[i] >= 0]
     return pivots

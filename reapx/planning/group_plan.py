@@ -1,4 +1,4 @@
-"""What a plan means for one group: how many of its units stay, which leave, and what that costs."""
+"""The plan of one group: how many of its units stay, which leave, and the predicted errors."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from ..selection.paths.path import Path
 from ..text import listed, output_text, share, table
 
 Units = Sequence[int] | Tensor
-"""Units of a group: whole numbers from 0 below its size."""
+"""Numbers of a group's units, from 0 to its size - 1."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GroupPlan:
-    """What happens to one group.
+    """The plan of one group.
 
     Attributes:
-        group: The coupled channels.
-        kept: Units that stay.
-        error: Predicted reconstruction error at the consumers, a share of their outputs'
-            variance; NaN for methods that do not know it.
+        group: The channel group.
+        kept: Number of units that stay.
+        error: Predicted reconstruction error at the consumers, as a share of their outputs' variance; NaN where it was
+            not measured.
         removed: (size - kept,) int64 units that leave.
-        output_error: Predicted error at the network's outputs; NaN for allocations that do not measure it.
+        output_error: Predicted error at the network's outputs; NaN where it was not measured.
     """
 
     group: Group
@@ -44,14 +44,14 @@ class GroupPlan:
 
     @property
     def channels(self) -> tuple[int, int]:
-        """Channels of the first producer, before and after; a unit may own several."""
+        """Number of the first producer's output channels, before and after; a unit may have several channels."""
         return self.group.size * self.group.per_unit, self.kept * self.group.per_unit
 
 
 def plan_groups(
     groups: Sequence[Group], paths: Sequence[Path], widths: Mapping[str, int], tradeoff: Tradeoff | None
 ) -> tuple[GroupPlan, ...]:
-    """What happens to each group at given widths, by its path."""
+    """The plan of each group at given widths, from its path."""
     entries = []
     for group, path in zip(groups, paths, strict=True):
         width = widths[group.name]
@@ -118,7 +118,12 @@ def replaced(
 
 
 def table_of(groups: Sequence[GroupPlan], measure: str | None) -> str:
-    """What becomes of each group. ``measure`` says what errors at the outputs are; None where none were measured."""
+    """A table of the groups' plans.
+
+    Args:
+        groups: The plans.
+        measure: Measure of the errors at the outputs, ``"squared"`` or ``"kl"``; None where they were not measured.
+    """
     rows = []
     for entry in groups:
         group = entry.group

@@ -30,11 +30,11 @@ from .saved_plan import Stored
 from .settings import PlanSettings
 
 MEASURED_IMAGES = 300
-"""Errors at the outputs are means, which so many images, spread evenly over all, tell well enough."""
+"""Number of images on which errors at the outputs are measured; their means are accurate enough from so many."""
 
 
 def make_plan(model: nn.Module, images: object, settings: PlanSettings) -> Plan:
-    """The plan that settings ask for: the steps, one after another."""
+    """Make the plan for some settings, step by step."""
     start = time.perf_counter()
     found = inspect(model, images, exclude=settings.exclude, memory=settings.memory, distributed=settings.distributed)
     processes, costs = found._images.processes, found.costs
@@ -193,9 +193,9 @@ def _tradeoff(
 
 
 def _checkpoint(folder: str | FilePath, found: Inspection, positions: int | None) -> Checkpoint:
-    """The folder's results, if they are of the same network, images, positions and number of processes.
+    """The checkpoint in a folder, for this network, these images and positions, and this number of processes.
 
-    Of several processes, each has a folder in it.
+    Each of several processes has its own folder inside.
     """
     processes = found._images.processes
     key = {
@@ -208,6 +208,6 @@ def _checkpoint(folder: str | FilePath, found: Inspection, positions: int | None
         return Checkpoint(folder, key)
     with processes.together():
         if processes.rank == 0:
-            Checkpoint(folder, key)  # refuses another number of processes, before any makes a folder of its own
+            Checkpoint(folder, key)  # refuses another number of processes before any folder is created
     with processes.together():
         return Checkpoint(FilePath(folder) / f"rank-{processes.rank}", key)

@@ -1,4 +1,4 @@
-"""What is to be removed, and doing it."""
+"""A plan: what is to be removed, and its application."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from .settings import RECTIFY, PlanSettings
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan:
-    """What would be removed; nothing has been touched. ``print(plan)`` shows it, ``apply`` does it.
+    """What is to be removed from a model, which is not changed yet. ``print`` a plan, then ``apply`` it.
 
     Attributes:
-        settings: What ``reapx.plan`` was called with.
-        groups: One entry per prunable group.
-        frozen: Channels that stay, and why.
-        macs, params: (before, after).
-        seconds: Time that planning took.
+        settings: The settings with which ``reapx.plan`` was called.
+        groups: One entry for each prunable group.
+        frozen: Channels that cannot be removed, and why.
+        macs, params: MACs per image and parameters, each (before, after).
+        seconds: Seconds that planning took.
         chosen: Names of the groups whose units the caller chose; see ``with_removed``.
     """
 
@@ -78,12 +78,12 @@ class Plan:
 
     @property
     def budget(self) -> Budget:
-        """What the network may cost."""
+        """The budget of the plan."""
         return self.settings.budget
 
     @property
     def method(self) -> str:
-        """How channels were chosen, and within what budget, in words."""
+        """Selection, allocation and budget in words."""
         chosen = f", units of {listed(sorted(self.chosen), 3)} chosen by the caller" if self.chosen else ""
         return self.settings.method + chosen
 
@@ -99,7 +99,7 @@ class Plan:
 
     @property
     def latency(self) -> tuple[float, float] | None:
-        """Milliseconds of a batch: (before, predicted after); None unless the budget is a latency."""
+        """Milliseconds per batch: (before, predicted after); None unless the budget is a latency."""
         if not isinstance(self.budget, Latency):
             return None
         if self._stored is not None:
@@ -110,7 +110,7 @@ class Plan:
 
     @property
     def output_measure(self) -> str:
-        """What errors at the network's outputs are: ``"squared"`` or ``"kl"``."""
+        """Measure of the errors at the network's outputs: ``"squared"`` or ``"kl"``."""
         return "squared" if self._tradeoff is None else self._tradeoff.measure
 
     @property
@@ -123,27 +123,30 @@ class Plan:
 
     @property
     def output_error(self) -> float:
-        """Sum of the groups' errors at the network's outputs, each pruned alone; NaN if they were not measured.
+        """Sum of the errors at the network's outputs with each group pruned alone; NaN if they were not measured.
 
-        It ranks plans. ``apply`` repairs much of it, so that the pruned network's own error is smaller.
+        It ranks plans. The pruned network's own error is smaller, since ``apply`` repairs much of it.
         """
         return float("nan") if self._point is None else self._point.error
 
     def curves(self) -> dict[str, ErrorCurve]:
-        """Group name -> error at the network's outputs as this group alone is pruned.
+        """Group name -> error curve at the network's outputs with this group alone pruned.
 
         Raises:
-            InputError: the allocation does not measure it.
+            InputError: the plan's allocation is not ``"pro"``, so no errors were measured.
         """
         return self._measured().curves
 
     def tradeoff(self) -> list[TradeoffPoint]:
-        """The way from the full network down to the smallest one: cost, predicted error and widths at every corner.
+        """The trade-off between cost and predicted error, from the full network down to the smallest one.
 
-        Costs nothing: it follows from what was measured. ``at`` makes a plan of any budget on it.
+        It follows from the measured curves without a further measurement; ``at`` makes a plan at any budget.
+
+        Returns:
+            Points with cost, predicted error and widths, by falling cost.
 
         Raises:
-            InputError: the allocation measures no errors.
+            InputError: the plan's allocation is not ``"pro"``, so no errors were measured.
         """
         return self._measured().points(type(self.budget))
 
@@ -151,9 +154,9 @@ class Plan:
         """This plan at another budget, from the same measurements.
 
         Raises:
-            InputError: the allocation measures no errors, the plan refined its selection by swaps, or a latency was not
-                measured.
-            BudgetError: the budget cannot be reached; says the smallest that can.
+            InputError: the plan's allocation is not ``"pro"``, its selection was refined by swaps, or the budget is a
+                latency that was not measured.
+            BudgetError: the budget cannot be reached; the message names the smallest that can.
         """
         measured = self._measured()
         if self._stored is not None:
@@ -180,18 +183,18 @@ class Plan:
         )
 
     def with_removed(self, removed: Mapping[str, Units]) -> Plan:
-        """This plan with units of the caller's own choice, which ``apply`` refits and proves like any others.
+        """This plan with units that the caller chose in some groups; ``apply`` refits and proves it as any other plan.
 
-        The budget is not asked: ``macs`` and ``params`` say what the choice costs. What it does to the outputs is not
-        predicted (NaN).
+        The budget is not checked: ``macs`` and ``params`` show the cost. Errors of these groups are not predicted
+            (NaN).
 
         Args:
             removed: Group name -> the units that leave, numbers from 0 below ``group.size`` in any order. Groups that
                 are not named lose what they lost before.
 
         Raises:
-            InputError: no group has that name, units are no whole numbers, occur twice or are not there, or all leave
-                a group that cannot go as a whole; names the group.
+            InputError: no group has such a name; units are not whole numbers, occur twice or do not exist; or all
+                units leave a group that cannot leave as a whole. The message names the group.
         """
         if self._stored is not None and self._stored.own:
             raise InputError(
@@ -247,19 +250,20 @@ class Plan:
     ) -> Result:
         """Remove the channels, refit by least squares, and prove the result.
 
-        Where a group leaves as a whole, layers without outputs become ``Empty``, norms without channels
-        ``nn.Identity``, and layers without inputs a trainable ``Constant``, which takes in the batch norm behind it.
+        Where a group leaves as a whole, layers without outputs become ``Empty``, norms without channels become
+        ``nn.Identity``, and layers without inputs become a trainable ``Constant``, into which the batch norm behind is
+        folded.
 
         Args:
-            reconstruct: Whether to refit at all. Without it channels are only removed; selection ``"nu"`` still folds
-                each into the one that emulates it, and ``"thinet"`` scales those that stay. The plan's widths and
-                predicted errors are those of refits all the same.
-            refit: ``"all"`` refits every layer behind the first removal, ``"consumers"`` only
-                those that read pruned channels.
-            rectify: Passes over the images after each fit whose target leaves out what a ReLU drops anyway; 0 for
-                plain least squares.
-            damping: Pull towards the old weights, a fraction of the mean diagonal of each Gram matrix; the plan's
-                by default.
+            reconstruct: Whether to refit weights. Without a refit, channels are only removed; selection ``"nu"`` then
+                folds each into its partner, and ``"thinet"`` scales the remaining ones. The plan's widths and predicted
+                errors assume a refit in any case.
+            refit: ``"all"`` refits every layer behind the first removal; ``"consumers"`` only those that read pruned
+                channels.
+            rectify: Number of passes over the images after each fit, which ignore values that a ReLU sets to zero
+                anyway; 0 for plain least squares.
+            damping: Pull towards the old weights, as a fraction of the mean diagonal of each Gram matrix; by default
+                the plan's damping.
             inplace: Change the user's model instead of a copy; done last, after the proof. Its parameters are new
                 objects: make optimizers afterwards.
             progress: Show progress bars; by default when the terminal is one and there is no ``on_progress``.
@@ -269,8 +273,12 @@ class Plan:
             The smaller module, its errors and its proof.
 
         Raises:
-            NumericalError, CaptureError, ProofError: the model is as it was.
-            InputError: it has changed since, or other processes call this with other arguments.
+            InputError: the model is in train mode or has changed since the plan was made, an argument is invalid, or
+                processes call this with different arguments.
+            NumericalError: an activation is NaN or infinite, or a least-squares system is singular at this damping.
+            CaptureError: torch.export refuses the pruned model, or forward() runs other operators with fewer channels.
+            ProofError: the pruned module does not compute what the masked original computes.
+            The model is unchanged in all these cases.
         """
         damping = self.settings.damping if damping is None else damping
         processes = self._images.processes

@@ -1,4 +1,4 @@
-"""What applying a plan gives: the smaller network, its errors and its proof."""
+"""The result of applying a plan: the smaller network, its errors and its proof."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Result:
 
     Attributes:
         model: The smaller module.
-        plan: What was planned.
-        fits: Each refitted layer's error before and after, as shares of its target's variance.
-        gap: Largest difference between the module and the masked original with the same refitted weights, a share
-            of the largest output: the proof that surgery was exact.
-        change: How far the outputs are from the original network's on the first images: mean squared difference over
+        plan: The plan that was applied.
+        fits: Errors of each refitted layer before and after, as shares of its target's variance.
+        gap: Largest difference between the module and the masked original with the same refitted weights, as a share
+            of the largest output. It proves that surgery was exact.
+        change: Mean squared difference of the outputs from the original network's on the first images, as a share of
             the variance of the original's outputs.
-        seconds: Time that apply took.
+        seconds: Seconds that ``Plan.apply`` took.
         kept: Qualified parameter name -> axis -> positions that stayed.
-        latency: Milliseconds of a batch: (before, predicted, measured after); None unless the budget is a latency.
+        latency: Milliseconds per batch: (before, predicted, measured after); None unless the budget is a latency.
     """
 
     model: nn.Module

@@ -17,10 +17,10 @@ from ..selection.lasso import require_lasso
 from ..selection.methods import BLIND, SELECTIONS, Selection, SelectionRule, selection_name
 
 DAMPING = 1e-2
-"""Default pull towards the old weights, a fraction of the mean diagonal of each Gram matrix."""
+"""Default pull towards the old weights, as a fraction of the mean diagonal of each Gram matrix."""
 
 RECTIFY = 2
-"""Default passes after each fit that leave out what a ReLU drops."""
+"""Default number of rectification passes after each fit."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -80,7 +80,7 @@ class PlanSettings:
         return f"{text}, budget {type(self.budget).__name__}({self.budget.amount})"
 
     def shared(self) -> list[tuple[str, str]]:
-        """What all processes that share the work must agree on: names and values as text."""
+        """Names and values, as text, that must be equal in all processes that share the work."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         own["resume"] = self.resume is not None  # each may have its own path to the folder
         own["selection"] = selection_name(self.selection)  # a function's repr differs between processes

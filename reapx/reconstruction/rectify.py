@@ -1,7 +1,8 @@
-"""Rectification: weights refined for what a ReLU passes on, after the least-squares fit.
+"""Rectification: refine weights in front of a ReLU after the least-squares fit.
 
-A ReLU drops negative values, so where the original is negative and the fit is negative too, nothing is left to fit.
-Such entries are taken out of the residual, and the least-squares step is solved again with the same Gram matrix.
+A ReLU maps negative values to zero. Where both the original and the fitted value are negative, the outputs agree
+already and the residual does not matter. Rectification sets such entries of the residual to zero, and solves the
+least-squares step again with the same Gram matrix.
 
 Source: the nonlinear case of X. Zhang et al., "Accelerating Very Deep Convolutional Networks for Classification and
 Detection", IEEE TPAMI 38(10), 2016, which alternates between the fit and auxiliary targets in the same way.
@@ -24,10 +25,10 @@ from ..capture.precision import exact
 from ..moments.moments import Moments, damp
 
 _STEP = 1.8
-"""Share of each step that is taken: targets move with the fit, so plain steps (1) fall short of the fixed point."""
+"""Factor of each step (over-relaxation): targets move with the fit, so plain steps end short of the fixed point."""
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
-"""The layer's input, what it should put out, and what is added behind it (a shortcut) or None."""
+"""The layer's input, its target, and the shortcut that is added behind it, or None."""
 
 
 def feeds_relu(graph: Graph, layer: Layer, tail: Tail, residual: bool) -> bool:
@@ -43,11 +44,11 @@ def feeds_relu(graph: Graph, layer: Layer, tail: Tail, residual: bool) -> bool:
 
 @dataclass(frozen=True)
 class FittedWeights:
-    """A layer's weights as least squares found them.
+    """A layer's weights from a least-squares fit.
 
     Attributes:
         weight: (groups, outputs, features) float64.
-        intercept: (groups * outputs,) float64, added to the layer's product.
+        intercept: (groups * outputs,) float64, added to the product of weights and patches.
     """
 
     weight: Tensor
@@ -69,24 +70,24 @@ def rectify(
     damping: float,
     processes: Processes = ALONE,
 ) -> FittedWeights:
-    """One step towards the fit of what a ReLU passes on.
+    """One step towards the weights that reproduce the values behind the ReLU.
 
     Args:
-        layer: Of the pruned network.
-        like: Its weight, for shape and dtype.
-        fit: Where to start.
-        old: (groups, outputs, features) float64, what damping pulls towards.
-        moments: Of the layer's input, one per conv group, as they were fitted (centred where ``intercept``).
-        batches: All images of this process.
+        layer: A layer of the pruned network.
+        like: The layer's weight, for its shape and dtype.
+        fit: The fitted weights to start from.
+        old: (groups, outputs, features) float64, weights towards which damping pulls.
+        moments: Moments of the layer's input for each conv group, centred where ``intercept``.
+        batches: The batches of all images of this process.
         norm: Scale and shift of the batch norm behind the layer, (outputs,) each, or None.
-        usable: (groups * outputs,) bool: outputs that may change.
+        usable: (groups * outputs,) bool: outputs whose weights may change.
         columns: (count,) int64: features whose weights may change.
         intercept: Whether an intercept is fitted.
-        damping: As in the fit.
-        processes: Those whose images it is fitted to.
+        damping: The damping of the fit.
+        processes: Processes that share the images.
 
     Returns:
-        The refined fit; the given one where the system is singular.
+        The refined weights; the given ones where the system is singular.
     """
     with processes.together():
         gradient, total = _residuals(layer, like, fit, batches, norm)
@@ -122,7 +123,7 @@ def rectify(
 def _residuals(
     layer: Layer, like: Tensor, fit: FittedWeights, batches: Iterable[Batch], norm: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
-    """RᵀX (groups, outputs, features) and column sums of R (groups * outputs,), R what is left to fit."""
+    """RᵀX (groups, outputs, features) and the column sums of R (groups * outputs,), with R the rectified residual."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     weight = layer.weight_from(fit.weight, like.to(dtype)).requires_grad_()
     gradient, total = torch.zeros_like(fit.weight), torch.zeros_like(fit.intercept)

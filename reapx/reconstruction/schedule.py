@@ -9,9 +9,10 @@ from ..capture.layers import Layer, tail_of
 
 
 def schedule(graph: Graph, layers: list[Layer]) -> list[tuple[Layer, bool]]:
-    """Order of refitting; True where the layer's target is the residual one.
+    """The order of refitting: (layer, whether its target is the residual one).
 
-    Where two layers end in one add, the one with more features comes last and takes the residual target.
+    A residual target needs the pruned shortcut, so all layers above the shortcut are refitted first. Where two layers
+    end in the same add, the one with more features comes last and takes the residual target.
     """
     order: list[tuple[Layer, bool]] = []
     started: set[Node] = set()

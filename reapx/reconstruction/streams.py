@@ -1,4 +1,4 @@
-"""Streams: a network's values for all images, advanced node by node; only what is still needed is kept."""
+"""Value streams: a network's values for all images, advanced node by node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from ..capture.precision import exact
 
 
 class ValueStream:
-    """A network's values for all images, advanced in steps; only what is still needed is kept."""
+    """A network's values for all images, advanced in steps; values that no later step needs are freed.
+
+    Attributes:
+        graph: The captured network.
+        tensors: Qualified name -> parameter. The caller replaces entries between steps.
+        images: The calibration images.
+        wanted: Node -> number of future calls of ``advance`` that have it among their targets.
+    """
 
     def __init__(self, graph: Graph, tensors: dict[str, Tensor], images: Images) -> None:
         self.graph = graph
@@ -30,7 +37,10 @@ class ValueStream:
         self.wanted: Counter[Node] = Counter()
 
     def advance(self, targets: list[Node]) -> Iterator[list[Tensor]]:
-        """The targets' values, batch by batch; each of them is then wanted once less."""
+        """Compute and yield the targets' values, one list for each batch; the counts in ``wanted`` fall by one.
+
+        The iterator must be read to its end: only then is the frontier of stored values complete.
+        """
         todo = self._missing(targets)
         self._done.update(todo)
         self.wanted.subtract(targets)
@@ -71,7 +81,7 @@ class ValueStream:
         return self.wanted[node] > 0 or any(user not in self._done for user in self.graph.users.get(node, ()))
 
     def _missing(self, targets: list[Node]) -> list[Node]:
-        """Nodes to evaluate for the targets, in order."""
+        """Nodes that must be evaluated for the targets, in execution order."""
         found: set[Node] = set()
         stack = list(targets)
         while stack:
@@ -80,7 +90,7 @@ class ValueStream:
                 continue
             found.add(node)
             stack.extend(node.all_input_nodes)
-            if isinstance(node.meta.get("val"), list | tuple):  # its parts are kept, not the tuple
+            if isinstance(node.meta.get("val"), list | tuple):  # the items of a tuple are stored, not the tuple
                 stack.extend(self.graph.users.get(node, ()))
         return sorted(found, key=lambda node: int(node.meta["order"]))
 

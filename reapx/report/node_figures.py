@@ -146,15 +146,15 @@ def _grid(layers: Sequence[str]) -> tuple[Figure, list[Axes]]:
     rows = -(-len(layers) // columns)
     width, height = (6.4, 3.8) if len(layers) == 1 else (4.6, 3.2) if columns < COLUMNS else (3.2, 2.2)
     figure = Figure(figsize=(columns * width + 0.4, rows * height + 0.7), layout="constrained", facecolor="white")
-    places = figure.subplots(rows, columns, squeeze=False).flatten()
-    for empty in places[len(layers) :]:
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for empty in panels[len(layers) :]:
         empty.remove()
-    for axes in places[: len(layers)]:
+    for axes in panels[: len(layers)]:
         axes.spines[:].set_visible(False)
         axes.grid(color=GRID, linewidth=0.7)
         axes.set_axisbelow(True)
         axes.tick_params(length=0, which="both", labelsize=8, labelcolor=SOFT)
-    return figure, list(places[: len(layers)])
+    return figure, list(panels[: len(layers)])
 
 
 def _title(axes: Axes, layer: str, alive: int, nodes: int) -> None:
@@ -189,8 +189,8 @@ def _lines(
         points = [np.column_stack([steps, column]) for column in values[:, chosen].T]
         axes.add_collection(LineCollection(points, colors=colour, linewidths=0.8, alpha=opacity, rasterized=pixels))
         if dots:
-            places = np.full(int(chosen.sum()), steps[0])
-            axes.scatter(places, values[0, chosen], s=14, color=colour, alpha=opacity, linewidths=0)
+            at = np.full(int(chosen.sum()), steps[0])
+            axes.scatter(at, values[0, chosen], s=14, color=colour, alpha=opacity, linewidths=0)
     start, end = int(steps[0]), int(steps[-1])
     axes.set_xlim((start - 1, end + 1) if start == end else (start, end))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -223,20 +223,23 @@ def _bars(axes: Axes, sizes: Values, limit: float) -> None:
     alive = sizes[sizes > 0] > limit  # before rounding to logarithms and bins
     bins = np.where(alive, np.maximum(bins, 1), np.minimum(bins, 0)) if line is not None else bins
     zeros = int((sizes == 0).sum())
-    left = least - 4 * width
-    places, counts = np.unique(bins, return_counts=True)
-    for place, count in zip(places, counts, strict=True):
-        colour = DEAD if line is not None and place <= 0 else ALIVE
-        axes.bar(origin + (place - 1) * width, count, width * 0.92, align="edge", color=colour, linewidth=0)
+    zero_bar = least - 4 * width
+    indices, counts = np.unique(bins, return_counts=True)
+    for index, count in zip(indices, counts, strict=True):
+        colour = DEAD if line is not None and index <= 0 else ALIVE
+        axes.bar(origin + (index - 1) * width, count, width * 0.92, align="edge", color=colour, linewidth=0)
     if zeros:
-        axes.bar(left, zeros, 2 * width, color=DEAD, linewidth=0)
+        axes.bar(zero_bar, zeros, 2 * width, color=DEAD, linewidth=0)
     if line is not None:
         axes.axvline(line, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    axes.set_xlim((left if zeros else least) - 2 * width, most + 2 * width)
+    axes.set_xlim((zero_bar if zeros else least) - 2 * width, most + 2 * width)
     _count_axis(axes, max(zeros, *counts.tolist(), 1))
-    marks = dict(_round_sizes(least, most)) if places.size or line is not None else {}
+    marks = dict(_round_sizes(least, most)) if indices.size or line is not None else {}
     if zeros:
-        marks = {left: "0", **{place: text for place, text in marks.items() if place - left > (most - left) / 12}}
+        marks = {
+            zero_bar: "0",
+            **{mark: text for mark, text in marks.items() if mark - zero_bar > (most - zero_bar) / 12},
+        }
     axes.set_xticks(list(marks), labels=list(marks.values()))
 
 
@@ -262,9 +265,9 @@ def _round_sizes(least: float, most: float) -> Iterator[tuple[float, str]]:
         return
     for power in range(low, high + 1):
         for digit in (1, 2, 5):
-            place = power + math.log10(digit)
-            if least - 0.1 <= place <= most + 0.1:
-                yield place, f"{float(f'{digit}e{power}'):g}"
+            mark = power + math.log10(digit)
+            if least - 0.1 <= mark <= most + 0.1:
+                yield mark, f"{float(f'{digit}e{power}'):g}"
 
 
 def _save(figure: Figure, target: Path, colours: Mapping[str, str]) -> Path:

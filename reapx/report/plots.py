@@ -95,13 +95,13 @@ def widths_figure(plan: Plan) -> Figure:
     figure = empty_figure(0.8 + 0.26 * len(plan.groups))
     axes = _rows(figure, [entry.group.name for entry in plan.groups])
     sizes = [entry.channels[0] for entry in plan.groups]
-    places = range(len(sizes))
-    axes.barh(places, sizes, height=0.68, color=BEFORE, label="removed")
-    axes.barh(places, [entry.channels[1] for entry in plan.groups], height=0.68, color=AFTER, label="kept")
-    for place, entry in enumerate(plan.groups):
+    rows = range(len(sizes))
+    axes.barh(rows, sizes, height=0.68, color=BEFORE, label="removed")
+    axes.barh(rows, [entry.channels[1] for entry in plan.groups], height=0.68, color=AFTER, label="kept")
+    for row, entry in enumerate(plan.groups):
         before, after = entry.channels
         text = f"{before} → {after}" if after < before else str(before)
-        axes.annotate(text, (before, place), (4, 0), textcoords="offset points",
+        axes.annotate(text, (before, row), (4, 0), textcoords="offset points",
                       va="center", color=INK, fontsize=8)  # fmt: skip
     axes.set_xlim(0, 1.15 * max(sizes, default=1))
     axes.set_xlabel("channels", color=INK)
@@ -115,10 +115,10 @@ def errors_figure(fits: Sequence[LayerRefit]) -> Figure:
     axes = _rows(figure, [fit.layer for fit in fits])
     before = [_drawable(fit.before) for fit in fits]
     after = [_drawable(fit.error) for fit in fits]
-    places = range(len(fits))
-    axes.hlines(places, after, before, color=LINE, linewidth=2)
-    axes.scatter(before, places, s=36, color=BEFORE, label="before its refit", zorder=3)
-    axes.scatter(after, places, s=36, color=AFTER, label="after", zorder=3)
+    rows = range(len(fits))
+    axes.hlines(rows, after, before, color=LINE, linewidth=2)
+    axes.scatter(before, rows, s=36, color=BEFORE, label="before its refit", zorder=3)
+    axes.scatter(after, rows, s=36, color=AFTER, label="after", zorder=3)
     shown = [value for value in (*before, *after) if math.isfinite(value)] or [1.0]
     low, high = math.floor(math.log10(min(shown))), math.ceil(math.log10(max(shown)))
     axes.set_xscale("log")
@@ -139,13 +139,13 @@ def panels_figure(labels: Sequence[str], panels: Sequence[tuple[str, Sequence[fl
     """
     figure = empty_figure(0.9 + 0.3 * len(labels))
     colours = [BEFORE, *[AFTER] * (len(labels) - 1)]
-    places = range(len(labels))
+    rows = range(len(labels))
     for axes, (title, values) in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0],
                                      panels, strict=True):  # fmt: skip
         plain(axes)
-        axes.barh(places, values, height=0.68, color=colours)
-        for place, value in enumerate(values):
-            axes.annotate(f"{value:.1f}", (value, place), (4, 0), textcoords="offset points",
+        axes.barh(rows, values, height=0.68, color=colours)
+        for row, value in enumerate(values):
+            axes.annotate(f"{value:.1f}", (value, row), (4, 0), textcoords="offset points",
                           va="center", color=INK, fontsize=8)  # fmt: skip
         axes.set_title(title, color=INK, fontsize=9, parse_math=False)
         axes.set_xlim(0, 1.3 * max(*values, 1e-9))

@@ -69,7 +69,7 @@ def lines(plan: Plan) -> list[Line]:
     allowed = plan._tradeoff.allowed
     taking = [entry for entry in plan.groups if len(allowed[entry.group.name]) > 1]
     last = max(len(taking) - 1, 1)
-    colours = [plots.DEPTHS[round((len(plots.DEPTHS) - 1) * place / last)] for place in range(len(taking))]
+    colours = [plots.DEPTHS[round((len(plots.DEPTHS) - 1) * index / last)] for index in range(len(taking))]
     found = []
     for entry, colour in zip(taking, colours, strict=True):
         name = entry.group.name

@@ -54,8 +54,8 @@ def _eigenvectors(logs: Tensor, count: int, generator: torch.Generator) -> list[
     draws = torch.rand(size, generator=generator, dtype=torch.float64).log()
     chosen: list[int] = []
     for n in range(size, 0, -1):
-        left = count - len(chosen)
-        if left and draws[n - 1] < logs[n - 1] + table[left - 1, n - 1] - table[left, n]:
+        remaining = count - len(chosen)
+        if remaining and draws[n - 1] < logs[n - 1] + table[remaining - 1, n - 1] - table[remaining, n]:
             chosen.append(n - 1)
     return chosen
 

@@ -115,8 +115,8 @@ def compact(
 ) -> nn.Module:
     """Remove the zero nodes of a network: ``zero_nodes`` and ``ZeroNodes.remove`` in one call.
 
-    ``reapx.zero_nodes(model).remove()`` does the same, and also tells which nodes left and which stay and why; its
-    result can be saved.
+    ``reapx.zero_nodes(model).remove()`` does the same, and also tells which nodes were removed and which stay and why;
+    its result can be saved.
 
     Args:
         model: Module in eval mode; unchanged unless ``inplace``.

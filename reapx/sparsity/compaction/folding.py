@@ -96,7 +96,7 @@ def judge(graph: Graph, group: Group, readings: Sequence[ReadUnits], gone: Tenso
         graph: The captured network.
         group: The group.
         readings: What each consumer reads of its units.
-        gone: (count,) int64 units that left in earlier rounds.
+        gone: (count,) int64 units that were removed in earlier rounds.
         droppable: Whether the group may leave as a whole.
     """
     dead = torch.stack([reading.dead for reading in readings]).all(0)

@@ -172,8 +172,8 @@ class ZeroNodes:
                 rows = torch.from_numpy(entry.group.cuts[layer.weight, layer.out_axis])[entry.removed].flatten()
                 if len(rows) and float(size.max()) > 0:
                     share, row = (size[rows] / size.max()).max(0)
-                    place = f"{layer.name}, channel {int(rows[row])}"
-                    found.append((float(share), f"{place}, {float(share):.1e} of its layer's largest"))
+                    node = f"{layer.name}, channel {int(rows[row])}"
+                    found.append((float(share), f"{node}, {float(share):.1e} of its layer's largest"))
         return max(found)[1]
 
 
