@@ -238,8 +238,8 @@ class Plan:
                 plain least squares.
             damping: Pull towards the old weights, a fraction of the mean diagonal of each Gram matrix; the plan's
                 by default.
-            inplace: Change the user's model instead of a copy; done last, after the proof. Its parameters are new
-                objects: make optimizers afterwards.
+            inplace: Change the user's model instead of a copy; done last, after the proof, as a whole or not at all.
+                Parameters stay the objects they are; ``reapx.carry_state`` cuts the state of their optimizer.
             progress: Show progress bars; by default when the terminal is one.
 
         Returns:
