@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from graphs.emptied import CASES, built, pruned
+from saved import Page, rewrite
 
 import reapx
 
@@ -25,9 +25,6 @@ def test_saved_and_loaded(name: str, tmp_path: Path) -> None:
     assert str(loaded) == str(result.model)
     with pytest.raises(reapx.CheckpointError):
         reapx.load(copy.deepcopy(result.model), tmp_path / "small")
-
-
-Page = dict[str, dict[str, dict[str, object]]]
 
 
 def no_constants(page: Page) -> None:
@@ -58,16 +55,15 @@ def negative_axis(page: Page) -> None:
     page["cuts"]["a1.0.weight"]["-1"] = []
 
 
+@pytest.mark.parametrize("form", [1, 2])
 @pytest.mark.parametrize(
     "damage",
     [no_constants, foreign_norm, wide_norm, another_layer_emptied, another_norm_emptied, gone_layer_outside,
      negative_axis],
 )  # fmt: skip
-def test_damaged_constants_leave_the_model_as_it_was(damage: Callable[[Page], None], tmp_path: Path) -> None:
+def test_damaged_constants_leave_the_model_as_it_was(damage: Callable[[Page], None], form: int, tmp_path: Path) -> None:
     pruned("basic")[2].save(tmp_path)
-    page = json.loads((tmp_path / "plan.json").read_text())
-    damage(page)
-    (tmp_path / "plan.json").write_text(json.dumps(page))
+    rewrite(tmp_path, damage, form)
     model = built("basic")[0]
     before, text = copy.deepcopy(model.state_dict()), str(model)
     with pytest.raises(reapx.CheckpointError, match="does not fit the model"):

@@ -79,6 +79,19 @@ def test_uniform_without_streams_is_still_there(folder: Path, capsys: pytest.Cap
     assert "uniform allocation" in capsys.readouterr().out
 
 
+def test_an_earlier_result_is_replaced_by_force_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["prune", *COMMON, "--budget", "macs=0.5", "--allocation", "uniform", "--out", "half"]
+    assert main(words) == 0
+    before = Path("half/weights.safetensors").read_bytes()
+    capsys.readouterr()
+    assert main([*words, "--selection", "magnitude"]) == 1
+    printed = capsys.readouterr()
+    assert "half has a plan.json already" in printed.err and printed.out == ""  # said before anything is measured
+    assert Path("half/weights.safetensors").read_bytes() == before
+    assert main([*words, "--selection", "magnitude", "--force"]) == 0
+    assert Path("half/weights.safetensors").read_bytes() != before
+
+
 def test_latency_budget(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["prune", *COMMON, "--budget", "latency=0.95", "--batch", "3", "--out", "half", "--report", "page.html"]
     assert main(words) == 0

@@ -274,7 +274,7 @@ def batch_times(networks: Sequence[nn.Module], images: Tensor, rounds: int) -> l
 @torch.no_grad()
 def save_and_reload(result: Result, folder: Path, images: Tensor) -> None:
     """Save a result; CheckpointError if a fresh network that loads it computes anything else."""
-    result.save(folder)
+    result.save(folder, overwrite=True)
     fresh = load(DigitNet(), folder).eval()
     if not torch.equal(fresh(images), result.model(images)):
         raise CheckpointError(f"{folder}: the reloaded network computes other outputs")

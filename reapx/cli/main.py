@@ -27,6 +27,7 @@ from ..report.page import write_report
 from ..selection.methods import SELECTIONS
 from ..sparsity.compaction.compact import RELATIVE, zero_nodes
 from ..sparsity.compaction.zero_nodes import TOLERANCE
+from ..surgery.storage import check_target
 from .arguments import BUDGETS, bounds_of, budget_of, device_of, images_of, model_of
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def _add_prune(commands: Commands) -> None:
     prune.add_argument("--budget", required=True, help="macs=0.5, params=0.4, latency=0.6, or absolute numbers")
     prune.add_argument("--batch", type=_count, help="images in a batch, for latency; by default 1")
     prune.add_argument("--out", type=Path, help="folder to write")
+    prune.add_argument("--force", action="store_true", help="replace a result that --out holds")
     prune.add_argument("--selection", default="reap", choices=SELECTIONS, help=_lines(SELECTIONS))
     _add_allocation(prune)
     prune.add_argument("--round-to", type=int, default=1, help="kept widths are multiples of this")
@@ -103,6 +105,7 @@ def _add_compact(commands: Commands) -> None:
     compact = commands.add_parser("compact", help="remove the nodes that compute nothing any more and save the rest")
     _add_model(compact, images=False)
     compact.add_argument("--out", type=Path, help="folder to write")
+    compact.add_argument("--force", action="store_true", help="replace a result that --out holds")
     compact.add_argument(
         "--relative",
         type=float,
@@ -218,7 +221,7 @@ def _tell_plan(options: argparse.Namespace, planned: Plan) -> None:
 def _tell_result(options: argparse.Namespace, result: Result) -> None:
     print()
     print(result)
-    result.save(options.out)
+    result.save(options.out, overwrite=options.force)
     _print_saved(options.out)
     if options.report is not None:
         print(f"report: {write_report(result, options.report)}")
@@ -227,8 +230,8 @@ def _tell_result(options: argparse.Namespace, result: Result) -> None:
 def _check_out(options: argparse.Namespace) -> None:
     if options.out is None and not options.dry_run:
         raise InputError("--out is missing: give a folder to write, or --dry-run to see the plan only")
-    if options.out is not None and options.out.exists() and not options.out.is_dir():
-        raise InputError(f"--out {options.out} is a file: give a folder")
+    if options.out is not None and not options.dry_run:
+        check_target(options.out, options.force)
 
 
 def _check_files(options: argparse.Namespace) -> None:
@@ -277,7 +280,7 @@ def _compact(options: argparse.Namespace) -> None:
         return
     result = nodes.remove(tolerance=options.tolerance)
     print(f"\n{result}")
-    result.save(options.out)
+    result.save(options.out, overwrite=options.force)
     _print_saved(options.out)
 
 

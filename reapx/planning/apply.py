@@ -19,9 +19,11 @@ from ..progress import SILENT, Progress, timed
 from ..reconstruction.sweep import LayerRefit, reconstruct
 from ..selection.paths.path import Path
 from ..selection.paths.weight_changes import cut_tensors
+from ..surgery.bare_norms import input_widths, set_widths
 from ..surgery.cut import Kept, cut, kept_positions, narrow, within
 from ..surgery.emptied_layers import Endings, find_endings, shrink, shrunk_exactly
 from ..surgery.proof import masked_tensors, output_change, prove
+from ..surgery.transplant import shadow, transplant
 from .group_plan import GroupPlan
 from .result import Result
 
@@ -40,6 +42,7 @@ class Removal:
         fits: Each refitted layer's error.
         gap: Largest difference from the masked original, a share of the largest output.
         endings: What follows the layers that read nothing any more.
+        widths: Path -> channels of each norm that no tensor tells the width of.
     """
 
     model: nn.Module
@@ -48,10 +51,14 @@ class Removal:
     fits: list[LayerRefit]
     gap: float
     endings: Endings
+    widths: dict[str, int]
 
     def repeat(self, model: nn.Module) -> None:
-        """Do the same to the network itself, in place."""
-        shrink(model, self.kept, self.updates, self.endings)
+        """Do the same to the network itself, in place: as a whole, or not at all where it is interrupted."""
+        smaller = shadow(model)
+        shrink(smaller, self.kept, self.updates, self.endings)
+        set_widths(smaller, self.widths)
+        transplant(model, smaller, {*self.kept, *self.updates})
 
 
 def remove(
@@ -115,13 +122,15 @@ def remove(
         updates = {name: narrow(value, lasting.get(name, {})) for name, value in found.items()}
     pruned = copy.deepcopy(model)
     shrink(pruned, kept, updates, endings)
+    widths = input_widths(pruned, images)
+    set_widths(pruned, widths)
     masked = masked_tensors(graph, groups, kept, updates)
     with timed("proving"):
         exact = shrunk_exactly(model, kept, updates, endings) if endings else pruned
         gap = prove(exact, graph, masked, images)
         if endings:
             prove(pruned, graph, masked, images, rounded=True)
-    return Removal(pruned, kept, updates, fits, gap, endings)
+    return Removal(pruned, kept, updates, fits, gap, endings, widths)
 
 
 def _but_one(groups: Sequence[Group], removed: Mapping[str, Tensor]) -> dict[str, Tensor]:

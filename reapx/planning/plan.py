@@ -264,8 +264,8 @@ class Plan:
                 anyway; 0 for plain least squares.
             damping: Pull towards the old weights, as a fraction of the mean diagonal of each Gram matrix; by default
                 the plan's damping.
-            inplace: Change the user's model instead of a copy; done last, after the proof. Its parameters are new
-                objects: make optimizers afterwards.
+            inplace: Change the user's model instead of a copy; done last, after the proof, as a whole or not at all.
+                Parameters stay the objects they are; ``reapx.carry_state`` cuts the state of their optimizer.
             progress: Show progress bars; by default when the terminal is one and there is no ``on_progress``.
             on_progress: Called as ``on_progress(step, done, total)``, as for ``reapx.plan``; by default the plan's.
 

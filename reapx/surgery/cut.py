@@ -12,6 +12,13 @@ from ..groups.channel_groups import Group, ParameterAxis
 Kept = dict[str, dict[int, Tensor]]
 """Qualified name -> axis -> sorted positions that stay; always on the CPU."""
 
+ORIGIN = "_reapx_kept"
+"""Attribute of a module that was cut: tensor -> axis -> positions that stayed, counted in the original network.
+
+It is plain data on the module itself, so that copies, pickles and larger networks that hold the module carry it along,
+and a network that is cut twice still knows where its channels come from.
+"""
+
 
 def kept_positions(groups: Sequence[Group], removed: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Kept:
     """The positions that stay in every parameter when each group loses its removed units.
@@ -69,11 +76,35 @@ def cut(model: nn.Module, kept: Kept) -> None:
         owners.setdefault(path, []).append(leaf)
     for path, leaves in owners.items():
         module = model.get_submodule(path)
-        before = {leaf: getattr(module, leaf).shape for leaf in leaves}
+        before = {leaf: own.shape for leaf, own in tensors_in_module(module).items()}
         for leaf in leaves:
             name = f"{path}.{leaf}" if path else leaf
             assign(model, name, narrow(getattr(module, leaf).detach(), kept[name]))
+            _remember(module, leaf, kept[name], before[leaf])
         _update_attributes(module, before)
+
+
+def tensors_in_module(module: nn.Module) -> dict[str, Tensor]:
+    """A module's own parameters and buffers, by their names in it."""
+    own = {**module._parameters, **module._buffers}
+    return {leaf: tensor for leaf, tensor in own.items() if tensor is not None}
+
+
+def _remember(module: nn.Module, leaf: str, axes: Mapping[int, Tensor], before: torch.Size) -> None:
+    """Note where in the original network the positions lie that a tensor has left."""
+    origin = {name: dict(given) for name, given in origin_of(module).items()}
+    own = origin.setdefault(leaf, {})
+    for axis, positions in axes.items():
+        earlier = own.get(axis)
+        # A tensor that someone replaced since is an original itself.
+        own[axis] = positions if earlier is None or len(earlier) != before[axis] else earlier[positions]
+    module.__dict__[ORIGIN] = origin
+
+
+def origin_of(module: nn.Module) -> Kept:
+    """Which positions of the original network's tensors a module's own tensors hold: by their names in the module."""
+    found: Kept = module.__dict__.get(ORIGIN, {})
+    return found
 
 
 def assign(model: nn.Module, name: str, value: Tensor) -> None:
@@ -81,14 +112,24 @@ def assign(model: nn.Module, name: str, value: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     old = getattr(module, leaf)
-    value = value.detach().to(device=old.device, dtype=old.dtype).contiguous()
+    value = laid_out_as(value.detach().to(device=old.device, dtype=old.dtype), old)
     if leaf in module._parameters:
         module._parameters[leaf] = nn.Parameter(value, requires_grad=old.requires_grad)
     else:
         module._buffers[leaf] = value
 
 
+def laid_out_as(value: Tensor, model: Tensor) -> Tensor:
+    """The same values with memory in the order of another tensor's axes, such as channels-last."""
+    strides = model.stride()
+    order = sorted(range(value.dim()), key=lambda axis: -strides[axis])
+    if order == list(range(value.dim())):
+        return value.contiguous()
+    return value.permute(order).contiguous().permute([order.index(axis) for axis in range(value.dim())])
+
+
 def _update_attributes(module: nn.Module, before: Mapping[str, torch.Size]) -> None:
+    """``before`` has the earlier shapes of all of the module's tensors."""
     if isinstance(module, nn.modules.conv._ConvNd):
         _update_convolution(module, before)
     elif isinstance(module, nn.Linear):
@@ -108,7 +149,7 @@ def _update_convolution(module: nn.modules.conv._ConvNd, before: Mapping[str, to
     depthwise = module.groups > 1 and module.groups == module.in_channels
     if module.transposed:
         module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
-    elif depthwise and "weight" in before:
+    elif depthwise:
         module.groups = module.groups * shape[0] // before["weight"][0]
         module.in_channels, module.out_channels = module.groups, shape[0]
     else:

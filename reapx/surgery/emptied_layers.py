@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..capture.graph import VIEWS, Graph, operator_name
 from ..capture.layers import tail_of
 from ..groups.channel_groups import Group
-from .cut import Kept, assign, cut
+from .cut import ORIGIN, Kept, assign, cut, origin_of, tensors_in_module
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.PReLU)
@@ -100,12 +100,15 @@ class Constant(nn.Module):
         bias: (outputs,) parameter; a batch norm that alone read the layer is folded into it.
         norm: Path of that batch norm in the model, or None.
         writable: Whether the output has its own memory, so that forward() may write into it.
+        path: Path of the layer in the model.
+        sources: Qualified name of each parameter that the bias was computed from -> its axis of outputs.
     """
 
     def __init__(self, bias: Tensor, extent: Extent, ending: Ending, *, requires_grad: bool = True) -> None:
         super().__init__()
         self.bias = nn.Parameter(bias, requires_grad=requires_grad)
         self.extent, self.norm, self.writable = extent, ending.norm, ending.writable
+        self.path, self.sources = "", dict[str, int]()
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, outputs, ...) or (..., outputs): an expanded view of the bias, or a copy where it is written to."""
@@ -193,37 +196,39 @@ def shrink(model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings:
         elif kind is nn.Identity:
             _replace(model, path, nn.Identity())
         else:
-            _replace(model, path, _constant(model, layer, endings.get(path, Ending())))
+            _replace(model, path, _constant(model, path, layer, endings.get(path, Ending())))
 
 
-def after_replacing(
-    model: nn.Module, kept: Kept, endings: Endings, shapes: Mapping[str, list[int]]
-) -> tuple[set[str], dict[str, list[int]], list[str]]:
-    """The names and shapes that ``shrink`` would remove and add; the model is not changed.
+def misplaced(model: nn.Module, kept: Kept, endings: Endings) -> list[str]:
+    """Names in ``endings`` that a model has no place for once it is cut, and layers without inputs that lack one.
 
     Args:
-        model: The original architecture.
-        kept: Positions of each parameter that stay.
-        endings: What follows each layer without input channels.
-        shapes: Qualified name -> shape after the cut.
-
-    Returns:
-        Names of the tensors that disappear; name -> shape of the new constants' biases; and paths in ``endings`` that
-        do not fit the model.
+        model: The original architecture; it stays as it is.
+        kept: What stays of each parameter.
+        endings: What follows each layer that reads nothing any more.
     """
-    replacements = replaced(model, kept)
-    constants = {path for path, kind in replacements.items() if kind is Constant}
-    leaving, strange, added = set(replacements), sorted(set(endings) ^ constants), {}
-    for path in constants:
-        weight, norm = f"{path}.weight", endings.get(path, Ending()).norm
-        outputs = shapes[weight][_out_axis(model.get_submodule(path))]
-        added[f"{path}.bias"] = [outputs]
-        if norm is not None:
-            leaving.add(norm)
-            if not can_fold(model, norm) or shapes[f"{norm}.running_mean"] != [outputs]:
-                strange.append(norm)
-    gone = {name for name in shapes if name.rpartition(".")[0] in leaving}
-    return gone, added, strange
+
+    def size(name: str, axis: int, tensor: Tensor) -> int:
+        return len(kept[name][axis]) if axis in kept.get(name, {}) else tensor.shape[axis]
+
+    constants = {path for path, kind in replaced(model, kept).items() if kind is Constant}
+    found = sorted(set(endings) ^ constants)
+    for path in constants & set(endings):
+        norm, layer = endings[path].norm, model.get_submodule(path)
+        if norm is None:
+            continue
+        outputs = size(f"{path}.weight", _out_axis(layer), layer.weight)  # type: ignore[arg-type]
+        if not can_fold(model, norm) or any(
+            size(name, 0, tensor) != outputs for name, tensor in _per_channel(model, norm).items()
+        ):
+            found.append(norm)
+    return found
+
+
+def _per_channel(model: nn.Module, path: str) -> dict[str, Tensor]:
+    """Tensors of a module with a value a channel, by qualified name."""
+    own = tensors_in_module(model.get_submodule(path))
+    return {f"{path}.{leaf}": tensor for leaf, tensor in own.items() if tensor.dim() == 1}
 
 
 def shrunk_exactly(model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings: Endings) -> nn.Module:
@@ -233,18 +238,25 @@ def shrunk_exactly(model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], 
     return exact
 
 
-def _constant(model: nn.Module, layer: nn.Module, ending: Ending) -> Constant:
-    weight, bias = layer.weight, layer.bias
+def _constant(model: nn.Module, path: str, layer: nn.Module, ending: Ending) -> Constant:
+    weight, bias, axis = layer.weight, layer.bias, _out_axis(layer)
     assert isinstance(weight, Tensor)
-    value = torch.zeros(weight.shape[_out_axis(layer)], dtype=torch.float64, device=weight.device)
+    outputs = weight.shape[axis]
+    value = torch.zeros(outputs, dtype=torch.float64, device=weight.device)
+    sources = {f"{path}.weight": axis}
     if isinstance(bias, Tensor):
         value += bias.detach().double()
+        sources[f"{path}.bias"] = 0
     if ending.norm is not None and can_fold(model, ending.norm):
         value = _normalised(model.get_submodule(ending.norm), value)
+        sources.update(dict.fromkeys(_per_channel(model, ending.norm), 0))
         _replace(model, ending.norm, nn.Identity())
     else:
         ending = Ending(None, ending.writable)
-    return Constant(value.to(weight.dtype), Extent.of(layer), ending, requires_grad=weight.requires_grad)
+    made = Constant(value.to(weight.dtype), Extent.of(layer), ending, requires_grad=weight.requires_grad)
+    made.path, made.sources = path, sources
+    layer.__dict__[ORIGIN] = {"bias": {0: origin_of(layer).get("weight", {}).get(axis, torch.arange(outputs))}}
+    return made
 
 
 def _normalised(norm: nn.Module, value: Tensor) -> Tensor:
@@ -259,5 +271,7 @@ def _normalised(norm: nn.Module, value: Tensor) -> Tensor:
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, leaf = path.rpartition(".")
-    module.train(model.get_submodule(path).training)
-    setattr(model.get_submodule(parent), leaf, module)
+    before = model.get_submodule(path)
+    module.train(before.training)
+    module.__dict__[ORIGIN] = origin_of(before)
+    model.get_submodule(parent)._modules[leaf] = module

@@ -14,6 +14,7 @@ from ..capture.graph import Graph
 from ..capture.precision import exact
 from ..errors import ProofError
 from ..groups.channel_groups import Group
+from .bare_norms import follow_inputs
 from .cut import Kept
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -100,7 +101,9 @@ def _difference(
     cast_inputs = tuple(cast(value) for value in inputs)
     with torch.no_grad():
         expected = run(graph, cast_inputs, {name: cast(value) for name, value in tensors.items()})
-        actual = tensors_in(images.call(copy.deepcopy(module).to(dtype), cast_inputs))
+        tried = copy.deepcopy(module).to(dtype)
+        follow_inputs(tried)
+        actual = tensors_in(images.call(tried, cast_inputs))
     if len(actual) != len(expected):
         raise ProofError(f"the pruned module returns {len(actual)} tensors instead of {len(expected)}")
     worst = 0.0

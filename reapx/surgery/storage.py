@@ -1,48 +1,123 @@
-"""Saving and loading pruned networks: safetensors and JSON, never pickle."""
+"""Saving and loading pruned networks: safetensors and JSON, never pickle.
+
+A folder holds a result in two files, of which ``plan.json`` names the other by its SHA-256. To replace a result, the
+new weights are written beside the old ones, then ``plan.json`` is replaced, which makes the new ones count, and last
+they take the place of the old. Whenever it is killed, the folder holds the old result or the new one.
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
+from ..calibration.files import cure_of, make_folder, remove_parts, sync_folder, undisturbed, whole_file
 from ..capture.graph import tensors_of
 from ..errors import CheckpointError, InputError
-from .cut import Kept, assign
-from .emptied_layers import Constant, Ending, after_replacing, shrink
+from .cut import Kept
+from .fitting import fitted, impossible_value
+from .saved_page import Page, page_of, parse, text_of
+from .transplant import transplant
 
-FORMAT = 1
 PLAN, WEIGHTS = "plan.json", "weights.safetensors"
+_NEW_WEIGHTS = f"{WEIGHTS}.new"
+_CHUNK = 2**22
 
 
-def save(folder: str | Path, model: nn.Module, kept: Kept, text: str) -> None:
-    """Write a pruned model's cuts and weights into a folder, which is made if need be.
+def check_target(folder: str | Path, overwrite: bool) -> None:
+    """Refuse a place where a result cannot be saved.
 
-    ``plan.json`` holds for every cut parameter the positions that stay on each axis, and for every layer that a
-    constant took the place of the norm that went into it.
+    Raises:
+        InputError: it is a file, or holds a result that is not to be overwritten.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file: give a folder")
-    target.mkdir(parents=True, exist_ok=True)
-    cuts = {name: {str(axis): positions.tolist() for axis, positions in axes.items()} for name, axes in kept.items()}
-    names = {*model.state_dict(), *kept}  # not every buffer that is cut is in the state dict
+    found = [name for name in (PLAN, WEIGHTS) if os.path.lexists(target / name)]
+    if found and not overwrite:
+        raise InputError(
+            f"{target} has a {found[0]} already: give another folder, or replace it with overwrite=True (--force)"
+        )
+
+
+def save(folder: str | Path, model: nn.Module, kept: Kept, text: str, *, overwrite: bool = False) -> None:
+    """Write a pruned model's cuts and weights into a folder, which is made if need be.
+
+    ``plan.json`` holds for every cut parameter the positions that stay on each axis, counted in the first original
+    where the network was cut more than once, and for every layer that a constant took the place of the norm that went
+    into it.
+
+    Raises:
+        InputError: the folder holds a result already, or the model is no longer what pruning made of it.
+        CheckpointError: the files cannot be written; an earlier result can still be loaded.
+    """
+    target = Path(folder)
+    check_target(target, overwrite)
+    page = page_of(model, kept)
+    names = {*model.state_dict(), *page.kept}  # not every buffer that is cut is in the state dict
     found = {name: value for name, value in tensors_of(model).items() if name in names}
+    _check_unchanged(model, found, kept)
     tensors = {name: value.detach().cpu().contiguous() for name, value in found.items()}
-    (target / WEIGHTS).write_bytes(serialise(_unshared(tensors)))
+    data = serialise(_unshared(tensors))
     shapes = {name: list(value.shape) for name, value in tensors.items()}
-    constants = {
-        path: {"norm": module.norm, "writable": module.writable}
-        for path, module in model.named_modules()
-        if isinstance(module, Constant) and f"{path}.weight" in kept
-    }
-    page = {"format": FORMAT, "cuts": cuts, "constants": constants, "shapes": shapes, "plan": text}
-    (target / PLAN).write_text(json.dumps(page, indent=1) + "\n")
+    described = text_of(page, hashlib.sha256(data).hexdigest(), shapes, text)
+    make_folder(target)
+    try:
+        with undisturbed(target, writing=True):
+            check_target(target, overwrite)
+            remove_parts(target)
+            _settle(target)
+            try:
+                with whole_file(target / _NEW_WEIGHTS) as part:
+                    part.write_bytes(data)
+                with whole_file(target / PLAN) as part:
+                    part.write_text(described, encoding="utf-8")
+            finally:
+                _settle(target)
+    except OSError as error:
+        raise CheckpointError(
+            f"{target} cannot be written ({error}): {cure_of(error)}, or give another folder"
+        ) from error
+
+
+def _settle(folder: Path) -> None:
+    """Let new weights take the place of the old ones if ``plan.json`` names them; else they go."""
+    new = folder / _NEW_WEIGHTS
+    if not new.is_file():
+        return
+    if (folder / PLAN).is_file() and _digest(new) == _named(folder):
+        os.replace(new, folder / WEIGHTS)
+        sync_folder(folder)
+    else:
+        new.unlink()
+
+
+def _named(folder: Path) -> str | None:
+    try:
+        return parse((folder / PLAN).read_bytes()).weights
+    except (ValueError, NotImplementedError):
+        return None
+
+
+def _check_unchanged(model: nn.Module, tensors: dict[str, Tensor], kept: Kept) -> None:
+    """Refuse what could not be loaded."""
+    for name, axes in kept.items():
+        for axis, positions in axes.items():
+            if name in tensors and tensors[name].shape[axis] != len(positions):
+                raise InputError(
+                    f"{name} has shape {list(tensors[name].shape)}, but {len(positions)} positions of axis {axis} were "
+                    "left when the model was pruned: it was changed since. Save before, or save the later result"
+                )
+    bad = impossible_value(model, tensors)
+    if bad is not None:
+        raise InputError(f"{bad}, which reapx.load would refuse: save the model as it was before its training failed")
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -59,85 +134,66 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
     """Shrink a freshly built model to a saved one and load its weights.
 
     Args:
-        model: The original architecture, at its original widths; changed in place once all checks have passed.
-        folder: What ``Result.save`` wrote.
+        model: The original architecture, at its original widths; changed in place once all checks have passed. It is
+            the first original, however often the saved one was pruned, and its parameters stay the objects they are.
+        folder: What ``Result.save`` wrote, in this version or an earlier one.
 
     Returns:
         The model.
 
     Raises:
-        CheckpointError: a file is missing, truncated or of another model; the model is as it was.
+        CheckpointError: a file is missing, damaged or of another result or model, or holds values that no network can
+            have; the model is as it was.
     """
-    kept, endings, tensors = _read(Path(folder))
-    _check(model, kept, endings, tensors, str(folder))
-    shrink(model, kept, {}, endings)
-    model.load_state_dict(tensors, strict=False)
-    for name in set(tensors) - set(model.state_dict()):
-        assign(model, name, tensors[name])
+    page, tensors = _read(Path(folder))
+    smaller = fitted(model, page, tensors, str(folder))
+    transplant(model, smaller, {*tensors, *page.kept})
     return model
 
 
-def _read(folder: Path) -> tuple[Kept, dict[str, Ending], dict[str, Tensor]]:
-    for name in (PLAN, WEIGHTS):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} has no {name}: give the folder that Result.save wrote")
+def _read(folder: Path) -> tuple[Page, dict[str, Tensor]]:
+    if not (folder / PLAN).is_file():
+        raise CheckpointError(f"{folder} has no {PLAN}: give the folder that Result.save wrote")
+    with _says_damage(folder / PLAN), undisturbed(folder, writing=False):
+        page = parse((folder / PLAN).read_bytes())
+        weights = _weights(folder, page)
+        with _says_damage(weights):
+            return page, load_file(weights)
+
+
+def _weights(folder: Path, page: Page) -> Path:
+    """The file with the weights that go with a page."""
+    names = (WEIGHTS,) if page.weights is None else (WEIGHTS, _NEW_WEIGHTS)
+    places = [folder / name for name in names if (folder / name).is_file()]
+    if not places:
+        raise CheckpointError(f"{folder} has no {WEIGHTS}: give the folder that Result.save wrote")
+    if page.weights is None:
+        return places[0]
+    for place in places:
+        if _digest(place) == page.weights:
+            return place
+    raise CheckpointError(
+        f"{folder / WEIGHTS} is damaged or truncated, or belongs to another {PLAN} (its checksum is wrong): save it "
+        "again"
+    )
+
+
+@contextmanager
+def _says_damage(path: Path) -> Iterator[None]:
     try:
-        page = json.loads((folder / PLAN).read_text())
-        found = page["format"]
-        kept = {
-            str(name): {
-                int(axis): torch.tensor([int(k) for k in where], dtype=torch.int64) for axis, where in axes.items()
-            }
-            for name, axes in page["cuts"].items()
-        }
-        endings = {
-            str(path): Ending(None if given["norm"] is None else str(given["norm"]), bool(given["writable"]))
-            for path, given in page.get("constants", {}).items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder / PLAN} is damaged or truncated ({error}): save it again") from error
-    if found != FORMAT:
-        raise CheckpointError(f"{folder / PLAN} has format {found}, this version reads {FORMAT}")
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} is damaged or truncated ({error}): save it again") from error
-    return kept, endings, tensors
+        yield
+    except NotImplementedError as error:
+        raise CheckpointError(f"{path} has {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): make it readable") from error
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or truncated ({error}): save it again") from error
 
 
-def _check(model: nn.Module, kept: Kept, endings: dict[str, Ending], tensors: dict[str, Tensor], where: str) -> None:
-    shapes = {name: list(value.shape) for name, value in tensors_of(model).items()}
-    _refuse(sorted(set(kept) - set(shapes)), [], where)
-    for name, axes in kept.items():
-        for axis, positions in axes.items():
-            rising = bool((positions[1:] > positions[:-1]).all())
-            if not (0 <= axis < len(shapes[name]) and rising and _inside(positions, shapes[name][axis])):
-                raise CheckpointError(
-                    f"{where} does not fit the model: {name} has shape {shapes[name]}, too small for the positions "
-                    f"that stay on axis {axis}. Build the model at its original widths"
-                )
-            shapes[name][axis] = len(positions)
-    needed = set(model.state_dict())
-    gone, added, strange = after_replacing(model, kept, endings, shapes)
-    shapes = {**{name: shape for name, shape in shapes.items() if name not in gone}, **added}
-    needed = (needed - gone) | set(added)
-    _refuse([*strange, *sorted(set(tensors) - set(shapes))], sorted((needed & set(shapes)) - set(tensors)), where)
-    for name, value in tensors.items():
-        if shapes[name] != list(value.shape):
-            raise CheckpointError(
-                f"{where} does not fit the model: {name} would have shape {shapes[name]} after pruning, the file has "
-                f"{list(value.shape)}. Build the model at its original widths"
-            )
-
-
-def _inside(positions: Tensor, size: int) -> bool:
-    """Whether rising positions lie on an axis; none do where a layer has nothing left, which the file then says."""
-    return len(positions) == 0 or (int(positions[0]) >= 0 and int(positions[-1]) < size)
-
-
-def _refuse(strange: list[str], missing: list[str], where: str) -> None:
-    if strange or missing:
-        raise CheckpointError(
-            f"{where} does not fit the model: it has {strange[:3] or 'nothing'} that the model lacks, and lacks "
-            f"{missing[:3] or 'nothing'}. Build the same architecture that was pruned"
-        )
+def _digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+    return found.hexdigest()

@@ -117,7 +117,8 @@ class ZeroNodes:
         Args:
             tolerance: Largest difference from the model's outputs, as a share of the largest output, before folded
                 constants are rounded to the model's dtype.
-            inplace: Whether to change the given model instead of a copy; its parameters are then new objects.
+            inplace: Whether to change the given model instead of a copy, as a whole or not at all. Its parameters stay
+                the objects they are; ``reapx.carry_state`` cuts the state of their optimizer.
 
         Returns:
             The smaller network.
@@ -199,6 +200,19 @@ class Compacted:
         saved = f"{saving('parameters', self.params)}, {saving('MACs', self.nodes.macs)}"
         return f"Compacted: {saved}; same outputs up to {self.gap:.1e} of the largest"
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``."""
-        storage.save(folder, self.model, self.kept, str(self.nodes))
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``.
+
+        Whatever interrupts it, the folder holds the earlier result or this one, and both files carry checksums. Of a
+        network that was cut before, such as a pruned one that is pruned again, all cuts are saved: the first original
+        loads them.
+
+        Args:
+            folder: Made if need be.
+            overwrite: Whether a result that the folder holds is replaced.
+
+        Raises:
+            InputError: the folder holds a result, or the model was changed so that it could not be loaded.
+            CheckpointError: the folder cannot be written to.
+        """
+        storage.save(folder, self.model, self.kept, str(self.nodes), overwrite=overwrite)

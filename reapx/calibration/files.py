@@ -1,0 +1,124 @@
+"""Files that are complete or not there, folders that one process uses at a time, and what to do about a full disk."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..errors import InputError
+
+LOCK = ".lock"
+_PART = ".part"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A new file to write, which takes the place of ``path`` once the block has ended and it is on the disk.
+
+    Whatever happens in between, ``path`` is the earlier file or the new one. The new file has a name that nothing else
+    has, so that neither another process nor a link leads the writer elsewhere.
+
+    Raises:
+        OSError: the file system refuses.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_PART}")
+    try:
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield part
+        with part.open("r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where its file system can."""
+    near = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(near)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(near)
+
+
+def remove_parts(folder: Path) -> None:
+    """Delete what a killed process left half written; for the one that has the folder for itself."""
+    for part in folder.glob(f".*{_PART}"):
+        with suppress(OSError):
+            part.unlink()
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder with all above it, unless it is there.
+
+    Raises:
+        InputError: that is not possible.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made a folder ({error}): give another one") from error
+
+
+def claim(folder: Path) -> int:
+    """Take a folder for this process, until the descriptor that comes back is closed or the process ends.
+
+    The lock is the process's: workers that it forks do not hold it on, and it may claim the folder again.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: the folder cannot be written to.
+    """
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            os.close(descriptor)
+            raise BlockingIOError(*error.args) from error
+        # This file system has no locks: then two processes are told apart by the names of what they write alone.
+    return descriptor
+
+
+@contextmanager
+def undisturbed(folder: Path, *, writing: bool) -> Iterator[None]:
+    """Wait until nobody writes into a folder, or, to write, until nobody reads it either; then keep it so.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX if writing else fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+_CURES = {
+    "make room": (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    "make it writable": (errno.EACCES, errno.EPERM, errno.EROFS),
+    "something else removed it meanwhile: let nothing else use the folder": (errno.ENOENT, errno.ESTALE),
+}
+
+
+def cure_of(error: Exception) -> str:
+    """What to do about a file that cannot be written, from an error of the system or of safetensors."""
+    number = getattr(error, "errno", None)
+    if number is None:
+        found = re.search(r"os error (\d+)", str(error))
+        number = None if found is None else int(found[1])
+    return next((cure for cure, numbers in _CURES.items() if number in numbers), "make sure that the disk works")

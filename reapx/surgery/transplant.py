@@ -1,0 +1,122 @@
+"""Transplant: a network becomes what a smaller copy of it is, as a whole or not at all."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..capture.graph import tensors_of
+from .cut import ORIGIN, tensors_in_module
+
+Step = tuple[Callable[[], None], Callable[[], None]]
+"""A change, and what undoes it whether or not it was made."""
+
+_PLAIN = (int, float, str, tuple, type(None))
+
+
+def shadow(model: nn.Module) -> nn.Module:
+    """A copy of a network's modules that holds the same tensors, to be cut in its stead.
+
+    What assigns to the copy gives it tensors of its own; nothing may write into those that it has.
+    """
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors_of(model).values()})
+
+
+def transplant(model: nn.Module, smaller: nn.Module, names: Collection[str]) -> None:
+    """Give a network the tensors, sizes and replaced modules of its smaller shadow.
+
+    Everything is prepared before anything changes; what interrupts the changes, such as Ctrl-C, undoes them. Parameters
+    and buffers stay the objects that they are, so that optimizers and others that hold them see the smaller values;
+    their gradients, which belong to the larger network, are dropped.
+
+    Args:
+        model: The network; changed in place.
+        smaller: What its :func:`shadow` became; of no use afterwards, since the network takes its tensors and modules.
+        names: Qualified names of the parameters and buffers that differ.
+    """
+    steps = list(_steps(model, smaller, frozenset(names)))
+    try:
+        for change, _ in steps:
+            change()
+    except BaseException:
+        _undo(steps)
+        raise
+
+
+def _undo(steps: list[Step]) -> None:
+    try:
+        for _, undo in reversed(steps):
+            undo()
+    except KeyboardInterrupt:  # once more: a network in halves is of no use
+        _undo(steps)
+
+
+def _steps(model: nn.Module, smaller: nn.Module, names: frozenset[str], prefix: str = "") -> Iterator[Step]:
+    before = tensors_in_module(model)
+    for leaf, new in tensors_in_module(smaller).items():
+        if f"{prefix}{leaf}" in names and before[leaf] is not new:
+            yield _of_tensor(before[leaf], new.detach())
+    yield from (_of_entry(model.__dict__, key, value) for key, value in _numbers_that_differ(model, smaller).items())
+    if ORIGIN in smaller.__dict__:
+        yield _of_entry(model.__dict__, ORIGIN, smaller.__dict__[ORIGIN])
+    for name, child in smaller._modules.items():
+        own = model._modules[name]
+        if own is None or child is None:
+            continue
+        if type(own) is type(child):
+            yield from _steps(own, child, names, f"{prefix}{name}.")
+        else:
+            yield _of_entry(model._modules, name, child)
+
+
+def _numbers_that_differ(model: nn.Module, smaller: nn.Module) -> dict[str, object]:
+    """Sizes that a module has as attributes, such as ``out_channels``."""
+    before = model.__dict__
+    return {
+        key: value
+        for key, value in smaller.__dict__.items()
+        if isinstance(value, _PLAIN) and key in before and isinstance(before[key], _PLAIN) and before[key] != value
+    }
+
+
+def _of_tensor(tensor: Tensor, new: Tensor) -> Step:
+    old, gradient = tensor.data, tensor.grad
+
+    def change() -> None:
+        tensor.grad = None
+        _set_data(tensor, new)
+
+    def undo() -> None:
+        _set_data(tensor, old)
+        tensor.grad = gradient
+
+    return change, undo
+
+
+def _set_data(tensor: Tensor, value: Tensor) -> None:
+    """Where a loss of the larger network is still held, autograd would want gradients of the earlier shape.
+
+    It forgets that shape only where the dtype changes, so it does for a moment.
+    """
+    other = torch.float32 if value.dtype == torch.float64 else torch.float64
+    tensor.data = value.new_empty(0, dtype=other)
+    tensor.data = value
+
+
+def _of_entry(entries: dict[str, Any], key: str, value: object) -> Step:
+    there, before = key in entries, entries.get(key)
+
+    def change() -> None:
+        entries[key] = value
+
+    def undo() -> None:
+        if there:
+            entries[key] = before
+        else:
+            entries.pop(key, None)
+
+    return change, undo
