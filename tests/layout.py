@@ -1,8 +1,10 @@
 """What the folders promise, read from the sources without importing them.
 
 ``ROOMS`` lists the rooms of reapx/ so that a room may import only from rooms before it. Every import that is written
-down counts alike, wherever it stands: one inside a function or under ``TYPE_CHECKING`` costs nothing when the package
-is loaded, but a reader has to follow it all the same. Modules named in strings (``importlib``) are not seen.
+down counts for that order, wherever it stands: one inside a function or under ``TYPE_CHECKING`` costs nothing when the
+package is loaded, but a reader has to follow it all the same. Only for circles of modules, imports under
+``TYPE_CHECKING`` do not count: a method may return what names its own class, as ``Plan.apply`` returns a ``Result``.
+Modules named in strings (``importlib``) are not seen.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ ROOMS = (
     "capture",
     "groups",
     "moments",
+    "kernels",
     "costs",
     "text",
     "selection.paths",
@@ -48,11 +51,15 @@ CPP_LINES = 400
 
 @dataclass(frozen=True)
 class Import:
-    """``source`` imports ``target``, both named below the package ("groups.propagation"), in one line of a file."""
+    """``source`` imports ``target``, both named below the package ("groups.propagation"), in one line of a file.
+
+    ``typing`` says that only type checkers see it.
+    """
 
     source: str
     target: str
     place: str
+    typing: bool = False
 
 
 def modules(package: Path) -> dict[str, Path]:
@@ -81,13 +88,19 @@ def imports(package: Path) -> list[Import]:
     files = modules(package)
     found = []
     for source, file in files.items():
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        typing = {id(node) for block in ast.walk(tree) if _for_typing(block) for node in ast.walk(block)}
+        for node in ast.walk(tree):
             place = f"{file.relative_to(package.parent)}:{getattr(node, 'lineno', 0)}"
             for name in _imported(node, file.relative_to(package.parent).parent.parts):
                 target = _module(name, package.name, files)
                 if target is not None:
-                    found.append(Import(source, target, place))
+                    found.append(Import(source, target, place, id(node) in typing))
     return found
+
+
+def _for_typing(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def _imported(node: ast.AST, folder: tuple[str, ...]) -> Iterator[str]:
@@ -129,7 +142,8 @@ def circle(package: Path) -> list[str]:
     """Modules that import each other in a circle, the first one again at the end; nothing where there is none."""
     targets: dict[str, list[str]] = {}
     for found in imports(package):
-        targets.setdefault(found.source, []).append(found.target)
+        if not found.typing:
+            targets.setdefault(found.source, []).append(found.target)
     finished: set[str] = set()
 
     def walk(module: str, trail: list[str]) -> list[str]:

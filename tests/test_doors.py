@@ -15,8 +15,6 @@ import reapx
 from reapx.groups.analysis_state import AnalysisState
 from reapx.groups.operator_rules import OPERATOR_RULES
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 HALF = reapx.MACs(0.5)
 
 

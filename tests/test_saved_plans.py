@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 import reapx
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 HALF = reapx.MACs(0.5)
 PAGE, TENSORS = "reapx-plan.json", "reapx-plan.safetensors"
 

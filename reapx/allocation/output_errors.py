@@ -16,13 +16,13 @@ from torch.fx import Node
 
 from ..calibration.checkpoint import Checkpoint, digest_of
 from ..calibration.images import Images
+from ..calibration.progress import SILENT, Progress
 from ..calibration.sample import Sample
 from ..calibration.store import TensorStore
 from ..capture.execution import evaluate, last_reads, run
 from ..capture.graph import Graph, ancestors, is_dynamic, operator_name
 from ..capture.precision import exact
 from ..errors import InputError
-from ..progress import SILENT, Progress
 
 OutputError = Literal["squared", "kl"]
 """What an error at the outputs is."""

@@ -18,11 +18,11 @@ import numpy as np
 
 from ..calibration.checkpoint import Checkpoint
 from ..calibration.images import Images
+from ..calibration.progress import Progress
 from ..capture.graph import Graph
 from ..costs.budget import Budget, Costs
 from ..errors import BudgetError
 from ..groups.channel_groups import Group
-from ..progress import Progress
 from ..selection.paths.path import Path
 from .allowed_widths import WidthRules, largest, refusal
 from .curves import ErrorCurve

@@ -18,13 +18,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..calibration.progress import progress_of
 from ..capture.graph import Graph
 from ..capture.layers import Layer
 from ..errors import InputError
 from ..groups.channel_groups import Group
 from ..inspection.argument_checks import check_arguments
 from ..inspection.inspection import Inspection, inspect
-from ..progress import progress_of
 from ..selection.find_paths import measure_consumers
 from ..selection.paths.consumers import measured_consumers
 from ..text import listed, table

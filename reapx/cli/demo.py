@@ -296,8 +296,8 @@ def comparison_page(rows: Sequence[Row], result: Result, lead: str) -> str:
 
 def cells(rows: Sequence[Row]) -> list[list[str]]:
     """The comparison as text, under ``HEADER``."""
-    lines = []
-    for row in rows:
-        times = [f"{row.milliseconds:.1f}", f"{row.seconds:.1f}" if row.seconds else ""]
-        lines.append([row.name, share(row.accuracy), short(row.macs), short(row.params), *times])
-    return lines
+    return [[x.name, share(x.accuracy), short(x.macs), short(x.params), *_times(x)] for x in rows]
+
+
+def _times(row: Row) -> list[str]:
+    return [f"{row.milliseconds:.1f}", f"{row.seconds:.1f}" if row.seconds else ""]

@@ -9,13 +9,13 @@ from torch import nn
 from ..calibration.checkpoint import digest_of
 from ..calibration.images import Images
 from ..calibration.processes import Processes, processes_of
+from ..calibration.progress import timed
 from ..capture.graph import Graph, capture
 from ..capture.layers import Layer
 from ..costs.budget import Costs
 from ..errors import InputError
 from ..groups.channel_groups import ChannelAnalysis, Frozen, Group, find_groups
 from ..moments.finite_check import check_outputs
-from ..progress import timed
 from ..text import frozen_text, short, table
 from .argument_checks import Layers, check_arguments
 from .dry_run import find_droppable, freeze_failing

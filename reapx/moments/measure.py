@@ -15,11 +15,11 @@ from .. import _native
 from ..calibration.checkpoint import Checkpoint
 from ..calibration.images import Images
 from ..calibration.processes import Processes
+from ..calibration.progress import SILENT, Progress
 from ..capture.execution import run
 from ..capture.graph import Graph
 from ..capture.layers import Layer
 from ..errors import NumericalError
-from ..progress import SILENT, Progress
 from .finite_check import not_finite
 from .moments import Moments
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..calibration.images import Images
+from ..calibration.progress import SILENT, Progress, timed
 from ..capture.graph import Graph, capture
 from ..costs.latency import Latency, measure_milliseconds
 from ..groups.channel_groups import Group
 from ..inspection.argument_checks import RefitLayers
-from ..progress import SILENT, Progress, timed
 from ..reconstruction.sweep import LayerRefit, reconstruct
 from ..selection.paths.path import Path
 from ..selection.paths.weight_changes import cut_tensors

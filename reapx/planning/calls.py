@@ -9,10 +9,10 @@ from torch import nn
 from ..allocation.output_errors import OutputError
 from ..allocation.pro import POINTS
 from ..calibration.processes import processes_of
+from ..calibration.progress import OnProgress
 from ..costs.budget import Budget, MACs
 from ..inspection.argument_checks import Allocation, Bounds, GivenWidths, Layers, RefitLayers, check_arguments
 from ..inspection.validation import bounds_by_name, check_settings, layer_names, widths_by_name
-from ..progress import OnProgress
 from ..selection.methods import Selection, SelectionRule
 from .pipeline import make_plan
 from .plan import Plan

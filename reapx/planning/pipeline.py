@@ -16,11 +16,11 @@ from ..allocation.output_errors import scored_outputs
 from ..allocation.pro import Measurement, Tradeoff, measure_tradeoff
 from ..allocation.uniform import uniform
 from ..calibration.checkpoint import Checkpoint, fingerprint
+from ..calibration.progress import Progress, progress_of
 from ..costs.latency import Latency, latency_terms
 from ..errors import BudgetError
 from ..inspection.inspection import Inspection, inspect
 from ..inspection.validation import bounds_of, widths_of
-from ..progress import Progress, progress_of
 from ..selection.find_paths import find_paths
 from ..selection.paths.path import Path
 from . import saved_plan

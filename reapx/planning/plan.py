@@ -13,6 +13,7 @@ from ..allocation.curves import ErrorCurve
 from ..allocation.descent import TradeoffPoint
 from ..allocation.pro import Tradeoff
 from ..calibration.images import Images
+from ..calibration.progress import OnProgress, progress_of
 from ..capture.graph import Graph
 from ..costs.budget import Budget
 from ..costs.latency import Latency
@@ -21,7 +22,6 @@ from ..groups.channel_groups import Frozen
 from ..inspection.argument_checks import RefitLayers, check_arguments
 from ..inspection.inspection import Inspection
 from ..inspection.validation import check_model, check_settings
-from ..progress import OnProgress, progress_of
 from ..selection.paths.path import Path
 from ..surgery.cut import Kept, kept_positions
 from ..text import frozen_text, latency_text, listed, saving

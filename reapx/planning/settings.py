@@ -9,10 +9,10 @@ from typing import Any
 
 from ..allocation.output_errors import OUTPUT_ERRORS, OutputError
 from ..allocation.pro import POINTS
+from ..calibration.progress import OnProgress
 from ..costs.budget import Budget
 from ..errors import InputError
 from ..inspection.argument_checks import Allocation, check_arguments
-from ..progress import OnProgress
 from ..selection.lasso import require_lasso
 from ..selection.methods import BLIND, SELECTIONS, Selection, SelectionRule, selection_name
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from ..calibration.progress import OnProgress, progress_of
 from ..errors import InputError
 from ..groups.channel_groups import Group
 from ..inspection.argument_checks import check_arguments
 from ..inspection.inspection import Inspection
 from ..moments.moments import Moments
-from ..progress import OnProgress, progress_of
 from ..selection import find_paths
 from ..selection.methods import Selection, SelectionRule
 from ..selection.paths.path import Path

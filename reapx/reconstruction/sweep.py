@@ -16,12 +16,12 @@ from torch.fx import Node
 
 from .. import _native
 from ..calibration.images import Images
+from ..calibration.progress import SILENT, Progress
 from ..capture.graph import Graph, operator_name
 from ..capture.layers import MAX_FEATURES, Layer, Tail, can_refit, describe, norm_affine, tail_of
 from ..errors import CaptureError, NumericalError
 from ..moments.measure import Accumulator, check_finite
 from ..moments.moments import Moments, damp
-from ..progress import SILENT, Progress
 from ..surgery.cut import Kept
 from .rectify import Batch, FittedWeights, feeds_relu, rectify
 from .schedule import schedule

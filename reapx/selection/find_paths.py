@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ..calibration.checkpoint import Checkpoint
 from ..calibration.images import Images
+from ..calibration.progress import SILENT, Progress
 from ..calibration.store import TensorStore
 from ..capture.graph import Graph
 from ..errors import CalibrationWarning
 from ..groups.channel_groups import Group
 from ..moments.measure import measure
 from ..moments.moments import Moments
-from ..progress import SILENT, Progress
 from .methods import BLIND, SelectedUnits, SelectionRule, choose
 from .paths.consumers import measured_consumers
 from .paths.path import Path
