@@ -1,6 +1,6 @@
-"""Progress of long steps: bars on the terminal, a call of the user's own, and lines in the log.
+"""Progress of long steps: bars on the terminal, calls of a user's function, and lines in the log.
 
-The log is ``logging.getLogger("reapx")``: each step and its time, at level INFO.
+``logging.getLogger("reapx")`` logs each step and its time at level INFO.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 OnProgress = Callable[[str, int, int], object]
-"""``(step, done, total)``: the name of a step, and how much of it is done, from 0 to ``total``."""
+"""A function ``(step, done, total)``, called with the name of a step and how much of it is done, 0 to ``total``."""
 
 LOG = logging.getLogger("reapx")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Who is told how far a step is.
+    """Where the progress of steps is shown.
 
     Attributes:
-        bars: Whether bars are shown on the terminal.
-        call: What else is called, or None.
+        bars: Whether to show bars on the terminal.
+        call: Function to call with the progress, or None.
     """
 
     bars: bool
@@ -38,14 +38,14 @@ class Progress:
     def over(
         self, items: Collection[Item], step: str, *, unit: str = "batch", done: int = 0, total: int | None = None
     ) -> Iterator[Item]:
-        """The items one by one, while progress is told.
+        """Iterate over items, and show the progress after each.
 
         Args:
-            items: What is still to do.
-            step: Name of the step, as it is shown.
-            unit: What an item is.
-            done: How many were done before, by another run.
-            total: How many there are in all; those in ``items`` by default.
+            items: Items of the step that are not done yet.
+            step: Name of the step.
+            unit: Name of an item.
+            done: Number of items that an interrupted call has done.
+            total: Number of all items; by default ``done`` and those in ``items``.
         """
         total = done + len(items) if total is None else total
         if self.call is not None:
@@ -62,12 +62,12 @@ SILENT = Progress(False)
 
 
 def progress_of(progress: bool | None, on_progress: OnProgress | None = None, *, told: bool = True) -> Progress:
-    """What the arguments of the same names ask for.
+    """The progress that the public arguments of the same names ask for.
 
     Args:
-        progress: None shows bars where the terminal does, unless there is a call.
-        on_progress: Called with each step, or None.
-        told: Whether this process tells anything: of several, one does.
+        progress: Whether to show bars; None shows them if stderr is a terminal and there is no ``on_progress``.
+        on_progress: Function to call with the progress, or None.
+        told: Whether this process shows progress; with several processes, only one does.
     """
     if not told:
         return SILENT
@@ -77,7 +77,7 @@ def progress_of(progress: bool | None, on_progress: OnProgress | None = None, *,
 
 @contextmanager
 def timed(step: str) -> Iterator[None]:
-    """Log how long the block took, once it has ended well."""
+    """Log the time that a block took, unless it raised an error."""
     start = time.perf_counter()
     yield
     LOG.info("%s: %.2f s", step, time.perf_counter() - start)

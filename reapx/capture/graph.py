@@ -35,7 +35,7 @@ _TORCH = ("aten", "prim", "prims")
 def operator_name(node: Node) -> str:
     """Name without overload and in-place mark: ``"add"`` for ``aten.add_.Tensor``.
 
-    Operators of others keep their namespace, ``"mylib::add"``: they may act in another way than ATen's of that name.
+    Operators of other libraries keep their namespace, as in ``"mylib::add"``, since they may act differently.
     """
     schema = getattr(node.target, "_schema", None)
     if schema is None:

@@ -18,10 +18,10 @@ from .channel_table import Layout, broadcast
 from .shape_rules import axes_of, source
 
 OperatorRule = Callable[[AnalysisState, Node], NodeLayout]
-"""``(state, node) -> layout`` of the node's value, given those of its inputs in ``state.layout(...)``."""
+"""A function ``(state, node)`` that returns the layout of the node's value; ``state.layout`` has its inputs'."""
 
 OperatorKind = Literal["elementwise", "per_channel", "norm"]
-"""What an operator of the user's own does to channels, in a word; see :func:`register_operator`."""
+"""How a user's operator passes channels on; see :func:`register_operator`."""
 
 SKIPPED = frozenset(["sym_size", "_assert_scalar", "sym_constrain_range_for_size", "_assert_tensor_metadata"])
 
@@ -175,24 +175,24 @@ _REGISTERED: dict[str, OperatorRule] = {}
 
 
 def register_operator(op: object, rule: OperatorKind | OperatorRule) -> None:
-    """Teach reapx how an operator that it does not know passes channels on; without a rule, they stay.
+    """Register how an unknown operator passes channels on; without an operator rule, its channels are frozen.
 
-    A rule holds in this process until another one is registered for the same operator. What it says is not trusted:
-    every pruned network is tried and proved on real images.
+    The rule holds in this process until another one is registered for the same operator. A wrong rule cannot give a
+    wrong network: every pruned network is run and proved on calibration images.
 
     Args:
-        op: What ``torch.library.custom_op`` returned, ``torch.ops.mylib.scale``, or ``"mylib::scale"``. It needs a fake
-            implementation (``register_fake``) that takes any number of channels.
-        rule: ``"elementwise"``: positions are treated one by one, with broadcasting; ``"per_channel"``: each channel
-            (axis 1) by itself, while the positions in it may mix, as pooling does; ``"norm"``: as a batch norm does,
-            with channels along axis 1 and a value for each of them in every further tensor. Or a
-            function ``(state, node)`` that returns, for each axis of the operator's output, the channels along it, as
-            ``state.layout(input)`` has them for each of ``node.all_input_nodes``, or None where nothing can be removed.
-            It may call ``state.table.join(channels, others)``, where channels must leave together, and
-            ``state.table.freeze(channels, reason)``.
+        op: The operator that ``torch.library.custom_op`` returned, ``torch.ops.mylib.scale``, or ``"mylib::scale"``. It
+            needs a fake implementation (``register_fake``) that takes any number of channels.
+        rule: ``"elementwise"`` for operators on each position by itself, with broadcasting; ``"per_channel"`` for
+            operators on each channel (axis 1) by itself, whose positions may be combined, as pooling does; ``"norm"``
+            for operators such as a batch norm, with channels along axis 1 and a value for each channel in all further
+            tensors. Or a function ``(state, node)`` that returns a list with the channels along each axis of the
+            output, or None for an axis from which nothing can be removed. ``state.layout(input)`` is this list for each
+            of ``node.all_input_nodes``. The function may call ``state.table.join(channels, others)`` for channels that
+            must leave together, and ``state.table.freeze(channels, reason)``.
 
     Raises:
-        InputError: that is no operator or no rule, or reapx has a rule of its own for it.
+        InputError: ``op`` is not an operator, reapx has its own rule for it, or ``rule`` is not one of the above.
     """
     name = _qualified_name(op)
     if name in OPERATOR_RULES or name in LAYERS or name in SKIPPED:
@@ -204,12 +204,12 @@ def register_operator(op: object, rule: OperatorKind | OperatorRule) -> None:
 
 
 def rule_of(name: str) -> OperatorRule | None:
-    """The rule of an operator, by ``operator_name``; None where there is none."""
+    """The operator rule for a name as ``operator_name`` returns it; None where there is none."""
     return OPERATOR_RULES.get(name) or _REGISTERED.get(name)
 
 
 def _qualified_name(op: object) -> str:
-    """What ``operator_name`` calls the operator in a graph."""
+    """The name of an operator as ``operator_name`` returns it in a graph."""
     overload: Any = getattr(op, "_opoverload", op)  # of a torch.library.CustomOpDef
     schema = getattr(overload, "_schema", None)
     given = str(overload if schema is None and isinstance(overload, str) else getattr(schema, "name", ""))
@@ -223,7 +223,7 @@ def _qualified_name(op: object) -> str:
 
 
 def _own_rule(name: str, rule: OperatorRule) -> OperatorRule:
-    """A rule of the user's that is checked when it is used."""
+    """A user's rule, whose result is checked on each use."""
 
     def checked(state: AnalysisState, node: Node) -> NodeLayout:
         found = rule(state, node)

@@ -20,7 +20,7 @@ from .result import Result
 from .settings import DAMPING, RECTIFY, PlanSettings
 
 NO_LIMIT = MACs(1.0)
-"""The budget where the caller gives the widths: the whole network."""
+"""The budget where the caller gives the widths: the full network."""
 
 
 def plan(
@@ -46,65 +46,75 @@ def plan(
     on_progress: OnProgress | None = None,
     distributed: bool = False,
 ) -> Plan:
-    """Find out which channels to remove; nothing is touched.
+    """Plan which channels to remove; the model is not changed.
 
     Args:
         model: Module in eval mode.
         images: A tensor (images, ...) or an iterable of batches: tensors, tuples whose first item is the
             input, or dicts of keyword arguments. No labels.
-        budget: ``MACs(0.5)``, ``Params(0.4)``, ``Latency(0.6)``; fractions of the original or absolute numbers. May be
-            left out where ``allocation`` gives the widths.
-        allocation: How many channels each group keeps: ``"pro"`` (by the errors that each group's pruning causes at
-            the network's outputs) or ``"uniform"`` (one ratio for all). Or the widths themselves: a dict from layer
-            names, patterns or modules to whole numbers of output channels, or shares such as 0.5, which become the
-            nearest width allowed. Of several that meet a group, the last one holds; groups that none meets stay whole.
-        selection: Which channels leave. ``"reap"``: each the one that costs least after least squares; the one to take.
-            It pays where few channels are left. ``"nu"``: those that another emulates, into which they are folded;
-            close to REAP, and still of use where nothing is refitted (``reconstruct=False``), as is ``"thinet"``
-            (least contribution; the others are scaled). ``"magnitude"``: smallest incoming weights, without a look at
-            data; the quickest, and often enough where every layer is refitted. To compare with: ``"lasso"`` (CP;
-            needs scikit-learn), ``"dpp"`` (diverse), ``"output_norm"`` (OP; smallest outgoing weights). All but the
-            two norms look at the same Gram matrices, which take longer than the choice. Every selection works with
-            every allocation; with ``"pro"``, which asks for all widths at once, ``"lasso"`` and ``"dpp"`` give one
-            nested order: by entry into the LASSO's path, and greedily by determinant.
-            Or a rule of your own: a function ``(group, moments, weights)``, called for each group with the moments of
-            each of ``group.consumers``' inputs (about the mean where an intercept is fitted) and its weight (outputs,
-            features) float64, rows scaled by the norm that follows. It returns scores, floating point, one for each
-            unit, of which the smallest leave first; or the units, whole numbers, in the order in which they leave.
-        streams: Whether residual streams lose channels too; by default unless the allocation is ``"uniform"``.
-        round_to: Kept widths are multiples of this.
+        budget: ``MACs(0.5)``, ``Params(0.4)`` or ``Latency(0.6)``; a fraction of the original or an absolute number. It
+            may be omitted where ``allocation`` gives the widths.
+        allocation: Chooses the number of channels that each group keeps. ``"pro"`` chooses by the errors at the
+            network's outputs that pruning each group causes; ``"uniform"`` takes one ratio for all groups. Or give the
+            widths: a dict from layer names, patterns or modules to whole numbers of output channels, or to shares such
+            as 0.5, which become the nearest allowed width. Where several entries match a group, the last one holds;
+            groups without an entry stay whole.
+        selection: Chooses the channels that leave. ``"reap"`` (recommended) removes the channel that costs least after
+            least squares, one by one; it helps most where few channels remain. ``"nu"`` folds each channel into another
+            that emulates it. It is close to REAP, and useful without a refit as well (``reconstruct=False``), as is
+            ``"thinet"``, which removes the least contributions and scales the others. ``"magnitude"`` removes the
+            smallest incoming weights, without data; it is the fastest, and often good enough where every layer is
+            refitted. For comparison there are ``"lasso"`` (CP; needs scikit-learn), ``"dpp"`` (a diverse sample) and
+            ``"output_norm"`` (OP; smallest outgoing weights, without data). All but the two norms use the same Gram
+            matrices, whose measurement takes longer than the selection. Every selection works with every allocation.
+            ``"pro"`` needs nested selections for all widths, so ``"lasso"`` then orders channels by their entry into
+            the LASSO's path, and ``"dpp"`` greedily by determinant.
+            Or give a function ``(group, moments, weights)``, which is called for each group with the moments of each
+            of its consumers' inputs (about the mean where an intercept is fitted) and their weights (outputs, features)
+            float64, rows scaled by the norm that follows. It returns floating-point scores, one for each unit, of which
+            the smallest leave first; or integers, the units in the order in which they leave.
+        streams: Whether residual streams may lose channels; by default if the allocation is not ``"uniform"``.
+        round_to: Kept widths are multiples of this number of channels.
         exclude: Layer names, patterns (``"layer3.*"``) or modules whose output channels stay.
         bounds: Layer name, pattern or module -> (fewest, most) of its output channels that stay: shares such as
-            ``(0.25, 1.0)``, or whole numbers of channels. A branch that must keep something does not leave as a whole.
-        points: Widths of each group at which the error at the outputs is measured, besides width 0 (``"pro"`` only);
-            between them, it follows the group's own path.
-        rounds: Measure again on the way to the budget, this often in all (``"pro"`` only).
-        output_error: ``"squared"``: mean squared difference of the outputs before a softmax; ``"kl"``:
+            ``(0.25, 1.0)``, or whole numbers of channels. A branch with a bound above 0 does not leave as a whole.
+        points: Number of widths of each group at which errors at the outputs are measured, besides width 0 (``"pro"``
+            only). Between them, the error follows the reconstruction error of the group's path.
+        rounds: Number of rounds of measurements; rounds after the first start closer to the budget (``"pro"`` only).
+        output_error: ``"squared"`` for the mean squared difference of the outputs before a softmax; ``"kl"`` for the
             Kullback-Leibler divergence of their softmax (``"pro"`` only).
         damping: λ as a fraction of the mean diagonal of each Gram matrix.
         swaps: After selection, exchange up to this many removed channels of each group for kept ones, as long as the
             reconstruction error falls (``"reap"`` only).
-        positions: Measure only this many random positions of each feature map for selection, the same on every run;
-            all by default. Layers that read vectors or tokens measure all.
-        resume: A folder for what is measured. After a kill, the same call with the same folder goes on from there.
-        memory: Bytes of the device's memory for images, and for activations, before they go to disk; by default 512 MB
-            on the CPU and at most an eighth of what is free on a GPU.
-        progress: Show progress bars; by default when the terminal is one and there is no ``on_progress``. Of several
-            processes, the first does.
-        on_progress: Called as ``on_progress(step, done, total)`` when a step starts, and whenever more of it is done.
-            What it raises ends the call. ``logging.getLogger("reapx")`` has the steps and their times, at level INFO.
-        distributed: Share the work with the other processes of ``torch.distributed``'s default group. All call this,
-            and then ``apply``, with the same model and arguments and each with its own images. All get the plan and the
-            network that one process makes of all batches, rank 0's first, but for the order in which sums are added up.
+        positions: Number of random positions of each feature map to measure for selection, the same on every run; None
+            for all. Layers that read vectors or tokens are measured at all positions.
+        resume: Folder in which measurements are stored. If a call is interrupted, the same call with the same folder
+            continues from there.
+        memory: Bytes of the device's memory for images, and again for activations, before they move to disk; by default
+            512 MB on the CPU, and at most an eighth of the free memory on a GPU.
+        progress: Whether to show progress bars; by default if stderr is a terminal and there is no ``on_progress``.
+            With several processes, only the first shows them.
+        on_progress: Called as ``on_progress(step, done, total)`` at the start of a step and whenever more of it is
+            done. An error that it raises ends the call. ``logging.getLogger("reapx")`` logs the steps and their times
+            at level INFO.
+        distributed: Whether to share the work with the other processes of ``torch.distributed``'s default group. All of
+            them call this function and then ``apply``, with the same model and arguments, each with its own images. All
+            get the same plan and network as a single process with all batches (those of rank 0 first), up to the order
+            in which sums are added.
 
     Returns:
         The plan; ``print`` it, then ``apply`` it.
 
     Raises:
-        InputError: images or arguments cannot be used, the model is in train mode, or processes have other models.
-        CaptureError: torch.export refuses the model.
-        BudgetError: the budget cannot be reached; says the smallest that can.
-        NumericalError: NaN or Inf in an activation, a singular Gram matrix, or processes that round differently.
+        InputError: an argument is not allowed, images cannot be used, the model is in train mode or does not run on
+            them, no channel can be removed, ``resume`` holds measurements of another call, or processes have different
+            models or arguments.
+        CaptureError: torch.export refuses the model, or the model fixes its batch size.
+        BudgetError: the budget cannot be reached; the message names the smallest that can.
+        NumericalError: an activation is NaN or infinite, a Gram matrix is singular at this damping, or processes round
+            differently.
+        CheckpointError: a file in ``resume`` is damaged or cannot be written.
+        BackendError: there are no kernels for the model's device.
     """
     check_arguments(distributed=distributed)
     processes = processes_of(distributed, model)
@@ -166,14 +176,21 @@ def prune(
     Args:
         reconstruct, refit, rectify, inplace: As for ``Plan.apply``.
         damping, progress, on_progress: For both.
-        budget and all others: As for ``reapx.plan``.
+        budget and all other arguments: As for ``reapx.plan``.
 
     Returns:
         The smaller module, its errors and its proof.
 
     Raises:
-        InputError, CaptureError, BudgetError, NumericalError: As ``reapx.plan`` and ``Plan.apply``.
-        ProofError: the smaller module does not compute what the masked original does; the model is as it was.
+        InputError: an argument is not allowed, images cannot be used, the model is in train mode or does not run on
+            them, no channel can be removed, or processes have different models or arguments.
+        CaptureError: torch.export refuses the model, or forward() runs other operators with fewer channels.
+        BudgetError: the budget cannot be reached; the message names the smallest that can.
+        NumericalError: an activation is NaN or infinite, or a Gram matrix is singular at this damping.
+        CheckpointError: a file in ``resume`` is damaged or cannot be written.
+        BackendError: there are no kernels for the model's device.
+        ProofError: the smaller module does not compute what the masked original computes.
+        The model is unchanged in all these cases.
     """
     check_arguments(distributed=distributed)
     with processes_of(distributed, model).together():

@@ -216,14 +216,14 @@ class Plan:
         )
 
     def save(self, folder: str | FilePath) -> None:
-        """Write the plan into a folder, JSON and safetensors, to be looked at or applied another day.
+        """Write the plan into a folder as JSON and safetensors; ``reapx.load_plan`` reads it.
 
-        ``reapx.load_plan`` reads it. It keeps what leaves, the predicted errors and what PRO measured, and neither the
-        model nor the images. Of several processes, let the first do it.
+        The folder holds the removed units, the predicted errors and PRO's measurements, but neither the model nor the
+        images. With several processes, only the first should write it.
 
         Raises:
             InputError: the folder is a file.
-            CheckpointError: it cannot be written; what was there before still is.
+            CheckpointError: the folder cannot be written; what it held before is unchanged.
         """
         own = self._stored.own if self._stored is not None else own_tensors(self._graph, self._paths, self.groups)
         saved_plan.write_plan(folder, saved_plan.page_of(self), own)
@@ -250,9 +250,8 @@ class Plan:
     ) -> Result:
         """Remove the channels, refit by least squares, and prove the result.
 
-        Where a group leaves as a whole, layers without outputs become ``Empty``, norms without channels become
-        ``nn.Identity``, and layers without inputs become a trainable ``Constant``, into which the batch norm behind is
-        folded.
+        Where a group leaves as a whole, layers without outputs become ``Empty``, norms ``nn.Identity``, and layers
+        without inputs a trainable ``Constant``, into which the batch norm behind is folded.
 
         Args:
             reconstruct: Whether to refit weights. Without a refit, channels are only removed; selection ``"nu"`` then
@@ -273,8 +272,7 @@ class Plan:
             The smaller module, its errors and its proof.
 
         Raises:
-            InputError: the model is in train mode or has changed since the plan was made, an argument is invalid, or
-                processes call this with different arguments.
+            InputError: an argument is not allowed, the model is in train mode or has changed, or processes differ.
             NumericalError: an activation is NaN or infinite, or a least-squares system is singular at this damping.
             CaptureError: torch.export refuses the pruned model, or forward() runs other operators with fewer channels.
             ProofError: the pruned module does not compute what the masked original computes.

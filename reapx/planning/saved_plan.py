@@ -1,4 +1,4 @@
-"""Plans in a folder: a page of JSON and a file of tensors, never pickle."""
+"""Plans saved in a folder: a JSON file and a safetensors file, never pickle."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _OF_THE_CALL = ("resume", "progress", "on_progress", "distributed")
 
 @dataclass(frozen=True)
 class Stored:
-    """What a plan that was loaded cannot compute anew.
+    """The parts of a loaded plan that cannot be computed again.
 
     Attributes:
-        own: What selection itself makes of the network's tensors; see ``own_tensors``.
-        latency: Milliseconds, (before, predicted after); None unless the budget is a latency.
+        own: Qualified name -> tensor that the selection method itself changes; see ``own_tensors``.
+        latency: Milliseconds per batch (before, predicted after); None unless the budget is a latency.
     """
 
     own: Mapping[str, Tensor]
@@ -53,7 +53,7 @@ class Stored:
 
 
 class SavedRule:
-    """Stands for a rule of selection that was a function: a plan keeps its name only."""
+    """Placeholder for a selection that was a function; a saved plan holds only its name."""
 
     def __init__(self, name: str) -> None:
         self.__name__ = name
@@ -69,11 +69,11 @@ class SavedRule:
 
 
 def write_plan(folder: str | Path, page: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a plan into a folder, which is made if need be; what is there is whole at any time.
+    """Write a plan into a folder, which is created if it does not exist; the folder is complete at any time.
 
     Raises:
         InputError: the folder is a file.
-        CheckpointError: it cannot be written.
+        CheckpointError: the folder cannot be written.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
@@ -87,10 +87,10 @@ def write_plan(folder: str | Path, page: Mapping[str, Any], tensors: Mapping[str
 
 
 def read_plan(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What :func:`write_plan` wrote.
+    """The JSON object and the tensors that :func:`write_plan` wrote.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or of another version.
+        CheckpointError: a file is missing, damaged, or of another version.
     """
     target = Path(folder)
     for name in (PAGE, TENSORS):
@@ -113,12 +113,12 @@ def read_plan(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def damaged(path: Path, reason: object) -> CheckpointError:
-    """What to raise for a file that cannot be read."""
+    """The error for a file that cannot be read."""
     return CheckpointError(f"{path} is damaged or truncated ({reason}): save the plan again")
 
 
 def page_of(plan: Plan) -> dict[str, Any]:
-    """What a plan has to keep, but for tensors."""
+    """A plan as a JSON object, without its tensors."""
     return {
         **model_page(plan._graph, plan._found.groups),
         "settings": settings_page(plan.settings),
@@ -133,7 +133,7 @@ def page_of(plan: Plan) -> dict[str, Any]:
 
 
 def model_page(graph: Graph, groups: Sequence[Group]) -> dict[str, Any]:
-    """What tells one model from another: its tensors, its operators and the groups found in it."""
+    """A description that identifies a model: its tensors, its operators and its channel groups."""
     return {
         "model": digest_of(graph.tensors),
         "operators": graph.digest(),
@@ -145,7 +145,7 @@ def check_model_page(page: Mapping[str, Any], graph: Graph, groups: Sequence[Gro
     """Refuse a plan of another model.
 
     Raises:
-        CheckpointError: says what differs.
+        CheckpointError: the models differ; the message says in what.
     """
     own = model_page(graph, groups)
     reasons = {
@@ -159,10 +159,10 @@ def check_model_page(page: Mapping[str, Any], graph: Graph, groups: Sequence[Gro
 
 
 def settings_page(settings: PlanSettings) -> dict[str, Any]:
-    """Settings as JSON has them.
+    """Settings as a JSON object.
 
     Raises:
-        InputError: the budget is of a kind of the caller's own.
+        InputError: the budget is of a class that the caller defined.
     """
     own = {each.name: getattr(settings, each.name) for each in fields(settings) if each.name not in _OF_THE_CALL}
     kind = type(settings.budget).__name__
@@ -173,7 +173,7 @@ def settings_page(settings: PlanSettings) -> dict[str, Any]:
 
 
 def settings_of(page: Mapping[str, Any], distributed: bool) -> PlanSettings:
-    """The settings that a page holds; resuming and progress are those of a new call."""
+    """The settings in a JSON object; settings of a single call, such as ``progress``, have their defaults."""
     kind, amounts = page["budget"]
     name, rule = page["selection"]
     return PlanSettings(
@@ -189,7 +189,7 @@ def settings_of(page: Mapping[str, Any], distributed: bool) -> PlanSettings:
 
 
 def entries_page(entries: Sequence[GroupPlan]) -> list[dict[str, Any]]:
-    """What a plan says of each group."""
+    """The plans of all groups as JSON objects."""
     return [
         {
             "group": entry.group.name,
@@ -203,7 +203,7 @@ def entries_page(entries: Sequence[GroupPlan]) -> list[dict[str, Any]]:
 
 
 def entries_of(page: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> tuple[GroupPlan, ...]:
-    """The groups' entries that a page holds."""
+    """The plans of all groups from JSON objects."""
     entries = []
     for group, own in zip(groups, page, strict=True):
         removed = chosen_units("removed", group, torch.tensor(own["removed"], dtype=torch.int64))
@@ -214,7 +214,7 @@ def entries_of(page: Sequence[Mapping[str, Any]], groups: Sequence[Group]) -> tu
 
 
 def stages_page(tradeoff: Tradeoff) -> list[dict[str, Any]]:
-    """The curves of each round of measuring, with the widths and the error that it started from."""
+    """The stages of a trade-off as JSON objects: curves, and the widths and error at which they start."""
     return [
         {
             "widths": stage.widths,
@@ -229,7 +229,7 @@ def stages_page(tradeoff: Tradeoff) -> list[dict[str, Any]]:
 
 
 def add_stages(tradeoff: Tradeoff, page: Sequence[Mapping[str, Any]]) -> None:
-    """Give a trade-off the stages that a page holds."""
+    """Add stages from JSON objects to a trade-off."""
     for stage in page:
         curves = {
             name: ErrorCurve(
@@ -241,7 +241,7 @@ def add_stages(tradeoff: Tradeoff, page: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """The value with None in place of NaN, which JSON does not have."""
+    """The value with None in place of NaN, which JSON lacks."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

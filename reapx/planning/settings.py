@@ -25,12 +25,12 @@ RECTIFY = 2
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PlanSettings:
-    """The arguments of ``reapx.plan``, where each is explained; layers are named here, not modules.
+    """The arguments of ``reapx.plan``, which explains them; here layers are given by names, not as modules.
 
-    They cannot be changed; ``dataclasses.replace`` makes others.
+    Settings are frozen; ``dataclasses.replace`` makes changed ones.
 
     Raises:
-        InputError: an argument is outside its choices (``CHECKS`` has them all), or two do not go together.
+        InputError: an argument is not allowed by ``CHECKS``, or two arguments exclude each other.
     """
 
     budget: Budget
@@ -64,12 +64,12 @@ class PlanSettings:
 
     @property
     def prunes_streams(self) -> bool:
-        """Whether residual streams lose channels too."""
+        """Whether residual streams may lose channels."""
         return self.allocation != "uniform" if self.streams is None else self.streams
 
     @property
     def method(self) -> str:
-        """How channels are chosen, and within what budget, in words."""
+        """Selection, allocation and budget in words."""
         text = f"{selection_name(self.selection)} selection"
         text += "" if self.swaps == 0 else f", at most {self.swaps} swaps a group"
         text += "" if self.positions is None else f", {self.positions} positions an image"

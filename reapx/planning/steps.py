@@ -1,4 +1,4 @@
-"""The steps of planning by themselves: moments of what was inspected, and the path of one group."""
+"""Single steps of planning as public functions: measure moments, and find the path of one group."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def measure(
     progress: bool | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, list[Moments]]:
-    """Moments of the inputs of all layers that read some groups, from one pass over the images.
+    """Measure the moments of the inputs of all consumers of some groups, in one pass over the images.
 
     Args:
-        inspection: What ``reapx.inspect`` found, with the images that it was given.
-        groups: Groups of it, or their names; all by default. Their Gram matrices, (features, features) float64 for
-            each layer, are in memory together.
+        inspection: Result of ``reapx.inspect``; its images are used.
+        groups: Groups of the inspection, or their names; all by default. The Gram matrices, (features, features)
+            float64 for each layer, are in memory at the same time.
         positions, progress, on_progress: As for ``reapx.plan``.
 
     Returns:
-        Name of each layer's weight -> moments of each of its conv groups. Those of ``consumer`` in ``group.consumers``
-        are ``moments[consumer.layer.weight][consumer.conv_group]``.
+        Weight name of each layer -> moments of each of its conv groups. The moments of a ``consumer`` in
+        ``group.consumers`` are ``moments[consumer.layer.weight][consumer.conv_group]``.
 
     Raises:
-        InputError: a group is not in the inspection.
-        NumericalError: NaN or Inf in an activation.
+        InputError: an argument is not allowed, or a group is not in the inspection.
+        NumericalError: an activation is NaN or infinite.
     """
     check_arguments(positions=positions, progress=progress, on_progress=on_progress)
     chosen = inspection.groups if groups is None else [_group_of(inspection, group) for group in groups]
@@ -60,22 +60,23 @@ def find_path(
     selection: Selection | SelectionRule = "reap",
     damping: float = DAMPING,
 ) -> Path:
-    """The order in which one group's units leave, and the exact reconstruction error after each.
+    """Find the order in which one group's units leave, and the exact reconstruction error after each removal.
 
     Args:
-        inspection: What ``reapx.inspect`` found.
-        group: A group of it, or its name.
-        moments: What :func:`measure` returned for it.
-        order: Units in the order in which they have to leave, all or the first ones; found by ``selection`` without it.
+        inspection: Result of ``reapx.inspect``.
+        group: A group of the inspection, or its name.
+        moments: Result of :func:`measure` for this group.
+        order: Units in the order in which they must leave, all of them or the first ones; None to find the order by
+            ``selection``.
         selection, damping: As for ``reapx.plan``.
 
     Returns:
-        The path over all units, or along ``order``: ``path.order``, ``path.errors`` (what each removal adds to the
-        damped error), ``path.error(count)`` and ``path.removed(count)`` after ``count`` removals.
+        The path over all units, or along ``order``. It has ``order``, ``errors`` (increases of the damped error),
+        ``error(count)`` and ``removed(count)`` after ``count`` removals.
 
     Raises:
-        InputError: an argument cannot be used, or the moments of a layer that reads the group are missing.
-        NumericalError: a Gram matrix is singular.
+        InputError: an argument is not allowed, or the moments of one of the group's consumers are missing.
+        NumericalError: a Gram matrix is singular at this damping.
     """
     check_arguments(selection=selection, damping=damping)
     found = _group_of(inspection, group)
@@ -84,7 +85,7 @@ def find_path(
         raise InputError(f"moments: {missing[0]}, which reads {found.name}, is missing: call reapx.measure with it")
     units = None
     if order is not None:
-        chosen_units("order", found, order)  # refuses what are no units
+        chosen_units("order", found, order)  # refuses values that are not units
         units = torch.as_tensor(order).detach().cpu().to(torch.int64)
     return find_paths.find_path(inspection._graph, found, moments, selection, damping=damping, order=units)
 

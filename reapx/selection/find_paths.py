@@ -48,11 +48,11 @@ def find_paths(
         images: Calibration images; they are measured for methods that use data, and for ``refits``.
         groups: Groups of the network.
         widths: Group name -> units that stay.
-        selection: One of ``SELECTIONS``, or a rule of the caller's.
+        selection: One of ``SELECTIONS``, or the caller's function.
         damping: λ as a fraction of the mean diagonal of each Gram matrix.
         swaps: Largest number of exchanges per group after REAP's selection; ignored with ``refits``.
         positions: Number of random positions of each feature map to measure; None for all.
-        progress: Who is told how many batches are done.
+        progress: Where the progress is shown.
         refits: Whether the paths hold the consumers' refitted weights at each cut. Their errors are then known for
             every method.
         checkpoint: Folder in which moments are stored while they are measured, and from which a later call resumes.
@@ -105,16 +105,18 @@ def find_path(
     damping: float,
     order: Tensor | None = None,
 ) -> Path:
-    """The path of one group over all its units, or along an order, from moments that were measured before.
+    """The path of one group over all its units, or along a given order, from moments that were measured before.
 
     Args:
-        moments: Of every layer that reads the group, as ``measure_consumers`` gives them.
-        selection: As for :func:`find_paths`; not asked where there is an order.
+        graph: The captured network.
+        group: The group.
+        moments: Moments of all consumers, as ``measure_consumers`` returns them.
+        selection: As for :func:`find_paths`; unused with an order.
         damping: λ as a fraction of the mean diagonal of each Gram matrix.
-        order: (steps,) int64, units in the order in which they leave.
+        order: (steps,) int64, units in the order in which they leave; None to find it.
 
     Raises:
-        NumericalError: a singular Gram matrix.
+        NumericalError: a Gram matrix is singular at this damping.
     """
     consumers = measured_consumers(graph, group, moments)
     steps = group.size if order is None else len(order)

@@ -22,10 +22,10 @@ from .paths.weight_changes import WeightChanges
 from .thinet import ChannelScales, thinet_order
 
 Selection = Literal["reap", "nu", "lasso", "thinet", "dpp", "output_norm", "magnitude"]
-"""Which channels leave, by the name of a method."""
+"""Name of a method of selection."""
 
 SelectionRule = Callable[[Group, Sequence[Moments], Sequence[Tensor]], Any]
-"""A method of the caller's own: ``(group, moments, weights) -> scores or order``; see :func:`order_by_rule`."""
+"""A method that the caller gives: ``(group, moments, weights) -> scores or order``; see :func:`order_by_rule`."""
 
 SELECTIONS: Mapping[str, str] = {
     "reap": "each the one that costs least after reconstruction; the one to take",
@@ -58,10 +58,10 @@ class SelectedUnits:
 def choose(
     selection: str | SelectionRule, graph: Graph, group: Group, consumers: Sequence[MeasuredConsumer], steps: int
 ) -> SelectedUnits:
-    """The units of one group that leave by one of the methods in ``SELECTIONS``, or by a rule of the caller's.
+    """The units of one group that leave by one of the methods in ``SELECTIONS``, or by the caller's function.
 
     Args:
-        selection: Name of the method, or the rule.
+        selection: Name of the method, or the caller's function.
         graph: The captured network.
         group: The group.
         consumers: Its consumers, with moments unless the method is one of ``BLIND``.
@@ -87,20 +87,20 @@ def choose(
 
 
 def selection_name(selection: str | SelectionRule) -> str:
-    """How a method is called in texts."""
+    """Name of a method in texts; the name of a function."""
     return selection if isinstance(selection, str) else str(getattr(selection, "__name__", type(selection).__name__))
 
 
 def order_by_rule(rule: SelectionRule, group: Group, consumers: Sequence[MeasuredConsumer], steps: int) -> Tensor:
-    """(steps,) int64: the order that a rule of the caller's gives.
+    """(steps,) int64 units in the order in which they leave by the caller's function.
 
-    The rule is called with the group and, for each of ``group.consumers``, the moments of its input (about the mean
+    The function is called with the group and, for each of ``group.consumers``, the moments of its input (about the mean
     where an intercept is fitted) and its weight (outputs, features) float64, rows scaled by the norm that follows. It
-    returns for all units either scores, floating point, of which the smallest leave first, or whole numbers, the units
-    in the order in which they leave, of which the last ones may be left out.
+    returns floating-point scores of all units, of which the smallest leave first; or integers, the units in the order
+    in which they leave, of which the last may be omitted.
 
     Raises:
-        InputError: what it returns is neither; names the rule and the group.
+        InputError: it returns neither; the message names the function and the group.
     """
     given = rule(group, [own.known_moments for own in consumers], [own.weight for own in consumers])
     where = f"selection={selection_name(rule)} for {group.name}, which has {group.size} units"
