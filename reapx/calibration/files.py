@@ -1,4 +1,4 @@
-"""Files that are complete or not there, folders that one process uses at a time, and what to do about a full disk."""
+"""Files that are complete or absent, folders that one process uses at a time, and cures for failed writes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _PART = ".part"
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A new file to write, which takes the place of ``path`` once the block has ended and it is on the disk.
+    """A new file to write, which replaces ``path`` once the block has ended and the file is on the disk.
 
-    Whatever happens in between, ``path`` is the earlier file or the new one. The new file has a name that nothing else
-    has, so that neither another process nor a link leads the writer elsewhere.
+    At any time, ``path`` is either the earlier file or the complete new one. The new file has a unique name, so neither
+    another process nor a link can redirect what is written.
 
     Raises:
-        OSError: the file system refuses.
+        OSError: the file cannot be written.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_PART}")
     try:
@@ -42,7 +42,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, where its file system can."""
+    """Flush the names in a folder to the disk, if its file system supports that."""
     near = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(near)
@@ -54,17 +54,17 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Delete what a killed process left half written; for the one that has the folder for itself."""
+    """Delete incomplete files of a killed process; the caller must have claimed the folder."""
     for part in folder.glob(f".*{_PART}"):
         with suppress(OSError):
             part.unlink()
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder with all above it, unless it is there.
+    """Create a folder and its parents, if they do not exist.
 
     Raises:
-        InputError: that is not possible.
+        InputError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -73,12 +73,12 @@ def make_folder(folder: Path) -> None:
 
 
 def claim(folder: Path) -> int:
-    """Take a folder for this process, until the descriptor that comes back is closed or the process ends.
+    """Claim a folder for this process, until the returned descriptor is closed or the process ends.
 
-    The lock is the process's: workers that it forks do not hold it on, and it may claim the folder again.
+    The lock belongs to the process: forked workers do not hold it, and the process may claim the folder again.
 
     Raises:
-        BlockingIOError: another process has it.
+        BlockingIOError: another process has claimed the folder.
         OSError: the folder cannot be written to.
     """
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -88,13 +88,13 @@ def claim(folder: Path) -> int:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             os.close(descriptor)
             raise BlockingIOError(*error.args) from error
-        # This file system has no locks: then two processes are told apart by the names of what they write alone.
+        # Without locks in this file system, two processes differ only by the unique names of their new files.
     return descriptor
 
 
 @contextmanager
 def undisturbed(folder: Path, *, writing: bool) -> Iterator[None]:
-    """Wait until nobody writes into a folder, or, to write, until nobody reads it either; then keep it so.
+    """Lock a folder for reading, or, to write, against all other readers and writers; waits for the lock.
 
     Raises:
         OSError: the folder cannot be opened.
@@ -116,7 +116,7 @@ _CURES = {
 
 
 def cure_of(error: Exception) -> str:
-    """What to do about a file that cannot be written, from an error of the system or of safetensors."""
+    """The cure for a file that could not be written, from an error of the system or of safetensors."""
     number = getattr(error, "errno", None)
     if number is None:
         found = re.search(r"os error (\d+)", str(error))

@@ -1,4 +1,4 @@
-"""Applying a plan: channels leave a copy of the network, what stays is refitted, and the copy is proved."""
+"""Apply a plan: cut channels out of a copy of the network, refit the copy, and prove it."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Removal:
         model: The smaller copy.
         kept: Qualified parameter name -> axis -> positions that stayed.
         updates: Qualified name -> refitted parameter of the smaller network.
-        fits: Each refitted layer's error.
-        gap: Largest difference from the masked original, a share of the largest output.
-        endings: What follows the layers that read nothing any more.
-        widths: Path -> channels of each norm that no tensor tells the width of.
+        fits: Errors of each refitted layer.
+        gap: Largest difference from the masked original, as a share of the largest output.
+        endings: What follows the layers without input channels.
+        widths: Path -> number of channels of each norm that holds no tensor.
     """
 
     model: nn.Module
@@ -54,7 +54,7 @@ class Removal:
     widths: dict[str, int]
 
     def repeat(self, model: nn.Module) -> None:
-        """Do the same to the network itself, in place: as a whole, or not at all where it is interrupted."""
+        """Make the same removal in the network itself, in place; an interruption undoes it."""
         smaller = shadow(model)
         shrink(smaller, self.kept, self.updates, self.endings)
         set_widths(smaller, self.widths)
@@ -77,22 +77,22 @@ def remove(
     """Remove units from a copy of a network, refit it, and prove that it equals the masked original.
 
     Args:
-        model: The network; it stays as it is.
+        model: The network; it is not changed.
         graph: The same network, captured.
-        groups: Coupled channels.
+        groups: Channel groups.
         removed: Group name -> units that leave.
         images: Calibration images.
-        refit: ``"all"``, ``"consumers"``, or None for no refits.
+        refit: ``"all"``, ``"consumers"``, or None for no refit.
         damping: Pull towards the old weights, a fraction of the mean diagonal of each Gram matrix.
-        rectify: Passes after each fit that leave out what a ReLU drops.
-        progress: Who is told how many layers are done.
-        changed: Qualified name -> full tensor of the network, zero where removed units are read, which takes the place
-            of the network's own where nothing is refitted.
+        rectify: Number of rectification passes after each fit.
+        progress: Where the progress is shown.
+        changed: Qualified name -> tensor of full size, zero where removed units are read. It replaces the network's own
+            tensor where ``refit`` is None.
 
     Raises:
-        NumericalError: an activation is not finite, or a Gram matrix singular.
-        CaptureError: torch.export refuses the smaller network.
-        ProofError: it does not compute what the masked original does.
+        NumericalError: an activation is NaN or infinite, or a least-squares system is singular at this damping.
+        CaptureError: torch.export refuses the smaller network, or it runs other operators.
+        ProofError: the smaller network does not compute what the masked original computes.
     """
     kept = kept_positions(groups, removed, graph.tensors)
     endings = find_endings(graph, groups, kept)
@@ -134,9 +134,10 @@ def remove(
 
 
 def _but_one(groups: Sequence[Group], removed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Units to remove so that every group keeps one.
+    """The units to remove, except for one unit of each group that would leave as a whole.
 
-    The network then runs the same operators as the original, which the refits need; layers are refitted without it.
+    With this unit, the network runs the same operators as the original, which the sweep needs. Layers are refitted
+    without it.
     """
     sizes = {group.name: group.size for group in groups}
     return {name: units[:-1] if len(units) == sizes[name] else units for name, units in removed.items()}
@@ -145,7 +146,7 @@ def _but_one(groups: Sequence[Group], removed: Mapping[str, Tensor]) -> dict[str
 def carry_out(
     plan: Plan, *, refit: RefitLayers | None, damping: float, rectify: int, inplace: bool, progress: Progress
 ) -> Result:
-    """What ``Plan.apply`` does once its arguments are checked; ``refit`` is None for no refits."""
+    """Apply a plan whose arguments were checked; ``refit`` is None for no refit."""
     start = time.perf_counter()
     model, graph, images = plan._model, plan._graph, plan._images
     changed: Mapping[str, Tensor] = {}
@@ -175,7 +176,7 @@ def carry_out(
 
 
 def _measured_latency(plan: Plan, pruned: nn.Module) -> tuple[float, float, float] | None:
-    """Measured in turn, since a machine's speed drifts: before, predicted at that speed, after."""
+    """Milliseconds (before, predicted, after), timed in turn since the machine's speed drifts."""
     if plan.latency is None or not isinstance(plan.budget, Latency):
         return None
     models, images, batch = [plan._model, pruned], plan._images, plan.budget.batch
@@ -184,7 +185,7 @@ def _measured_latency(plan: Plan, pruned: nn.Module) -> tuple[float, float, floa
 
 
 def own_tensors(graph: Graph, paths: Sequence[Path], entries: Sequence[GroupPlan]) -> dict[str, Tensor]:
-    """What selection itself makes of the network's tensors, at the entries' widths, without least squares."""
+    """The tensors that the selection method itself changes, without least squares, at the entries' widths."""
     pairs = zip(paths, entries, strict=True)
     own = [(path.own_changes, len(entry.removed)) for path, entry in pairs if path.own_changes is not None]
     return cut_tensors(graph.tensors, [changes.changes([count])[0] for changes, count in own], own)

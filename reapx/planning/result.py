@@ -64,16 +64,15 @@ class Result:
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``.
 
-        Whatever interrupts it, the folder holds the earlier result or this one, and both files carry checksums. Of a
-        network that was cut before, such as a pruned one that is pruned again, all cuts are saved: the first original
-        loads them.
+        If it is interrupted, the folder holds the earlier result or this one, and both files have checksums. If the
+        network was cut several times, all cuts are saved, and the first original loads them.
 
         Args:
-            folder: Made if need be.
-            overwrite: Whether a result that the folder holds is replaced.
+            folder: Folder to write into; it is created if it does not exist.
+            overwrite: Whether to replace a result in the folder.
 
         Raises:
-            InputError: the folder holds a result, or the model was changed so that it could not be loaded.
+            InputError: the folder already holds a result, or the model was changed so that it could not be loaded.
             CheckpointError: the folder cannot be written to.
         """
         storage.save(folder, self.model, self.kept, str(self.plan), overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""Norms without parameters and statistics, such as ``nn.InstanceNorm2d(16)``: no tensor says how wide they are."""
+"""Norms without parameters and statistics, such as ``nn.InstanceNorm2d(16)``: no tensor shows their width."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..calibration.images import Images
 
 
 def bare_norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._NormBase]:
-    """Path -> each batch or instance norm that holds no tensor."""
+    """Path -> batch or instance norm, for all that hold no tensor."""
     return {
         path: module
         for path, module in model.named_modules()
@@ -22,7 +22,7 @@ def bare_norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._NormBase]:
 
 
 def follow_inputs(model: nn.Module) -> None:
-    """Let such norms take the width of what they read as their own whenever they are called."""
+    """Let such norms set their width to that of their input on every call."""
     for norm in bare_norms(model).values():
         norm.register_forward_pre_hook(_follow, with_kwargs=True)
 
@@ -32,7 +32,7 @@ def _follow(norm: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
 
 def input_widths(model: nn.Module, images: Images) -> dict[str, int]:
-    """Path -> width of what each such norm reads; the model stays as it is."""
+    """Path of each such norm -> width of its input; the model is not changed."""
     if not bare_norms(model):
         return {}
     copied = copy.deepcopy(model)

@@ -15,8 +15,8 @@ Kept = dict[str, dict[int, Tensor]]
 ORIGIN = "_reapx_kept"
 """Attribute of a module that was cut: tensor -> axis -> positions that stayed, counted in the original network.
 
-It is plain data on the module itself, so that copies, pickles and larger networks that hold the module carry it along,
-and a network that is cut twice still knows where its channels come from.
+It is plain data on the module itself, so copies, pickles and larger networks that hold the module keep it, and a
+network that is cut twice still records where its channels come from.
 """
 
 
@@ -85,24 +85,24 @@ def cut(model: nn.Module, kept: Kept) -> None:
 
 
 def tensors_in_module(module: nn.Module) -> dict[str, Tensor]:
-    """A module's own parameters and buffers, by their names in it."""
+    """Name in the module -> its own parameter or buffer, without those of submodules."""
     own = {**module._parameters, **module._buffers}
     return {leaf: tensor for leaf, tensor in own.items() if tensor is not None}
 
 
 def _remember(module: nn.Module, leaf: str, axes: Mapping[int, Tensor], before: torch.Size) -> None:
-    """Note where in the original network the positions lie that a tensor has left."""
+    """Record, on the module, the positions in the original network that a tensor still holds."""
     origin = {name: dict(given) for name, given in origin_of(module).items()}
     own = origin.setdefault(leaf, {})
     for axis, positions in axes.items():
         earlier = own.get(axis)
-        # A tensor that someone replaced since is an original itself.
+        # A tensor that was replaced since the cut counts as an original.
         own[axis] = positions if earlier is None or len(earlier) != before[axis] else earlier[positions]
     module.__dict__[ORIGIN] = origin
 
 
 def origin_of(module: nn.Module) -> Kept:
-    """Which positions of the original network's tensors a module's own tensors hold: by their names in the module."""
+    """Name in the module -> axis -> positions of the original network's tensor that the module's tensor holds."""
     found: Kept = module.__dict__.get(ORIGIN, {})
     return found
 
@@ -120,7 +120,7 @@ def assign(model: nn.Module, name: str, value: Tensor) -> None:
 
 
 def laid_out_as(value: Tensor, model: Tensor) -> Tensor:
-    """The same values with memory in the order of another tensor's axes, such as channels-last."""
+    """The same values in the memory format of another tensor, such as channels-last."""
     strides = model.stride()
     order = sorted(range(value.dim()), key=lambda axis: -strides[axis])
     if order == list(range(value.dim())):

@@ -200,12 +200,12 @@ def shrink(model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings:
 
 
 def misplaced(model: nn.Module, kept: Kept, endings: Endings) -> list[str]:
-    """Names in ``endings`` that a model has no place for once it is cut, and layers without inputs that lack one.
+    """Paths in ``endings`` that do not fit the cut model, and paths of layers without inputs that have no ending.
 
     Args:
-        model: The original architecture; it stays as it is.
-        kept: What stays of each parameter.
-        endings: What follows each layer that reads nothing any more.
+        model: The original architecture; it is not changed.
+        kept: Positions of each parameter that stay.
+        endings: What follows each layer without input channels.
     """
 
     def size(name: str, axis: int, tensor: Tensor) -> int:
@@ -226,7 +226,7 @@ def misplaced(model: nn.Module, kept: Kept, endings: Endings) -> list[str]:
 
 
 def _per_channel(model: nn.Module, path: str) -> dict[str, Tensor]:
-    """Tensors of a module with a value a channel, by qualified name."""
+    """Qualified name -> tensor of a module with one value per channel."""
     own = tensors_in_module(model.get_submodule(path))
     return {f"{path}.{leaf}": tensor for leaf, tensor in own.items() if tensor.dim() == 1}
 

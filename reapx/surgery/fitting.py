@@ -1,4 +1,4 @@
-"""Whether a saved result fits a model: all of it is checked on a shadow of the model, which then holds the result."""
+"""Fit a saved result to a model: everything is checked on a shadow of the model, which then holds the result."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .transplant import shadow
 
 
 def fitted(model: nn.Module, page: Page, tensors: Mapping[str, Tensor], where: str) -> nn.Module:
-    """A shadow of the model that has become the saved result; the model is as it was.
+    """A shadow of the model, shrunk to the saved result; the model is not changed.
 
     Args:
         model: The original architecture, at its original widths.
-        page: What stayed.
-        tensors: Qualified name -> what the saved network held.
-        where: The folder, for errors.
+        page: The saved result without its weights.
+        tensors: Qualified name -> tensor of the saved network.
+        where: The folder, for error messages.
 
     Raises:
-        CheckpointError: the result does not fit, or holds values that no network can have.
+        CheckpointError: the result does not fit the model, or holds values that no network can have.
     """
     _check_positions(model, page.kept, where)
     strange = misplaced(model, page.kept, page.endings)
@@ -73,7 +73,7 @@ def _check_positions(model: nn.Module, kept: Kept, where: str) -> None:
 
 
 def _inside(positions: Tensor, size: int) -> bool:
-    """Whether rising positions lie on an axis; none do where a layer has nothing left, which the file then says."""
+    """Whether ascending positions lie on an axis; there are none where a layer lost all channels."""
     return len(positions) == 0 or (int(positions[0]) >= 0 and int(positions[-1]) < size)
 
 
@@ -97,7 +97,7 @@ def _check_tensor(name: str, own: Tensor, value: Tensor, where: str) -> None:
 
 
 def _check_tied(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
-    """Names of one and the same tensor must have one value."""
+    """Refuse different values for names of the same tensor."""
     first: dict[int, str] = {}
     for name in tensors:
         other = first.setdefault(id(own[name]), name)
@@ -108,13 +108,14 @@ def _check_tied(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where:
 
 
 def impossible_value(model: nn.Module, tensors: Mapping[str, Tensor]) -> str | None:
-    """What no trained network holds: NaN, infinite parameters or statistics, negative variances; or None.
+    """Description of a value that no trained network holds, or None if there is none.
 
-    Other buffers may be infinite, as masks are.
+    Such values are NaN, infinite parameters or statistics, and negative variances. Other buffers may be infinite, as
+    masks are.
 
     Args:
         model: The network.
-        tensors: What it holds, or is to hold, by qualified name.
+        tensors: Qualified name -> tensor that the network holds or will hold.
     """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, value in tensors.items():
@@ -132,7 +133,7 @@ def impossible_value(model: nn.Module, tensors: Mapping[str, Tensor]) -> str | N
 
 
 def _contradiction(before: nn.Module, module: nn.Module) -> str | None:
-    """How a cut module's tensors contradict its own numbers, so that it would not run; or None."""
+    """How a cut module's tensors contradict its attributes, so that it would not run; None if they agree."""
     shapes = {leaf: tuple(tensor.shape) for leaf, tensor in module.named_parameters(recurse=False)}
     shapes.update({leaf: tuple(tensor.shape) for leaf, tensor in module.named_buffers(recurse=False) if tensor.dim()})
     wanted: dict[str, tuple[int, ...]] = {}

@@ -1,4 +1,4 @@
-"""What ``plan.json`` says of a saved result: which channels stayed, and which weights go with it."""
+"""The contents of ``plan.json`` of a saved result: which channels stayed, and which weights belong to it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Page:
 
     Attributes:
         kept: Qualified name of a tensor of the original network -> axis -> positions that stayed.
-        endings: What follows the layers that read nothing any more.
-        widths: Path -> channels of each norm that no tensor tells the width of.
+        endings: What follows the layers without input channels.
+        widths: Path -> number of channels of each norm that holds no tensor.
         weights: SHA-256 of the file with the weights; None in format 1, which has no checksums.
     """
 
@@ -38,11 +38,11 @@ class Page:
 
 
 def page_of(model: nn.Module, kept: Kept) -> Page:
-    """What a smaller network is, counted from the first original, however often it was cut since.
+    """The page of a smaller network, with positions counted in the first original, even after several cuts.
 
     Args:
         model: The smaller network.
-        kept: What stayed of each tensor in the last cut, for modules that have lost track of where they come from.
+        kept: Positions of each tensor that stayed in the last cut, for modules that do not record their origin.
     """
     found: Kept = {name: dict(axes) for name, axes in kept.items()}
     endings: dict[str, Ending] = {}
@@ -54,7 +54,7 @@ def page_of(model: nn.Module, kept: Kept) -> Page:
         else:
             found.update({f"{prefix}{leaf}": dict(axes) for leaf, axes in origin_of(module).items()})
     for path, module in constants.items():
-        above = path.removesuffix(module.path)  # the part of a larger network that holds what was cut
+        above = path.removesuffix(module.path)  # the path of the part that was cut, in a larger network
         outputs = origin_of(module)["bias"][0]
         found.pop(f"{path}.bias", None)
         for name, axis in module.sources.items():
@@ -67,7 +67,7 @@ def page_of(model: nn.Module, kept: Kept) -> Page:
 
 
 def text_of(page: Page, weights: str, shapes: dict[str, list[int]], plan: str) -> str:
-    """What ``plan.json`` holds."""
+    """The text of ``plan.json``."""
     cuts = {
         name: {str(axis): positions.tolist() for axis, positions in axes.items()} for name, axes in page.kept.items()
     }
@@ -86,17 +86,17 @@ def text_of(page: Page, weights: str, shapes: dict[str, list[int]], plan: str) -
 
 
 def sealed(page: dict[str, Any]) -> str:
-    """JSON of a page, closed by a checksum of all that stands above it."""
+    """JSON of a page that ends with a checksum of everything above it."""
     digest = hashlib.sha256(json.dumps(page, indent=1).encode()).hexdigest()
     return json.dumps({**page, "digest": digest}, indent=1) + "\n"
 
 
 def parse(text: bytes) -> Page:
-    """The page that a text says.
+    """The page from the text of ``plan.json``.
 
     Raises:
         ValueError: the text is damaged.
-        NotImplementedError: its format is unknown; says which.
+        NotImplementedError: its format is unknown; the message names it.
     """
     try:
         page = json.loads(text.decode())

@@ -1,8 +1,8 @@
 """Saving and loading pruned networks: safetensors and JSON, never pickle.
 
-A folder holds a result in two files, of which ``plan.json`` names the other by its SHA-256. To replace a result, the
-new weights are written beside the old ones, then ``plan.json`` is replaced, which makes the new ones count, and last
-they take the place of the old. Whenever it is killed, the folder holds the old result or the new one.
+A folder holds a result in two files; ``plan.json`` names the other by its SHA-256. To replace a result, the new weights
+are written beside the old ones. Then ``plan.json`` is replaced, which makes the new weights valid, and at last they
+replace the old file. If the process is killed at any time, the folder holds the old result or the new one.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _CHUNK = 2**22
 
 
 def check_target(folder: str | Path, overwrite: bool) -> None:
-    """Refuse a place where a result cannot be saved.
+    """Refuse a path where a result cannot be saved.
 
     Raises:
-        InputError: it is a file, or holds a result that is not to be overwritten.
+        InputError: the path is a file, or a folder with a result that must not be overwritten.
     """
     target = Path(folder)
     if target.exists() and not target.is_dir():
@@ -48,14 +48,13 @@ def check_target(folder: str | Path, overwrite: bool) -> None:
 
 
 def save(folder: str | Path, model: nn.Module, kept: Kept, text: str, *, overwrite: bool = False) -> None:
-    """Write a pruned model's cuts and weights into a folder, which is made if need be.
+    """Write a pruned model's cuts and weights into a folder, which is created if it does not exist.
 
-    ``plan.json`` holds for every cut parameter the positions that stay on each axis, counted in the first original
-    where the network was cut more than once, and for every layer that a constant took the place of the norm that went
-    into it.
+    ``plan.json`` holds, for every cut parameter, the positions that stay on each axis, counted in the first original if
+    the network was cut several times. For every layer that a constant replaced, it holds the norm that was folded in.
 
     Raises:
-        InputError: the folder holds a result already, or the model is no longer what pruning made of it.
+        InputError: the folder already holds a result, or the model was changed after pruning and could not be loaded.
         CheckpointError: the files cannot be written; an earlier result can still be loaded.
     """
     target = Path(folder)
@@ -88,7 +87,7 @@ def save(folder: str | Path, model: nn.Module, kept: Kept, text: str, *, overwri
 
 
 def _settle(folder: Path) -> None:
-    """Let new weights take the place of the old ones if ``plan.json`` names them; else they go."""
+    """Replace the old weights by new ones if ``plan.json`` names the new ones; else delete the new ones."""
     new = folder / _NEW_WEIGHTS
     if not new.is_file():
         return
@@ -107,7 +106,7 @@ def _named(folder: Path) -> str | None:
 
 
 def _check_unchanged(model: nn.Module, tensors: dict[str, Tensor], kept: Kept) -> None:
-    """Refuse what could not be loaded."""
+    """Refuse a model that could not be loaded again."""
     for name, axes in kept.items():
         for axis, positions in axes.items():
             if name in tensors and tensors[name].shape[axis] != len(positions):
@@ -121,7 +120,7 @@ def _check_unchanged(model: nn.Module, tensors: dict[str, Tensor], kept: Kept) -
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """safetensors wants every tensor to own its memory."""
+    """Copies of tensors that share memory, since safetensors requires that each tensor owns its memory."""
     seen: set[int] = set()
     result = {}
     for name, value in tensors.items():
@@ -134,16 +133,17 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
     """Shrink a freshly built model to a saved one and load its weights.
 
     Args:
-        model: The original architecture, at its original widths; changed in place once all checks have passed. It is
-            the first original, however often the saved one was pruned, and its parameters stay the objects they are.
-        folder: What ``Result.save`` wrote, in this version or an earlier one.
+        model: The original architecture at its original widths, that of the first original if the saved network was
+            pruned several times. It is changed in place once all checks have passed; its parameters remain the same
+            objects.
+        folder: Folder that ``Result.save`` wrote, in this version or an earlier one.
 
     Returns:
         The model.
 
     Raises:
-        CheckpointError: a file is missing, damaged or of another result or model, or holds values that no network can
-            have; the model is as it was.
+        CheckpointError: a file is missing, damaged, or of another result or model, or holds values that no network can
+            have; the model is unchanged.
     """
     page, tensors = _read(Path(folder))
     smaller = fitted(model, page, tensors, str(folder))
@@ -162,7 +162,7 @@ def _read(folder: Path) -> tuple[Page, dict[str, Tensor]]:
 
 
 def _weights(folder: Path, page: Page) -> Path:
-    """The file with the weights that go with a page."""
+    """The file with the weights that belong to a page."""
     names = (WEIGHTS,) if page.weights is None else (WEIGHTS, _NEW_WEIGHTS)
     places = [folder / name for name in names if (folder / name).is_file()]
     if not places:

@@ -1,4 +1,4 @@
-"""Transplant: a network becomes what a smaller copy of it is, as a whole or not at all."""
+"""Transplant: a network takes the tensors and modules of its smaller copy, completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ..capture.graph import tensors_of
 from .cut import ORIGIN, tensors_in_module
 
 Step = tuple[Callable[[], None], Callable[[], None]]
-"""A change, and what undoes it whether or not it was made."""
+"""A change, and a function that undoes it whether or not it was made."""
 
 _PLAIN = (int, float, str, tuple, type(None))
 
 
 def shadow(model: nn.Module) -> nn.Module:
-    """A copy of a network's modules that holds the same tensors, to be cut in its stead.
+    """A copy of a network's modules that holds the same tensors, to be cut instead of the network.
 
-    What assigns to the copy gives it tensors of its own; nothing may write into those that it has.
+    Assignments to the copy give it its own tensors. Nothing may write into the tensors that it shares.
     """
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors_of(model).values()})
 
@@ -29,13 +29,13 @@ def shadow(model: nn.Module) -> nn.Module:
 def transplant(model: nn.Module, smaller: nn.Module, names: Collection[str]) -> None:
     """Give a network the tensors, sizes and replaced modules of its smaller shadow.
 
-    Everything is prepared before anything changes; what interrupts the changes, such as Ctrl-C, undoes them. Parameters
-    and buffers stay the objects that they are, so that optimizers and others that hold them see the smaller values;
-    their gradients, which belong to the larger network, are dropped.
+    Everything is prepared before anything changes, and an interruption such as Ctrl-C undoes the changes. Parameters
+    and buffers remain the same objects, so optimisers and others that hold them see the smaller values. Their
+    gradients, which belong to the larger network, are dropped.
 
     Args:
         model: The network; changed in place.
-        smaller: What its :func:`shadow` became; of no use afterwards, since the network takes its tensors and modules.
+        smaller: Its shrunk :func:`shadow`; it must not be used afterwards, since the network takes its tensors.
         names: Qualified names of the parameters and buffers that differ.
     """
     steps = list(_steps(model, smaller, frozenset(names)))
@@ -51,7 +51,7 @@ def _undo(steps: list[Step]) -> None:
     try:
         for _, undo in reversed(steps):
             undo()
-    except KeyboardInterrupt:  # once more: a network in halves is of no use
+    except KeyboardInterrupt:  # a half-changed network would not run, so undo again
         _undo(steps)
 
 
@@ -98,9 +98,10 @@ def _of_tensor(tensor: Tensor, new: Tensor) -> Step:
 
 
 def _set_data(tensor: Tensor, value: Tensor) -> None:
-    """Where a loss of the larger network is still held, autograd would want gradients of the earlier shape.
+    """Set a parameter's data to a tensor of another shape.
 
-    It forgets that shape only where the dtype changes, so it does for a moment.
+    While a loss of the larger network is held, autograd expects gradients of the earlier shape. It forgets this shape
+    only if the dtype changes, so the dtype changes for a moment.
     """
     other = torch.float32 if value.dtype == torch.float64 else torch.float64
     tensor.data = value.new_empty(0, dtype=other)
