@@ -89,9 +89,10 @@ def test_steps_refuse_what_is_not_of_the_inspection() -> None:
     model, images = plain()
     found = reapx.inspect(model, images)
     moments = reapx.measure(found, ["0"])
-    with pytest.raises(reapx.InputError, match="is none of this inspection: give one of its groups, or a name of 0, 2"):
+    words = "is not a group of this inspection: give one of its groups, or a name: 0, 2"
+    with pytest.raises(reapx.InputError, match=words):
         reapx.measure(found, ["1"])
-    with pytest.raises(reapx.InputError, match="is none of this inspection"):
+    with pytest.raises(reapx.InputError, match="is not a group of this inspection"):
         reapx.find_path(reapx.inspect(model, images), found.groups[0], moments)
     with pytest.raises(reapx.InputError, match=r"5\.weight, which reads 2, is missing: call reapx\.measure"):
         reapx.find_path(found, "2", moments)

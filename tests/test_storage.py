@@ -94,7 +94,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown format": (lambda x: rewrite(x, lambda page: page.update(format=99)), "has format 99"),
     "wrong cut": (lambda x: rewrite(x, wrong_cut), "does not fit the model"),
     "wrong cut, format 1": (lambda x: rewrite(x, wrong_cut, 1), "does not fit the model"),
-    "fractional cut": (lambda x: rewrite(x, fractional_cut), "0.5 is no whole number"),
+    "fractional cut": (lambda x: rewrite(x, fractional_cut), "0.5 is not a whole number"),
     "endless cut": (lambda x: rewrite(x, endless_cut), "plan.json is damaged"),
     "nested page": (nested, "plan.json is damaged"),
     "edited by hand": (lambda x: (x / PLAN).write_text((x / PLAN).read_text() + " "), "its checksum is wrong"),

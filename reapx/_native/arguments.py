@@ -42,11 +42,11 @@ def images(x: Tensor, given: Window) -> tuple[Tensor, tuple[int, int]]:
     require(x.device)
     if x.dim() == 2 and given != Window(groups=given.groups):
         raise InputError(
-            "x is a matrix, (rows, features), which no kernel moves over: give images (images, channels, height, "
+            "x is a matrix (rows, features), over which no kernel can move: give images (images, channels, height, "
             "width), or leave kernel_size, stride, padding and dilation at their defaults"
         )
     if found.shape[1] % given.groups:
-        raise InputError(f"groups={given.groups}: x has {found.shape[1]} channels, which it does not divide")
+        raise InputError(f"groups={given.groups}: x has {found.shape[1]} channels, which are not divisible by it")
     axes = zip(found.shape[2:], given.kernel, given.stride, given.padding, given.dilation, strict=True)
     height, width = (
         (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
@@ -68,7 +68,7 @@ def target_images(target: Tensor, x: Tensor, given: Window, size: tuple[int, int
         shape = f"({len(x)}, outputs{f', {size[0]}, {size[1]}' if x.dim() == 4 else ''})"
         raise InputError(f"target has shape {tuple(target.shape)}: for this x and kernel give {shape}")
     if found.shape[1] % given.groups:
-        raise InputError(f"groups={given.groups}: target has {found.shape[1]} outputs, which it does not divide")
+        raise InputError(f"groups={given.groups}: target has {found.shape[1]} outputs, which are not divisible by it")
     if target.device != x.device:
         raise InputError(f"x is on {x.device} but target is on {target.device}: move one to the other's device")
     return found
@@ -99,7 +99,7 @@ def gram_of(gram: Tensor, taps: int = 1) -> Tensor:
     if not isinstance(gram, Tensor) or gram.dim() != 2 or gram.shape[0] != gram.shape[1]:
         raise InputError(f"gram: give a tensor (D, D), XᵀX, not {_shown(gram)}")
     if gram.shape[0] % _whole("taps", taps, 1):
-        raise InputError(f"taps={taps}: gram has {gram.shape[0]} columns, which are no whole number of units")
+        raise InputError(f"taps={taps}: gram has {gram.shape[0]} columns, which are not divisible by it")
     require(gram.device)
     found = matrix("gram", gram, gram)
     if not len(found):

@@ -211,7 +211,7 @@ def behaviors(
     graph = found._graph
     moments = measure_consumers(graph, found._images, [group], positions=positions, progress=progress_of(progress))
     if max(parts[0].rows for parts in moments.values()) < 2:
-        raise InputError("one image gives each channel a single value, which compares with nothing: give more images")
+        raise InputError("one image gives each channel a single value, which cannot be compared: give more images")
     dead, correlation = correlate(group.consumers, moments)
     sampled = positions is not None and any(_positions(graph, c.layer) > positions for c in group.consumers)
     return Behaviors(

@@ -226,7 +226,7 @@ def share_of(source: object, device: torch.device, rank: int, size: int) -> Iter
         count = len(batches)
     if count < size:
         raise InputError(
-            f"batches of images: {count}, processes: {size}. Each process wants one, so start at most {count}, or give "
+            f"batches of images: {count}, processes: {size}. Each process needs one: start at most {count}, or give "
             "more images"
         )
     start, end = rank * count // size, (rank + 1) * count // size

@@ -247,7 +247,7 @@ def _make_functional(node: Node) -> None:
         packet = getattr(torch.ops.aten, operator_name(node), None)
         overload = getattr(node.target, "_overloadname", "default")
         if packet is None or overload not in packet.overloads():
-            raise CaptureError(f"operator {node.target} changes its input and has no pure form")
+            raise CaptureError(f"operator {node.target} changes its input in place and has no functional form")
         node.target = getattr(packet, overload)
 
 

@@ -66,10 +66,12 @@ def chosen_units(argument: str, group: Group, units: Units) -> Tensor:
     """(count,) int64 units of a group that the caller named, sorted.
 
     Args:
-        argument: Where they were given, for the refusal.
+        argument: Name of the argument, for the error message.
+        group: The group.
+        units: Their numbers, from 0 to the size of the group - 1.
 
     Raises:
-        InputError: they are no whole numbers, occur twice, or are not there.
+        InputError: units are not whole numbers, occur twice, or do not exist.
     """
     where, last = f"{argument} of {group.name}", group.size - 1
     try:
@@ -93,10 +95,11 @@ def chosen_units(argument: str, group: Group, units: Units) -> Tensor:
 def replaced(
     entries: Sequence[GroupPlan], removed: Mapping[str, Units], droppable: frozenset[str]
 ) -> tuple[GroupPlan, ...]:
-    """The entries, with units of the caller's choice in some groups, whose errors nobody knows.
+    """The plans of all groups, with the caller's units in some of them; their errors are unknown (NaN).
 
     Raises:
-        InputError: see ``Plan.with_removed``.
+        InputError: no group has such a name, units are not valid, or all units leave a group that cannot leave as a
+            whole.
     """
     known = {entry.group.name: entry.group for entry in entries}
     if not isinstance(removed, Mapping):

@@ -95,6 +95,7 @@ def _group_of(inspection: Inspection, group: Group | str) -> Group:
     name = group if isinstance(group, str) else getattr(group, "name", None)
     if name not in known or (isinstance(group, Group) and known[name] is not group):
         raise InputError(
-            f"group={group!r} is none of this inspection: give one of its groups, or a name of {listed(list(known))}"
+            f"group={group!r} is not a group of this inspection: give one of its groups, or a name: "
+            f"{listed(list(known))}"
         )
     return known[name]

@@ -128,7 +128,7 @@ def checked_target(path: str | Path) -> Path:
     """
     target = Path(path)
     if target.suffix.lower() not in ENDINGS:
-        raise InputError(f"{target.name!r}: pictures are written as {', '.join(ENDINGS)}; give a path that ends so")
+        raise InputError(f"{target.name!r}: pictures are written as {', '.join(ENDINGS)}; give such a suffix")
     return target
 
 

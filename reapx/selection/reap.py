@@ -108,8 +108,8 @@ def solve_paths(requests: Sequence[PathRequest], damping: float) -> list[SolvedP
         step = int(solved.task.status)
         if step >= 0:
             raise NumericalError(
-                f"{request.name}: the channels left after {step} removals are linearly dependent to rounding: "
-                "raise damping (default 1e-2)"
+                f"{request.name}: the channels that remain after {step} removals are linearly dependent up to "
+                "rounding: raise damping (default 1e-2)"
             )
     return found
 

@@ -134,7 +134,7 @@ class ZeroNodes:
         graph, images = self._found._graph, self._found._images
         changed = graph.changed(self._model)
         if changed is not None:
-            raise InputError(f"{changed} has changed since the nodes were looked at: call reapx.zero_nodes again")
+            raise InputError(f"{changed} has changed since the nodes were found: call reapx.zero_nodes again")
         removal = remove(
             self._model,
             graph,
