@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,29 +27,14 @@ from ..errors import CheckpointError, InputError
 from ..groups.channel_groups import Group
 from ..selection.methods import selection_name
 from .group_plan import GroupPlan, chosen_units
+from .plan_state import PlanState
 from .settings import PlanSettings
-
-if TYPE_CHECKING:
-    from .plan import Plan
 
 FORMAT = 1
 PAGE, TENSORS = "reapx-plan.json", "reapx-plan.safetensors"
 BUDGETS: dict[str, type[Budget]] = {kind.__name__: kind for kind in (MACs, Params, Latency)}
 _OF_THE_CALL = ("resume", "progress", "on_progress", "distributed")
 """Settings of the call that made the plan; they are not kept."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What a plan that was loaded cannot compute anew.
-
-    Attributes:
-        own: What selection itself makes of the network's tensors; see ``own_tensors``.
-        latency: Milliseconds, (before, predicted after); None unless the budget is a latency.
-    """
-
-    own: Mapping[str, Tensor]
-    latency: tuple[float, float] | None
 
 
 class SavedRule:
@@ -117,7 +102,7 @@ def damaged(path: Path, reason: object) -> CheckpointError:
     return CheckpointError(f"{path} is damaged or truncated ({reason}): save the plan again")
 
 
-def page_of(plan: Plan) -> dict[str, Any]:
+def page_of(plan: PlanState) -> dict[str, Any]:
     """What a plan has to keep, but for tensors."""
     return {
         **model_page(plan._graph, plan._found.groups),
