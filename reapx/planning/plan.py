@@ -9,6 +9,7 @@ from pathlib import Path as FilePath
 
 from torch import nn
 
+from ..calibration.progress import OnProgress, progress_of
 from ..costs.budget import Budget
 from ..errors import InputError
 from ..inspection.argument_checks import RefitLayers, check_arguments

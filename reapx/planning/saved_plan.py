@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..allocation.curves import ErrorCurve
 from ..allocation.pro import Tradeoff
-from ..calibration.checkpoint import digest_of, write_atomically
+from ..calibration.checkpoint import digest_of
+from ..calibration.files import cure_of, make_folder, whole_file
 from ..capture.graph import Graph
 from ..costs.budget import Budget, MACs, Params
 from ..costs.latency import Latency
@@ -63,12 +64,16 @@ def write_plan(folder: str | Path, page: Mapping[str, Any], tensors: Mapping[str
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file: give a folder")
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     data = bytes_of({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     whole = {"format": FORMAT, **page, "tensors": hashlib.sha256(data).hexdigest()}
     text = json.dumps(_plain(whole), indent=1, allow_nan=False) + "\n"
-    write_atomically(target / TENSORS, lambda part: part.write_bytes(data))
-    write_atomically(target / PAGE, lambda part: part.write_text(text, encoding="utf-8"))
+    try:
+        for name, content in ((TENSORS, data), (PAGE, text.encode())):
+            with whole_file(target / name) as part:
+                part.write_bytes(content)
+    except OSError as error:
+        raise CheckpointError(f"the plan cannot be saved to {target} ({error}): {cure_of(error)}") from error
 
 
 def read_plan(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
