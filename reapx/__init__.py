@@ -26,8 +26,7 @@ from .moments.moments import Moments
 from .planning.calls import plan, prune
 from .planning.group_plan import GroupPlan
 from .planning.pipeline import load_plan
-from .planning.plan import Plan
-from .planning.result import Result
+from .planning.plan import Plan, Result
 from .planning.settings import PlanSettings
 from .planning.steps import find_path, measure
 from .reconstruction.sweep import LayerRefit

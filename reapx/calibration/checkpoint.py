@@ -182,27 +182,18 @@ class Checkpoint:
     def _write(self, path: Path, write: Callable[[Path], object]) -> None:
         """Let ``write`` create a file beside ``path``, and move it to ``path`` once it is on the disk."""
         start = time.monotonic()
-        write_atomically(path, write)
+        part = path.with_name(path.name + ".part")
+        try:
+            write(part)
+            with part.open("r+b") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except (SafetensorError, OSError) as error:
+            part.unlink(missing_ok=True)
+            raise CheckpointError(f"{path} cannot be written ({error}): make room, or give another folder") from error
         end = time.monotonic()
         # After a slow store the next one waits longer in proportion, so that most of the time is spent on measuring.
         self._next = end + self.interval * max(1.0, end - start)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file beside ``path`` and move it there once it is on the disk.
-
-    Raises:
-        CheckpointError: it cannot be written; what was at ``path`` before is still there.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        write(part)
-        with part.open("r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (SafetensorError, OSError) as error:
-        part.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} cannot be written ({error}): make room, or give another folder") from error
 
 
 def fingerprint(graph_tensors: Mapping[str, Tensor], images: Images) -> dict[str, str]:

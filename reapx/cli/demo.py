@@ -20,7 +20,7 @@ from ..costs.budget import MACs
 from ..errors import CheckpointError
 from ..inspection.argument_checks import Allocation
 from ..planning.calls import plan
-from ..planning.result import Result
+from ..planning.plan import Result
 from ..report import page as html
 from ..report import plots
 from ..selection.methods import Selection

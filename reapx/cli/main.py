@@ -18,8 +18,7 @@ from ..errors import InputError, ReapxError
 from ..inspection.argument_checks import ALLOCATIONS, REFIT_LAYERS
 from ..inspection.inspection import inspect
 from ..planning.calls import plan
-from ..planning.plan import Plan
-from ..planning.result import Result
+from ..planning.plan import Plan, Result
 from ..planning.settings import DAMPING
 from ..report import plots
 from ..report.node_figures import checked_target

@@ -6,7 +6,6 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -25,10 +24,7 @@ from ..surgery.emptied_layers import Endings, find_endings, shrink, shrunk_exact
 from ..surgery.proof import masked_tensors, output_change, prove
 from ..surgery.transplant import shadow, transplant
 from .group_plan import GroupPlan
-from .result import Result
-
-if TYPE_CHECKING:
-    from .plan import Plan
+from .plan_state import PlanState
 
 
 @dataclass(frozen=True)
@@ -143,9 +139,22 @@ def _but_one(groups: Sequence[Group], removed: Mapping[str, Tensor]) -> dict[str
     return {name: units[:-1] if len(units) == sizes[name] else units for name, units in removed.items()}
 
 
+@dataclass(frozen=True)
+class Applied:
+    """What applying a plan gives; see ``Result``, which has the same attributes."""
+
+    model: nn.Module
+    fits: tuple[LayerRefit, ...]
+    gap: float
+    change: float
+    seconds: float
+    kept: Kept
+    latency: tuple[float, float, float] | None
+
+
 def carry_out(
-    plan: Plan, *, refit: RefitLayers | None, damping: float, rectify: int, inplace: bool, progress: Progress
-) -> Result:
+    plan: PlanState, *, refit: RefitLayers | None, damping: float, rectify: int, inplace: bool, progress: Progress
+) -> Applied:
     """Apply a plan whose arguments were checked; ``refit`` is None for no refit."""
     start = time.perf_counter()
     model, graph, images = plan._model, plan._graph, plan._images
@@ -172,10 +181,10 @@ def carry_out(
         found.repeat(model)
         pruned = model
     seconds = time.perf_counter() - start
-    return Result(pruned, plan, tuple(found.fits), found.gap, change, seconds, found.kept, latency)
+    return Applied(pruned, tuple(found.fits), found.gap, change, seconds, found.kept, latency)
 
 
-def _measured_latency(plan: Plan, pruned: nn.Module) -> tuple[float, float, float] | None:
+def _measured_latency(plan: PlanState, pruned: nn.Module) -> tuple[float, float, float] | None:
     """Milliseconds (before, predicted, after), timed in turn since the machine's speed drifts."""
     if plan.latency is None or not isinstance(plan.budget, Latency):
         return None

@@ -15,8 +15,7 @@ from ..inspection.argument_checks import Allocation, Bounds, GivenWidths, Layers
 from ..inspection.validation import bounds_by_name, check_settings, layer_names, widths_by_name
 from ..selection.methods import Selection, SelectionRule
 from .pipeline import make_plan
-from .plan import Plan
-from .result import Result
+from .plan import Plan, Result
 from .settings import DAMPING, RECTIFY, PlanSettings
 
 NO_LIMIT = MACs(1.0)

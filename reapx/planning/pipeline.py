@@ -26,7 +26,7 @@ from ..selection.paths.path import Path
 from . import saved_plan
 from .group_plan import plan_groups
 from .plan import Plan
-from .saved_plan import Stored
+from .plan_state import Stored
 from .settings import PlanSettings
 
 MEASURED_IMAGES = 300

@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 
 from torch import nn
 
-from ..allocation.curves import ErrorCurve
-from ..allocation.descent import TradeoffPoint
-from ..allocation.pro import Tradeoff
-from ..calibration.images import Images
 from ..calibration.progress import OnProgress, progress_of
-from ..capture.graph import Graph
 from ..costs.budget import Budget
-from ..costs.latency import Latency
 from ..errors import InputError
-from ..groups.channel_groups import Frozen
 from ..inspection.argument_checks import RefitLayers, check_arguments
-from ..inspection.inspection import Inspection
 from ..inspection.validation import check_model, check_settings
+from ..reconstruction.sweep import LayerRefit
 from ..selection.paths.path import Path
-from ..surgery.cut import Kept, kept_positions
-from ..text import frozen_text, latency_text, listed, saving
+from ..surgery import storage
+from ..surgery.cut import Kept
+from ..text import latency_text, listed, share, table
 from . import saved_plan
 from .apply import carry_out, own_tensors
-from .group_plan import GroupPlan, Units, plan_groups, replaced, table_of
-from .result import Result
-from .saved_plan import Stored
-from .settings import RECTIFY, PlanSettings
+from .group_plan import Units, plan_groups, replaced
+from .plan_state import PlanState
+from .settings import RECTIFY
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Plan:
+class Plan(PlanState):
     """What is to be removed from a model, which is not changed yet. ``print`` a plan, then ``apply`` it.
 
     Attributes:
@@ -45,110 +37,6 @@ class Plan:
         seconds: Seconds that planning took.
         chosen: Names of the groups whose units the caller chose; see ``with_removed``.
     """
-
-    settings: PlanSettings
-    groups: tuple[GroupPlan, ...]
-    frozen: tuple[Frozen, ...]
-    macs: tuple[int, int]
-    params: tuple[int, int]
-    seconds: float
-    _model: nn.Module
-    _found: Inspection
-    _paths: Sequence[Path]
-    _tradeoff: Tradeoff | None = None
-    _point: TradeoffPoint | None = None
-    chosen: frozenset[str] = frozenset()
-    _stored: Stored | None = None
-
-    def __repr__(self) -> str:
-        cut = sum(len(entry.removed) > 0 for entry in self.groups)
-        return f"Plan({self.savings}; {cut} of {len(self.groups)} groups lose channels; {self.settings.method})"
-
-    def __str__(self) -> str:
-        lines = [
-            f"Plan: {self.savings}",
-            f"{self.method}, {self.seconds:.1f} s",
-            *latency_text(self.budget, self.latency),
-            "",
-            table_of(self.groups, None if self._tradeoff is None else self._tradeoff.measure),
-        ]
-        if any(entry.group.residual_stream for entry in self.groups) and not self.settings.prunes_streams:
-            lines.append("Residual streams stay whole unless streams=True.")
-        return "\n".join([*lines, *frozen_text(self.frozen)])
-
-    @property
-    def budget(self) -> Budget:
-        """The budget of the plan."""
-        return self.settings.budget
-
-    @property
-    def method(self) -> str:
-        """Selection, allocation and budget in words."""
-        chosen = f", units of {listed(sorted(self.chosen), 3)} chosen by the caller" if self.chosen else ""
-        return self.settings.method + chosen
-
-    @property
-    def savings(self) -> str:
-        """MACs and parameters before and after, in words."""
-        return f"{saving('MACs', self.macs)}, {saving('parameters', self.params)}"
-
-    def kept(self) -> Kept:
-        """Qualified parameter name -> axis -> positions that stay."""
-        removed = {entry.group.name: entry.removed for entry in self.groups}
-        return kept_positions([entry.group for entry in self.groups], removed, self._graph.tensors)
-
-    @property
-    def latency(self) -> tuple[float, float] | None:
-        """Milliseconds per batch: (before, predicted after); None unless the budget is a latency."""
-        if not isinstance(self.budget, Latency):
-            return None
-        if self._stored is not None:
-            return self._stored.latency
-        widths = {entry.group.name: entry.kept for entry in self.groups}
-        kind, costs = type(self.budget), self._found.costs
-        return float(costs.of(kind)), float(costs.of(kind, widths))
-
-    @property
-    def output_measure(self) -> str:
-        """Measure of the errors at the network's outputs: ``"squared"`` or ``"kl"``."""
-        return "squared" if self._tradeoff is None else self._tradeoff.measure
-
-    @property
-    def _graph(self) -> Graph:
-        return self._found._graph
-
-    @property
-    def _images(self) -> Images:
-        return self._found._images
-
-    @property
-    def output_error(self) -> float:
-        """Sum of the errors at the network's outputs with each group pruned alone; NaN if they were not measured.
-
-        It ranks plans. The pruned network's own error is smaller, since ``apply`` repairs much of it.
-        """
-        return float("nan") if self._point is None else self._point.error
-
-    def curves(self) -> dict[str, ErrorCurve]:
-        """Group name -> error curve at the network's outputs with this group alone pruned.
-
-        Raises:
-            InputError: the plan's allocation is not ``"pro"``, so no errors were measured.
-        """
-        return self._measured().curves
-
-    def tradeoff(self) -> list[TradeoffPoint]:
-        """The trade-off between cost and predicted error, from the full network down to the smallest one.
-
-        It follows from the measured curves without a further measurement; ``at`` makes a plan at any budget.
-
-        Returns:
-            Points with cost, predicted error and widths, by falling cost.
-
-        Raises:
-            InputError: the plan's allocation is not ``"pro"``, so no errors were measured.
-        """
-        return self._measured().points(type(self.budget))
 
     def at(self, budget: Budget) -> Plan:
         """This plan at another budget, from the same measurements.
@@ -228,15 +116,6 @@ class Plan:
         own = self._stored.own if self._stored is not None else own_tensors(self._graph, self._paths, self.groups)
         saved_plan.write_plan(folder, saved_plan.page_of(self), own)
 
-    def _measured(self) -> Tradeoff:
-        if self._tradeoff is None and self.settings.allocation == "pro":
-            raise InputError("a loaded plan has no trade-off of milliseconds: call reapx.plan, which measures them")
-        if self._tradeoff is None:
-            raise InputError(
-                f"allocation={self.settings.allocation!r} measures no errors at the outputs: plan with 'pro'"
-            )
-        return self._tradeoff
-
     def apply(
         self,
         *,
@@ -289,7 +168,7 @@ class Plan:
                 raise InputError(f"{changed} has changed since the plan was made: plan again")
         kept = [(entry.group.name, entry.removed.tolist()) for entry in self.groups]
         check_settings(processes, (kept, reconstruct, refit, rectify, damping))
-        return carry_out(
+        found = carry_out(
             self,
             refit=refit if reconstruct else None,
             damping=damping,
@@ -297,3 +176,66 @@ class Plan:
             inplace=inplace,
             progress=progress_of(progress, on_progress or self.settings.on_progress, told=processes.rank == 0),
         )
+        return Result(found.model, self, found.fits, found.gap, found.change, found.seconds, found.kept, found.latency)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """A pruned network.
+
+    Attributes:
+        model: The smaller module.
+        plan: The plan that was applied.
+        fits: Errors of each refitted layer before and after, as shares of its target's variance.
+        gap: Largest difference between the module and the masked original with the same refitted weights, as a share
+            of the largest output. It proves that surgery was exact.
+        change: Mean squared difference of the outputs from the original network's on the first images, as a share of
+            the variance of the original's outputs.
+        seconds: Seconds that ``Plan.apply`` took.
+        kept: Qualified parameter name -> axis -> positions that stayed.
+        latency: Milliseconds per batch: (before, predicted, measured after); None unless the budget is a latency.
+    """
+
+    model: nn.Module
+    plan: Plan
+    fits: tuple[LayerRefit, ...]
+    gap: float
+    change: float
+    seconds: float
+    kept: Kept
+    latency: tuple[float, float, float] | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Result({self.plan.savings}; outputs differ by {share(self.change)} of their variance; pruned equals "
+            f"masked to {self.gap:.0e})"
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"Pruned: {self.plan.savings}",
+            f"outputs differ from the original's by {share(self.change)} of their variance; "
+            f"pruned equals masked to {self.gap:.0e}; {self.seconds:.1f} s",
+            *latency_text(self.plan.budget, self.latency),
+        ]
+        if self.fits:
+            rows = [[fit.layer, share(fit.before), share(fit.error)] for fit in self.fits]
+            lines += ["", table(rows, ["refitted layer", "error before its refit", "after"])]
+        return "\n".join(lines)
+
+    def save(self, folder: str | FilePath, *, overwrite: bool = False) -> None:
+        """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``.
+
+        Whatever interrupts it, the folder holds the earlier result or this one, and both files carry checksums. Of a
+        network that was cut before, such as a pruned one that is pruned again, all cuts are saved: the first original
+        loads them.
+
+        Args:
+            folder: Made if need be.
+            overwrite: Whether a result that the folder holds is replaced.
+
+        Raises:
+            InputError: the folder holds a result, or the model was changed so that it could not be loaded.
+            CheckpointError: the folder cannot be written to.
+        """
+        storage.save(folder, self.model, self.kept, str(self.plan), overwrite=overwrite)

@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..allocation.curves import ErrorCurve
 from ..allocation.pro import Tradeoff
-from ..calibration.checkpoint import digest_of, write_atomically
+from ..calibration.checkpoint import digest_of
+from ..calibration.files import cure_of, make_folder, whole_file
 from ..capture.graph import Graph
 from ..costs.budget import Budget, MACs, Params
 from ..costs.latency import Latency
@@ -27,29 +28,14 @@ from ..errors import CheckpointError, InputError
 from ..groups.channel_groups import Group
 from ..selection.methods import selection_name
 from .group_plan import GroupPlan, chosen_units
+from .plan_state import PlanState
 from .settings import PlanSettings
-
-if TYPE_CHECKING:
-    from .plan import Plan
 
 FORMAT = 1
 PAGE, TENSORS = "reapx-plan.json", "reapx-plan.safetensors"
 BUDGETS: dict[str, type[Budget]] = {kind.__name__: kind for kind in (MACs, Params, Latency)}
 _OF_THE_CALL = ("resume", "progress", "on_progress", "distributed")
 """Settings of the call that made the plan; they are not kept."""
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The parts of a loaded plan that cannot be computed again.
-
-    Attributes:
-        own: Qualified name -> tensor that the selection method itself changes; see ``own_tensors``.
-        latency: Milliseconds per batch (before, predicted after); None unless the budget is a latency.
-    """
-
-    own: Mapping[str, Tensor]
-    latency: tuple[float, float] | None
 
 
 class SavedRule:
@@ -78,12 +64,16 @@ def write_plan(folder: str | Path, page: Mapping[str, Any], tensors: Mapping[str
     target = Path(folder)
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file: give a folder")
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     data = bytes_of({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     whole = {"format": FORMAT, **page, "tensors": hashlib.sha256(data).hexdigest()}
     text = json.dumps(_plain(whole), indent=1, allow_nan=False) + "\n"
-    write_atomically(target / TENSORS, lambda part: part.write_bytes(data))
-    write_atomically(target / PAGE, lambda part: part.write_text(text, encoding="utf-8"))
+    try:
+        for name, content in ((TENSORS, data), (PAGE, text.encode())):
+            with whole_file(target / name) as part:
+                part.write_bytes(content)
+    except OSError as error:
+        raise CheckpointError(f"the plan cannot be saved to {target} ({error}): {cure_of(error)}") from error
 
 
 def read_plan(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -117,7 +107,7 @@ def damaged(path: Path, reason: object) -> CheckpointError:
     return CheckpointError(f"{path} is damaged or truncated ({reason}): save the plan again")
 
 
-def page_of(plan: Plan) -> dict[str, Any]:
+def page_of(plan: PlanState) -> dict[str, Any]:
     """A plan as a JSON object, without its tensors."""
     return {
         **model_page(plan._graph, plan._found.groups),

@@ -8,8 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..planning.plan import Plan
-from ..planning.result import Result
+from ..planning.plan import Plan, Result
 from ..text import output_text, share, short
 from . import plots, pro_figures
 
