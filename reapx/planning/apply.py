@@ -18,6 +18,7 @@ from ..selection.paths.weight_changes import cut_tensors
 from ..surgery.bare_norms import input_widths, set_widths
 from ..surgery.cut import Kept, cut, kept_positions, narrow, within
 from ..surgery.emptied_layers import Endings, find_endings, shrink, shrunk_exactly
+from ..surgery.optimizer_state import Original
 from ..surgery.proof import masked_tensors, prove
 from ..surgery.transplant import shadow, transplant
 from .group_plan import GroupPlan
@@ -35,6 +36,7 @@ class Removal:
         gap: Largest difference from the masked original, a share of the largest output.
         endings: What follows the layers that read nothing any more.
         widths: Path -> channels of each norm that no tensor tells the width of.
+        original: The network's parameters before, for their optimizers.
     """
 
     model: nn.Module
@@ -44,6 +46,7 @@ class Removal:
     gap: float
     endings: Endings
     widths: dict[str, int]
+    original: Original
 
     def repeat(self, model: nn.Module) -> None:
         """Do the same to the network itself, in place: as a whole, or not at all where it is interrupted."""
@@ -114,12 +117,13 @@ def remove(
     shrink(pruned, kept, updates, endings)
     widths = input_widths(pruned, images)
     set_widths(pruned, widths)
+    original = Original.of(model)
     masked = masked_tensors(graph, groups, kept, updates)
     if not endings:
-        return Removal(pruned, kept, updates, fits, prove(pruned, graph, masked, images), endings, widths)
+        return Removal(pruned, kept, updates, fits, prove(pruned, graph, masked, images), endings, widths, original)
     gap = prove(shrunk_exactly(model, kept, updates, endings), graph, masked, images)
     prove(pruned, graph, masked, images, rounded=True)
-    return Removal(pruned, kept, updates, fits, gap, endings, widths)
+    return Removal(pruned, kept, updates, fits, gap, endings, widths, original)
 
 
 def _but_one(groups: list[Group], removed: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -275,12 +275,12 @@ class Plan:
         )
         latency = self._measured_latency(found.model)
         change = output_change(found.model, self._graph, self._images)
-        pruned = found.model
-        if inplace:
+        pruned = self._model if inplace else found.model
+        fits, seconds = tuple(found.fits), time.perf_counter() - start
+        result = Result(pruned, self, fits, found.gap, change, seconds, found.kept, found.original, latency)
+        if inplace:  # last, so that whatever fails or interrupts leaves the model as it was
             found.repeat(self._model)
-            pruned = self._model
-        seconds = time.perf_counter() - start
-        return Result(pruned, self, tuple(found.fits), found.gap, change, seconds, found.kept, latency)
+        return result
 
     def _measured_latency(self, pruned: nn.Module) -> tuple[float, float, float] | None:
         """Measured in turn, since a machine's speed drifts: before, predicted at that speed, after."""

@@ -11,6 +11,7 @@ from torch import nn
 from ..reconstruction.sweep import LayerRefit
 from ..surgery import storage
 from ..surgery.cut import Kept
+from ..surgery.optimizer_state import Original
 from ..text import latency_text, share, table
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Result:
             the variance of the original's outputs.
         seconds: Time that apply took.
         kept: Qualified parameter name -> axis -> positions that stayed.
+        original: The parameters of the network that was pruned, for ``reapx.carry_state``.
         latency: Milliseconds of a batch: (before, predicted, measured after); None unless the budget is a latency.
     """
 
@@ -41,6 +43,7 @@ class Result:
     change: float
     seconds: float
     kept: Kept
+    original: Original
     latency: tuple[float, float, float] | None = None
 
     def __repr__(self) -> str:
