@@ -39,6 +39,7 @@ from .sparsity.compaction.zero_nodes import Compacted, ZeroNodes
 from .sparsity.training.monitor import NodeMonitor
 from .sparsity.training.optimizer import adam_l2
 from .sparsity.training.penalties import group_lasso, group_sparse
+from .surgery.optimizer_state import carry_state
 from .surgery.storage import load
 
 __version__ = "0.1.0"
@@ -81,6 +82,7 @@ __all__ = [
     "ZeroNodes",
     "adam_l2",
     "behaviors",
+    "carry_state",
     "compact",
     "find_path",
     "group_lasso",

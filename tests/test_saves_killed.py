@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import resource
 import shutil
@@ -15,6 +14,7 @@ from types import FrameType
 
 import pytest
 import torch
+from processes import exit_code
 from saved import rewrite
 from torch import nn
 
@@ -88,10 +88,7 @@ def kill_saves(root: str) -> None:
 
 
 def test_a_kill_loses_nothing(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=kill_saves, args=(str(tmp_path),))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    assert exit_code(kill_saves, str(tmp_path)) == (0, "")
 
 
 @contextmanager

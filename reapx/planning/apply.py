@@ -21,6 +21,7 @@ from ..selection.paths.weight_changes import cut_tensors
 from ..surgery.bare_norms import input_widths, set_widths
 from ..surgery.cut import Kept, cut, kept_positions, narrow, within
 from ..surgery.emptied_layers import Endings, find_endings, shrink, shrunk_exactly
+from ..surgery.optimizer_state import Original
 from ..surgery.proof import masked_tensors, output_change, prove
 from ..surgery.transplant import shadow, transplant
 from .group_plan import GroupPlan
@@ -39,6 +40,7 @@ class Removal:
         gap: Largest difference from the masked original, as a share of the largest output.
         endings: What follows the layers without input channels.
         widths: Path -> number of channels of each norm that holds no tensor.
+        original: The network's parameters before, for their optimizers.
     """
 
     model: nn.Module
@@ -48,6 +50,7 @@ class Removal:
     gap: float
     endings: Endings
     widths: dict[str, int]
+    original: Original
 
     def repeat(self, model: nn.Module) -> None:
         """Make the same removal in the network itself, in place; an interruption undoes it."""
@@ -120,13 +123,14 @@ def remove(
     shrink(pruned, kept, updates, endings)
     widths = input_widths(pruned, images)
     set_widths(pruned, widths)
+    original = Original.of(model)
     masked = masked_tensors(graph, groups, kept, updates)
     with timed("proving"):
         exact = shrunk_exactly(model, kept, updates, endings) if endings else pruned
         gap = prove(exact, graph, masked, images)
         if endings:
             prove(pruned, graph, masked, images, rounded=True)
-    return Removal(pruned, kept, updates, fits, gap, endings, widths)
+    return Removal(pruned, kept, updates, fits, gap, endings, widths, original)
 
 
 def _but_one(groups: Sequence[Group], removed: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -149,6 +153,7 @@ class Applied:
     change: float
     seconds: float
     kept: Kept
+    original: Original
     latency: tuple[float, float, float] | None
 
 
@@ -181,7 +186,7 @@ def carry_out(
         found.repeat(model)
         pruned = model
     seconds = time.perf_counter() - start
-    return Applied(pruned, tuple(found.fits), found.gap, change, seconds, found.kept, latency)
+    return Applied(pruned, tuple(found.fits), found.gap, change, seconds, found.kept, found.original, latency)
 
 
 def _measured_latency(plan: PlanState, pruned: nn.Module) -> tuple[float, float, float] | None:

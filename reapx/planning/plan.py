@@ -18,6 +18,7 @@ from ..reconstruction.sweep import LayerRefit
 from ..selection.paths.path import Path
 from ..surgery import storage
 from ..surgery.cut import Kept
+from ..surgery.optimizer_state import Original
 from ..text import latency_text, listed, share, table
 from . import saved_plan
 from .apply import carry_out, own_tensors
@@ -176,7 +177,17 @@ class Plan(PlanState):
             inplace=inplace,
             progress=progress_of(progress, on_progress or self.settings.on_progress, told=processes.rank == 0),
         )
-        return Result(found.model, self, found.fits, found.gap, found.change, found.seconds, found.kept, found.latency)
+        return Result(
+            found.model,
+            self,
+            found.fits,
+            found.gap,
+            found.change,
+            found.seconds,
+            found.kept,
+            found.original,
+            found.latency,
+        )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -193,6 +204,7 @@ class Result:
             the variance of the original's outputs.
         seconds: Seconds that ``Plan.apply`` took.
         kept: Qualified parameter name -> axis -> positions that stayed.
+        original: The parameters of the network that was pruned, for ``reapx.carry_state``.
         latency: Milliseconds per batch: (before, predicted, measured after); None unless the budget is a latency.
     """
 
@@ -203,6 +215,7 @@ class Result:
     change: float
     seconds: float
     kept: Kept
+    original: Original
     latency: tuple[float, float, float] | None = None
 
     def __repr__(self) -> str:

@@ -17,6 +17,7 @@ from ...report.node_figures import write_histogram
 from ...surgery import storage
 from ...surgery.cut import Kept, narrow
 from ...surgery.emptied_layers import shrunk_exactly
+from ...surgery.optimizer_state import Original
 from ...surgery.proof import difference
 from ...text import frozen_text, saving, table
 from .folding import Tensors
@@ -157,12 +158,12 @@ class ZeroNodes:
                 "the difference with tolerance=math.inf"
             )
         gap, _ = difference(removal.model, graph, graph.tensors, images, CHECKED)
-        before = sum(value.numel() for value in self._model.parameters())
-        if inplace:
-            removal.repeat(self._model)
+        params = tuple(sum(value.numel() for value in x.parameters()) for x in (self._model, removal.model))
         small = self._model if inplace else removal.model
-        after = sum(value.numel() for value in small.parameters())
-        return Compacted(small, self, (before, after), gap, removal.kept)
+        result = Compacted(small, self, (params[0], params[1]), gap, removal.kept, removal.original)
+        if inplace:  # last, so that whatever fails or interrupts leaves the model as it was
+            removal.repeat(self._model)
+        return result
 
     def _largest(self) -> str:
         """The removed node with the largest size relative to its layer's largest, as text."""
@@ -188,6 +189,7 @@ class Compacted:
         params: Number of parameters, before and after.
         gap: Largest difference from the original's outputs, as a share of the largest output.
         kept: Qualified parameter name -> axis -> positions that stayed.
+        original: The parameters of the network with its zero nodes, for ``reapx.carry_state``.
     """
 
     model: nn.Module
@@ -195,6 +197,7 @@ class Compacted:
     params: tuple[int, int]
     gap: float
     kept: Kept
+    original: Original = field(repr=False)
 
     def __str__(self) -> str:
         saved = f"{saving('parameters', self.params)}, {saving('MACs', self.nodes.macs)}"
