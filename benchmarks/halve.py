@@ -27,9 +27,6 @@ from timing import Target, interleaved, parser, peak_memory, write
 from torch import Tensor, nn
 
 import reapx
-from reapx.moments.measure import measure as measure_moments
-from reapx.selection.paths.consumers import measured_consumers
-from reapx.selection.reap import PathRequest, reap_paths
 from reapx.text import table
 
 torch.manual_seed(0)
@@ -150,17 +147,14 @@ def naive_check(name: str, images: int, device: str = "cpu") -> dict[str, object
     target = Target.of(device)
     found = reapx.inspect(models.cifar_resnet(20).to(target.device), _cifar_calibration(images).to(target.device))
     group = next(group for group in found.groups if group.name == name)
-    moments = measure_moments(
-        found._graph, found._images, [group.consumers[0].layer], found._graph.tensors, progress=False
-    )
-    (measured,) = measured_consumers(found._graph, group, moments)
-    assert measured.moments is not None
-    gram, damping, steps = measured.moments.gram, 1e-8, group.size - 1
+    moments = reapx.measure(found, [group], progress=False)
+    (measured,) = reapx.measured_consumers(found, group, moments)
+    gram, damping, steps = measured.known_moments.gram, 1e-8, group.size - 1
     start = target.now()
-    path = reap_paths([PathRequest(name, [measured], steps)], damping)[0]
+    path = reapx.find_path(found, group, moments, damping=damping, steps=steps)
     seconds = target.now() - start
     gram, weight, columns = gram.cpu(), measured.weight.cpu(), measured.columns.cpu()
-    damped = gram + measured.moments.ridge(damping) * torch.eye(len(gram), dtype=gram.dtype)
+    damped = gram + measured.known_moments.ridge(damping) * torch.eye(len(gram), dtype=gram.dtype)
     signal = float(((weight @ gram) * weight).sum())
     start = target.now()
     tables, order, _ = reference.eliminate_naive([damped], [weight], [columns], [1 / signal], steps, [])

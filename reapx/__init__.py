@@ -28,10 +28,11 @@ from .planning.group_plan import GroupPlan
 from .planning.pipeline import load_plan
 from .planning.plan import Plan, Result
 from .planning.settings import PlanSettings
-from .planning.steps import find_path, measure
+from .planning.steps import find_path, measure, measured_consumers
 from .reconstruction.sweep import LayerRefit
 from .report.page import write_report
 from .selection.methods import SELECTIONS
+from .selection.paths.consumers import MeasuredConsumer
 from .selection.paths.path import Path
 from .serial.result import Serialized, serialize
 from .sparsity.compaction.compact import compact, zero_nodes
@@ -67,6 +68,7 @@ __all__ = [
     "Layer",
     "LayerRefit",
     "MACs",
+    "MeasuredConsumer",
     "Moments",
     "NodeMonitor",
     "NumericalError",
@@ -92,6 +94,7 @@ __all__ = [
     "load",
     "load_plan",
     "measure",
+    "measured_consumers",
     "plan",
     "prune",
     "register_operator",

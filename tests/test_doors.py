@@ -383,3 +383,20 @@ def test_the_log_has_steps_and_times(caplog: pytest.LogCaptureFixture) -> None:
     lines = [record.getMessage() for record in caplog.records if record.name == "reapx"]
     for step in ("capturing", "finding channel groups", "measuring", "measuring outputs", "refitting", "proving"):
         assert any(line.startswith(step) and line.endswith(" s") for line in lines), step
+
+
+def test_measured_consumers_are_what_selection_sees() -> None:
+    """Contributions of the units add up to the variance of the consumer's outputs."""
+    model, images = plain()
+    found = reapx.inspect(model, images)
+    moments = reapx.measure(found, ["2"])
+    (own,) = reapx.measured_consumers(found, "2", moments)
+    with torch.no_grad():
+        outputs = model(images).double()
+    variance = (outputs - outputs.mean(0)).square().sum()
+    assert float(own.contributions.sum()) == pytest.approx(float(variance), rel=1e-5)
+    assert own.scale == pytest.approx(1 / float(variance), rel=1e-5)
+    whole, some = (reapx.find_path(found, "2", moments, steps=steps) for steps in (None, 2))
+    assert whole.order[:2].tolist() == some.order.tolist()
+    with pytest.raises(reapx.InputError, match="steps=7: give a whole number from 0 to 6"):
+        reapx.find_path(found, "2", moments, steps=7)

@@ -39,7 +39,7 @@ import models
 from decay_curves import FLOOR, LEVELS, POINTS, Row, norms, summary
 from timing import Target, parser, write
 
-from reapx.sparsity.training.optimizer import adam_l2
+import reapx
 from reapx.text import table
 
 SEEDS = (0, 1, 2)
@@ -52,13 +52,13 @@ ADAM, ADAMW, SGD, SLOW_SGD, AMSGRAD, PLAIN = (
     "Adam + L2", "AdamW", "SGD 0.9, lr 0.1", "SGD 0.9, lr 0.01", "Adam + L2, AMSGrad", "Adam + L2, β1 = 0",
 )  # fmt: skip
 METHODS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimizer]] = {
-    ADAM: lambda weights, l2: adam_l2(weights, lr=1e-3, l2=l2, fused=True),
+    ADAM: lambda weights, l2: reapx.adam_l2(weights, lr=1e-3, l2=l2, fused=True),
     ADAMW: lambda weights, decay: torch.optim.AdamW(weights, lr=1e-3, weight_decay=decay, fused=True),
     SGD: lambda weights, l2: torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=l2, fused=True),
     SLOW_SGD: lambda weights, l2: torch.optim.SGD(weights, lr=0.01, momentum=0.9, weight_decay=l2, fused=True),
     # adam_l2 refuses it.
     AMSGRAD: lambda weights, l2: torch.optim.Adam(weights, lr=1e-3, weight_decay=l2, amsgrad=True, fused=True),
-    PLAIN: lambda weights, l2: adam_l2(weights, lr=1e-3, l2=l2, betas=(0.0, 0.999), fused=True),
+    PLAIN: lambda weights, l2: reapx.adam_l2(weights, lr=1e-3, l2=l2, betas=(0.0, 0.999), fused=True),
 }
 
 

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from timing import HOST, Target
 from torch import Tensor
 
 import reapx
-from reapx.capture.graph import Graph
-from reapx.groups.channel_groups import Group
-from reapx.moments.moments import Moments
-from reapx.planning.settings import DAMPING
-from reapx.selection.find_paths import chunks, measure_consumers
-from reapx.selection.methods import SELECTIONS, choose
-from reapx.selection.nu import Unification
-from reapx.selection.paths.consumers import MeasuredConsumer, measured_consumers
-from reapx.selection.paths.weight_changes import WeightChanges
-from reapx.selection.reap import PathRequest, reap_paths
 
 ERRORS = ("removed", "bias", "own", "fitted")
 """Only removed; removed, the mean of what is lost in the bias; what the method itself does; least squares."""
@@ -27,60 +17,67 @@ Groups = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Group name -> method -> kind of error -> error."""
 ROUNDING = 1e-9
 """Share by which an error may be above another and still count as equal."""
+MEMORY = 2**29
+"""Bytes of moments that are measured in one pass."""
 
 
 def compare(plan: reapx.Plan, target: Target = HOST) -> dict[str, Any]:
     """All methods on the layers and at the widths of one plan, all on the same moments.
 
     Returns:
-        ``measure_seconds``: of the moments, which all share. ``select_seconds``: by method, the choice of units, given
-        the moments, over all groups. ``few_rows``: names of groups with a consumer that has seen fewer rows than it has
-        features, where fits look better than they are. ``groups``: group name -> method -> errors, shares of the
-        variance of the consumers' outputs, averaged over consumers, none of them damped (the fits are); NU's have the
-        ``sum`` of what it says its steps add, too.
+        ``measure_seconds``: of the moments, which all share. ``select_seconds``: by method, the choice of units and
+        their least squares, given the moments, over all groups. ``few_rows``: names of groups with a consumer that has
+        seen fewer rows than it has features, where fits look better than they are. ``groups``: group name -> method ->
+        errors, shares of the variance of the consumers' outputs, averaged over consumers, none of them damped (the
+        fits are); NU's have the ``sum`` of what it says its steps add, too.
     """
-    graph, images = plan._graph, plan._images
+    inspection = plan.inspection
     steps = {entry.group.name: len(entry.removed) for entry in plan.groups}
     groups: dict[str, dict[str, dict[str, float]]] = {name: {} for name, count in steps.items() if count}
-    seconds = dict.fromkeys(SELECTIONS, 0.0)
+    seconds = dict.fromkeys(reapx.SELECTIONS, 0.0)
     measure_seconds, few_rows = 0.0, []
-    for part in chunks([entry.group for entry in plan.groups if entry.group.name in groups], images.memory):
+    for part in _parts([entry.group for entry in plan.groups if entry.group.name in groups]):
         start = target.now()
-        moments = measure_consumers(graph, images, part, progress=False)
+        moments = reapx.measure(inspection, part, progress=False)
         measure_seconds += target.now() - start
-        consumers = [measured_consumers(graph, group, moments) for group in part]
-        for group, own in zip(part, consumers, strict=True):
-            if any(measured.known_moments.rows < len(measured.known_moments.gram) for measured in own):
+        for group in part:
+            consumers = reapx.measured_consumers(inspection, group, moments)
+            if any(own.known_moments.rows < len(own.known_moments.gram) for own in consumers):
                 few_rows.append(group.name)
-        for selection in SELECTIONS:
-            start = target.now()
-            selected = [
-                choose(selection, graph, group, own, steps[group.name])
-                for group, own in zip(part, consumers, strict=True)
-            ]
-            chosen = target.now()
-            requests = [
-                PathRequest(group.name, own, steps[group.name], leaving.order)
-                for group, own, leaving in zip(part, consumers, selected, strict=True)
-            ]
-            paths = reap_paths(requests, DAMPING)
-            # REAP chooses by solving; for the others, solving is the fit.
-            seconds[selection] += (target.now() if selection == "reap" else chosen) - start
-            for group, own, leaving, path in zip(part, consumers, selected, paths, strict=True):
-                errors = _errors(graph, group, own, moments, path.order, leaving.own_changes)
-                groups[group.name][selection] = {**errors, "fitted": path.final}
+            for selection in reapx.SELECTIONS:
+                start = target.now()
+                path = reapx.find_path(inspection, group, moments, selection=selection, steps=steps[group.name])
+                seconds[selection] += target.now() - start
+                errors = _errors(group, consumers, moments, path)
+                if selection == "nu":
+                    errors["sum"] = float(path.own_changes.errors.sum())
+                groups[group.name][selection] = {**errors, "fitted": path.error(len(path.order))}
     return {"measure_seconds": measure_seconds, "select_seconds": seconds, "few_rows": few_rows, "groups": groups}
 
 
+def _parts(groups: Sequence[reapx.Group]) -> Iterator[list[reapx.Group]]:
+    """Groups whose Gram matrices fit into ``MEMORY`` together."""
+    part: list[reapx.Group] = []
+    used = 0
+    for group in groups:
+        size = sum(8 * consumer.layer.features**2 for consumer in group.consumers)
+        if part and used + size > MEMORY:
+            yield part
+            part, used = [], 0
+        part.append(group)
+        used += size
+    if part:
+        yield part
+
+
 def _errors(
-    graph: Graph,
-    group: Group,
-    consumers: Sequence[MeasuredConsumer],
-    moments: Mapping[str, list[Moments]],
-    order: Tensor,
-    own: WeightChanges | None,
+    group: reapx.Group,
+    consumers: Sequence[reapx.MeasuredConsumer],
+    moments: Mapping[str, list[reapx.Moments]],
+    path: reapx.Path,
 ) -> dict[str, float]:
     """The errors that need no fit."""
+    own, order = path.own_changes, path.order
     found = {"removed": 0.0, "bias": 0.0}
     if own is not None:
         found["own"] = 0.0
@@ -94,8 +91,6 @@ def _errors(
         if own is not None:
             change = own.weights(index, [len(order)])[0] - measured.weight
             found["own"] += scale * _square(change, measured.known_moments.gram)
-    if isinstance(own, Unification):
-        found["sum"] = float(own.errors.sum())
     return found
 
 
@@ -107,7 +102,7 @@ def _square(change: Tensor, gram: Tensor) -> float:
 def means(groups: Groups) -> dict[str, dict[str, float]]:
     """Method -> kind of error -> its mean over groups."""
     found: dict[str, dict[str, float]] = {}
-    for selection in SELECTIONS:
+    for selection in reapx.SELECTIONS:
         each = [methods[selection] for methods in groups.values()]
         found[selection] = {kind: sum(e[kind] for e in each) / len(each) for kind in ERRORS if kind in each[0]}
     return found
@@ -124,7 +119,7 @@ def orders(groups: Groups) -> dict[str, Any]:
     published = [
         (m["reap"]["fitted"], m["lasso"]["fitted"], m["nu"]["own"], m["thinet"]["own"]) for m in groups.values()
     ]
-    mean = {name: sum(own[name] for own in fitted) / len(fitted) for name in SELECTIONS}
+    mean = {name: sum(own[name] for own in fitted) / len(fitted) for name in reapx.SELECTIONS}
     return {
         "groups": len(groups),
         "reap <= lasso": sum(_rises(own["reap"], own["lasso"]) for own in fitted),

@@ -24,7 +24,6 @@ from timing import Target, parser, write
 from torch import Tensor, nn
 
 import reapx
-from reapx.selection.methods import SELECTIONS
 from reapx.text import table
 
 SEEDS = [
@@ -93,7 +92,7 @@ class Case:
     network: str
     label: str
     options: dict[str, Any]
-    selections: tuple[str, ...] = tuple(SELECTIONS)
+    selections: tuple[str, ...] = tuple(reapx.SELECTIONS)
 
     @property
     def pro(self) -> bool:
@@ -107,7 +106,7 @@ def _fully_connected(part: int) -> Case:
     return Case("mnist_fc", "mnist", f"1/{part}", {**options, "allocation": "uniform"})
 
 
-def _uniform(network: str, label: str, share: float, selections: tuple[str, ...] = tuple(SELECTIONS)) -> Case:
+def _uniform(network: str, label: str, share: float, selections: tuple[str, ...] = tuple(reapx.SELECTIONS)) -> Case:
     return Case(network, network, label, {"budget": reapx.MACs(share), "allocation": "uniform"}, selections)
 
 

@@ -81,6 +81,11 @@ class PlanState:
         return "\n".join([*lines, *frozen_text(self.frozen)])
 
     @property
+    def inspection(self) -> Inspection:
+        """What was found in the model before anything was planned."""
+        return self._found
+
+    @property
     def budget(self) -> Budget:
         """The budget of the plan."""
         return self.settings.budget

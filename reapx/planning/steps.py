@@ -9,11 +9,13 @@ import torch
 from ..calibration.progress import OnProgress, progress_of
 from ..errors import InputError
 from ..groups.channel_groups import Group
-from ..inspection.argument_checks import check_arguments
+from ..inspection.argument_checks import check_arguments, is_whole
 from ..inspection.inspection import Inspection
 from ..moments.moments import Moments
 from ..selection import find_paths
 from ..selection.methods import Selection, SelectionRule
+from ..selection.paths import consumers
+from ..selection.paths.consumers import MeasuredConsumer
 from ..selection.paths.path import Path
 from ..text import listed
 from .group_plan import Units, chosen_units
@@ -59,6 +61,7 @@ def find_path(
     *,
     selection: Selection | SelectionRule = "reap",
     damping: float = DAMPING,
+    steps: int | None = None,
 ) -> Path:
     """Find the order in which one group's units leave, and the exact reconstruction error after each removal.
 
@@ -69,9 +72,11 @@ def find_path(
         order: Units in the order in which they must leave, all of them or the first ones; None to find the order by
             ``selection``.
         selection, damping: As for ``reapx.plan``.
+        steps: Removals to find; all by default, or as many as ``order`` has. ``"lasso"``, ``"dpp"`` and ``"nu"`` may
+            choose other units for fewer of them.
 
     Returns:
-        The path over all units, or along ``order``. It has ``order``, ``errors`` (increases of the damped error),
+        The path over all units, ``steps`` of them, or along ``order``. It has ``order``, ``errors`` (increases of the damped error),
         ``error(count)`` and ``removed(count)`` after ``count`` removals.
 
     Raises:
@@ -80,14 +85,42 @@ def find_path(
     """
     check_arguments(selection=selection, damping=damping)
     found = _group_of(inspection, group)
-    missing = [c.layer.weight for c in found.consumers if c.layer.weight not in moments]
-    if missing:
-        raise InputError(f"moments: {missing[0]}, which reads {found.name}, is missing: call reapx.measure with it")
+    if steps is not None and not (is_whole(steps) and 0 <= steps <= found.size and order is None):
+        raise InputError(f"steps={steps!r}: give a whole number from 0 to {found.size}, and no order with it")
+    _check_measured(found, moments)
     units = None
     if order is not None:
         chosen_units("order", found, order)  # refuses values that are not units
         units = torch.as_tensor(order).detach().cpu().to(torch.int64)
-    return find_paths.find_path(inspection._graph, found, moments, selection, damping=damping, order=units)
+    graph = inspection._graph
+    return find_paths.find_path(graph, found, moments, selection, damping=damping, order=units, steps=steps)
+
+
+def measured_consumers(
+    inspection: Inspection, group: Group | str, moments: Mapping[str, list[Moments]]
+) -> list[MeasuredConsumer]:
+    """The layers that read a group as selection sees them, in the order of ``group.consumers``.
+
+    Args:
+        inspection, group, moments: As for :func:`find_path`.
+
+    Returns:
+        For each: its weight (outputs, features) float64, rows scaled by the norm that follows; the columns (units,
+        count) that each unit owns; the moments of its input, about the mean where an intercept is fitted; and the
+        ``scale`` that makes squared errors shares of the variance of its outputs.
+
+    Raises:
+        InputError: as :func:`find_path`.
+    """
+    found = _group_of(inspection, group)
+    _check_measured(found, moments)
+    return consumers.measured_consumers(inspection._graph, found, moments)
+
+
+def _check_measured(found: Group, moments: Mapping[str, list[Moments]]) -> None:
+    missing = [c.layer.weight for c in found.consumers if c.layer.weight not in moments]
+    if missing:
+        raise InputError(f"moments: {missing[0]}, which reads {found.name}, is missing: call reapx.measure with it")
 
 
 def _group_of(inspection: Inspection, group: Group | str) -> Group:

@@ -104,8 +104,9 @@ def find_path(
     *,
     damping: float,
     order: Tensor | None = None,
+    steps: int | None = None,
 ) -> Path:
-    """The path of one group over all its units, or along a given order, from moments that were measured before.
+    """The path of one group over all its units, some steps or an order, from moments that were measured before.
 
     Args:
         graph: The captured network.
@@ -114,12 +115,13 @@ def find_path(
         selection: As for :func:`find_paths`; unused with an order.
         damping: λ as a fraction of the mean diagonal of each Gram matrix.
         order: (steps,) int64, units in the order in which they leave; None to find it.
+        steps: Number of removals without an order; None for all units.
 
     Raises:
         NumericalError: a Gram matrix is singular at this damping.
     """
     consumers = measured_consumers(graph, group, moments)
-    steps = group.size if order is None else len(order)
+    steps = len(order) if order is not None else group.size if steps is None else steps
     selected = choose(selection, graph, group, consumers, steps) if order is None else SelectedUnits(order)
     (solved,) = solve_paths([PathRequest(group.name, consumers, steps, selected.order)], damping)
     refitted = RefittedWeights(graph, group, consumers, solved.task, solved.ridges, TensorStore(math.inf))
