@@ -76,8 +76,8 @@ def find_path(
             choose other units for fewer of them.
 
     Returns:
-        The path over all units, ``steps`` of them, or along ``order``. It has ``order``, ``errors`` (increases of the damped error),
-        ``error(count)`` and ``removed(count)`` after ``count`` removals.
+        The path over all units, ``steps`` of them, or along ``order``. It has ``order``, ``errors`` (increases of the
+        damped error), and ``error(count)`` and ``removed(count)`` after ``count`` removals.
 
     Raises:
         InputError: an argument is not allowed, or the moments of one of the group's consumers are missing.
