@@ -161,3 +161,18 @@ def test_modules_may_stand_for_their_names() -> None:
         (name,) = options
         with pytest.raises(reapx.InputError, match=f"^{name}: the Sequential that was given is no module of this"):
             reapx.plan(model, images, budget=HALF, **options)  # type: ignore[arg-type]
+
+
+def test_processes_compare_what_changes_the_plan_and_nothing_else() -> None:
+    def rule(group: reapx.Group, *_: object) -> Tensor:
+        return torch.zeros(group.size)
+
+    other = lambda group, *_: torch.zeros(group.size)  # noqa: E731  # another object of the same name
+    other.__name__ = "rule"
+    shown = [
+        reapx.PlanSettings(budget=HALF, selection=each, progress=bars, resume=folder, on_progress=call).shared()
+        for each, bars, folder, call in ((rule, True, "here", print), (other, False, "there", None))
+    ]
+    assert shown[0] == shown[1]
+    assert reapx.PlanSettings(budget=HALF, points=3).shared() != reapx.PlanSettings(budget=HALF).shared()
+    assert reapx.PlanSettings(budget=HALF, resume="here").shared() != reapx.PlanSettings(budget=HALF).shared()
