@@ -98,13 +98,23 @@ def test_the_table_has_every_room_and_no_other(tmp_path: Path, rooms: tuple[str,
     assert ("upper is in no place" if "upper" not in rooms else "attic of the order does not exist") in wrong
 
 
-def test_a_circle_in_one_room_is_found(tmp_path: Path) -> None:
-    package = write(tmp_path, {**HOUSE, "lower/floor.py": "def up():\n    from . import stairs\n"})
+@pytest.mark.parametrize("text", ["from . import stairs\n", "def up():\n    from . import stairs\n"])
+def test_a_circle_in_one_room_is_found(tmp_path: Path, text: str) -> None:
+    package = write(tmp_path, {**HOUSE, "lower/floor.py": text})
     assert layout.imports_against_the_order(package, ROOMS) == []
     assert layout.circle(package) in (
         ["lower.floor", "lower.stairs", "lower.floor"],
         ["lower.stairs", "lower.floor", "lower.stairs"],
     )
+
+
+def test_annotations_may_name_each_other(tmp_path: Path) -> None:
+    text = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from . import stairs\n"
+    package = write(tmp_path, {**HOUSE, "lower/floor.py": text})
+    assert [(one.target, one.typing) for one in layout.imports(package) if one.source == "lower.floor"] == [
+        ("lower.stairs", True)
+    ]
+    assert layout.circle(package) == []
 
 
 def test_crowded_rooms_and_roots_are_found(tmp_path: Path) -> None:
