@@ -9,7 +9,9 @@ from torch import nn
 from ..calibration.checkpoint import digest_of
 from ..calibration.images import Images
 from ..calibration.processes import Processes, processes_of
+from ..capture.fingerprint import fingerprints
 from ..capture.graph import Graph, capture
+from ..capture.precision import plain_mode
 from ..costs.budget import Costs
 from ..errors import InputError
 from ..groups.channel_groups import ChannelAnalysis, Frozen, Group, find_groups
@@ -84,6 +86,7 @@ def inspect(
     return found
 
 
+@plain_mode()
 def examine(
     model: nn.Module,
     images: object,
@@ -109,6 +112,7 @@ def examine(
         check_forward(model, calibration)
     calibration.meet(processes)
     graph = capture(model, calibration.as_inputs(2))
+    graph.fingerprints = fingerprints(graph.tensors)
     _check_same(graph, processes)
     channels = find_groups(graph, measured=measured)
     check_outputs(graph, channels.layers, calibration)

@@ -9,6 +9,7 @@ from torch import nn
 from ..allocation.output_errors import OutputError
 from ..allocation.pro import POINTS
 from ..calibration.processes import processes_of
+from ..capture.precision import plain_mode
 from ..costs.budget import Budget
 from ..inspection.argument_checks import Allocation, Bounds, Layers, RefitLayers, check_arguments
 from ..inspection.validation import bounds_by_name, check_settings, layer_names
@@ -19,6 +20,7 @@ from .result import Result
 from .settings import DAMPING, RECTIFY, PlanSettings
 
 
+@plain_mode()
 def plan(
     model: nn.Module,
     images: object,

@@ -14,6 +14,7 @@ from ..allocation.descent import TradeoffPoint
 from ..allocation.pro import Tradeoff
 from ..calibration.images import Images
 from ..capture.graph import Graph
+from ..capture.precision import plain_mode
 from ..costs.budget import Budget
 from ..costs.latency import Latency, measure_milliseconds
 from ..errors import InputError
@@ -213,6 +214,7 @@ class Plan:
             )
         return self._tradeoff
 
+    @plain_mode()
     def apply(
         self,
         *,
