@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import threading
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
+from ..calibration.threads import TURNS
 from ..errors import CaptureError
 from .fingerprint import fingerprint_of
 
@@ -29,9 +29,6 @@ VIEWS = frozenset(
     "squeeze unsqueeze expand movedim alias detach getitem dropout feature_dropout contiguous to _to_copy".split()
 )
 """Operators whose result may share memory with their input, so that writing into one changes the other."""
-_ONE_AT_A_TIME = threading.RLock()
-"""torch.export changes the whole process while it traces, so other threads wait for it."""
-
 _VIEW, _RESHAPE = torch.ops.aten.view.default, torch.ops.aten.reshape.default
 
 
@@ -154,7 +151,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
         CaptureError: torch.export refuses the model, the model fixes its batch size, or an in-place operator has no
             functional form.
     """
-    with _ONE_AT_A_TIME:
+    with TURNS.alone():
         program = _export(model, inputs)
         rewritten = _mutates_views(program.graph.nodes)
         if rewritten:
