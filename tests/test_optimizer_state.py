@@ -171,7 +171,7 @@ def test_what_takes_a_layers_place_is_trained(name: str, inplace: bool) -> None:
     assert {id(parameter) for parameter in carried.state} < set(own)
     start = {key: value.detach().clone() for key, value in result.model.named_parameters()}
     step(result.model, carried, images)
-    assert not any(torch.equal(value, start[key]) for key, value in result.model.named_parameters())
+    assert not any(torch.equal(value, start[key]) for key, value in result.model.named_parameters() if value.numel())
     again = reapx.carry_state(carried, result)
     assert sorted(id(parameter) for group in again.param_groups for parameter in group["params"]) == sorted(own)
 

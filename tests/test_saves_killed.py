@@ -6,14 +6,13 @@ import os
 import resource
 import shutil
 import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import pytest
 import torch
+from interrupts import at_line
 from processes import exit_code
 from saved import rewrite
 from torch import nn
@@ -37,28 +36,6 @@ def value_in(folder: Path) -> float:
     values = torch.cat([parameter.detach().flatten() for parameter in reapx.load(network(7), folder).parameters()])
     assert values.min() == values.max()
     return values[0].item()
-
-
-@contextmanager
-def at_line(number: int, then: Callable[[], object]) -> Iterator[list[int]]:
-    """Call ``then`` before a line of reapx runs, counted from 1; the list holds how many have run."""
-    count = [0]
-
-    def trace(frame: FrameType, event: str, _: object) -> object:
-        if f"{os.sep}reapx{os.sep}" not in frame.f_code.co_filename:
-            return None
-        if event == "line":
-            count[0] += 1
-            if count[0] == number:
-                then()
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)  # type: ignore[arg-type]
-    try:
-        yield count
-    finally:
-        sys.settrace(before)
 
 
 def kill_saves(root: str) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..calibration.progress import progress_of
 from ..capture.graph import Graph
 from ..capture.layers import Layer
+from ..capture.precision import plain_mode
 from ..errors import InputError
 from ..groups.channel_groups import Group
 from ..inspection.argument_checks import check_arguments
@@ -168,6 +169,7 @@ class Behaviors:
         return Similarity(title, labels, *tables)
 
 
+@plain_mode()
 def behaviors(
     model: nn.Module,
     images: object,

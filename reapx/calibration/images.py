@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .processes import ALONE, Processes
 from .store import TensorStore
+from .threads import TURNS
 
 BATCH_IMAGES, BATCH_BYTES = 100, 4 * 2**20
 """Largest number of images, and of bytes, in a batch that is cut from a single tensor of images."""
@@ -192,9 +193,9 @@ class Images:
 
     def call(self, model: nn.Module, tensors: tuple[Tensor, ...]) -> Any:
         """The model's output for the tensors of one batch."""
-        if self.names is None:
-            return model(*tensors)
-        return model(**dict(zip(self.names, tensors, strict=True)))
+        named = {} if self.names is None else dict(zip(self.names, tensors, strict=True))
+        with TURNS.together():
+            return model(**named) if named else model(*tensors)
 
 
 def _layout(names: tuple[str, ...] | None, shapes: list[tuple[int, ...]], dtypes: list[str]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from ..calibration.threads import TURNS
 from .graph import Graph
 from .precision import exact
 
@@ -19,7 +20,8 @@ def evaluate(node: Node, value_of: Callable[[Node], Any]) -> object:
     """The value of one operator node; ``value_of`` gives the values of its arguments."""
     args = torch.fx.map_arg(node.args, value_of)
     kwargs = torch.fx.map_arg(node.kwargs, value_of)
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    with TURNS.together():
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def in_widest_dtype(call: Callable[[torch.dtype], Returned]) -> tuple[Returned, torch.dtype]:

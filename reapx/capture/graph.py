@@ -18,7 +18,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
+from ..calibration.threads import TURNS
 from ..errors import CaptureError
+from .fingerprint import fingerprint_of
 
 Inputs = Mapping[str, Tensor] | tuple[Tensor, ...]
 
@@ -73,7 +75,8 @@ class Graph:
         shared: Qualified name of a tensor that several operators read or several modules hold -> their names, for
             messages. Such a tensor is never changed.
         users: Node -> operator nodes that read it.
-        versions: Qualified name -> version counter of the tensor at capture; every write raises it.
+        versions: Qualified name -> version counter of the tensor at capture; every write raises it, but through .data.
+        fingerprints: Qualified name -> fingerprint of the tensor's values then, where they are to stay as they are.
     """
 
     nodes: list[Node]
@@ -86,6 +89,7 @@ class Graph:
     shared: dict[str, str] = field(default_factory=dict)
     users: dict[Node, list[Node]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
+    fingerprints: dict[str, int] = field(default_factory=dict)
 
     def shape(self, node: Node) -> tuple[int, ...]:
         """Shape of a node's value, with the batch size of the captured example."""
@@ -109,7 +113,8 @@ class Graph:
             now, then = own.get(name), self.tensors[name]
             if now is None or now.data_ptr() != then.data_ptr() or now._version != version:
                 return name
-        return None
+        written = (name for name, found in self.fingerprints.items() if fingerprint_of(self.tensors[name]) != found)
+        return next(written, None)
 
     def digest(self) -> str:
         """SHA-256 of the operators and their arguments; parameter values do not enter."""
@@ -152,12 +157,13 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
         CaptureError: torch.export refuses the model, the model fixes its batch size, or an in-place operator has no
             functional form.
     """
-    program = _export(model, inputs)
-    rewritten = _mutates_views(program.graph.nodes)
-    if rewritten:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = program.run_decompositions({})
+    with TURNS.alone():
+        program = _export(model, inputs)
+        rewritten = _mutates_views(program.graph.nodes)
+        if rewritten:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                program = program.run_decompositions({})
     signature = program.graph_signature
     kinds = {spec.arg.name: spec for spec in signature.input_specs}
     state = {**program.state_dict, **program.constants}

@@ -1,8 +1,9 @@
-"""Precision of a GPU while networks are run: full float32, and deterministic algorithms."""
+"""Modes of torch while networks are run: full float32, deterministic algorithms, and none that surround the call."""
 
 from __future__ import annotations
 
-from contextlib import ContextDecorator
+import threading
+from contextlib import ContextDecorator, nullcontext
 from types import TracebackType
 from typing import Any
 
@@ -14,9 +15,34 @@ class exact(ContextDecorator):
 
     TF32 keeps 11 bits of each factor, and torch uses it for convolutions by default. The targets of least squares would
     then be off by 1e-3, and a proof in float32 would fail.
+
+    The settings are those of the whole process: the first context sets them and the last one, in whatever thread, sets
+    them back.
     """
 
+    _lock = threading.Lock()
+    _contexts = 0
+    _settings: _Settings
+
     def __enter__(self) -> None:
+        with exact._lock:
+            if exact._contexts == 0:
+                exact._settings = _Settings()
+            exact._contexts += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with exact._lock:
+            exact._contexts -= 1
+            if exact._contexts == 0:
+                exact._settings.restore()
+
+
+class _Settings:
+    """What is set while networks are run, and what was set before."""
+
+    def __init__(self) -> None:
         backends: Any = torch.backends
         # Since torch 2.9 each operator has a word for its precision, its own or inherited. Before, there are switches.
         settings: list[Any] = [getattr(backends.cudnn, name, None) for name in ("conv", "rnn")] + [backends.cuda.matmul]
@@ -41,9 +67,8 @@ class exact(ContextDecorator):
         self._found.append((name, getattr(cudnn, name)))
         setattr(cudnn, name, value)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def restore(self) -> None:
+        """Set back what was found."""
         for name, value in self._found:
             setattr(torch.backends.cudnn, name, value)
         if self._products is not None and self._products != "highest":
@@ -52,5 +77,29 @@ class exact(ContextDecorator):
             if setting.fp32_precision != word:
                 setting.fp32_precision = word
 
-    def _recreate_cm(self) -> exact:
-        return exact()  # a new context for each call, since calls nest
+
+class plain_mode(ContextDecorator):
+    """Context in which the caller's autocast and inference mode do not reach.
+
+    Within autocast the same network would give other sums, and within inference mode parameters that cannot be trained.
+    Both are modes of a thread.
+    """
+
+    _inference: torch.inference_mode | nullcontext[None]
+
+    def __enter__(self) -> None:
+        self._autocast = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+        for device in self._autocast:
+            torch.set_autocast_enabled(device, False)
+        self._inference = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+        self._inference.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._inference.__exit__(kind, error, trace)
+        for device in self._autocast:
+            torch.set_autocast_enabled(device, True)
+
+    def _recreate_cm(self) -> plain_mode:
+        return plain_mode()  # a new context for each call, since calls nest

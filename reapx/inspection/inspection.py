@@ -10,8 +10,10 @@ from ..calibration.checkpoint import digest_of
 from ..calibration.images import Images
 from ..calibration.processes import Processes, processes_of
 from ..calibration.progress import timed
+from ..capture.fingerprint import fingerprints
 from ..capture.graph import Graph, capture
 from ..capture.layers import Layer
+from ..capture.precision import plain_mode
 from ..costs.budget import Costs
 from ..errors import InputError
 from ..groups.channel_groups import ChannelAnalysis, Frozen, Group, find_groups
@@ -94,6 +96,7 @@ def inspect(
     return found
 
 
+@plain_mode()
 def examine(
     model: nn.Module,
     images: object,
@@ -120,6 +123,7 @@ def examine(
     calibration.meet(processes)
     with timed("capturing"):
         graph = capture(model, calibration.as_inputs(2))
+        graph.fingerprints = fingerprints(graph.tensors)
     _check_same(graph, processes)
     with timed("finding channel groups"):
         channels = find_groups(graph, measured=measured)

@@ -10,6 +10,7 @@ from ..allocation.output_errors import OutputError
 from ..allocation.pro import POINTS
 from ..calibration.processes import processes_of
 from ..calibration.progress import OnProgress
+from ..capture.precision import plain_mode
 from ..costs.budget import Budget, MACs
 from ..inspection.argument_checks import Allocation, Bounds, GivenWidths, Layers, RefitLayers, check_arguments
 from ..inspection.validation import bounds_by_name, check_settings, layer_names, widths_by_name
@@ -22,6 +23,7 @@ NO_LIMIT = MACs(1.0)
 """The budget where the caller gives the widths: the full network."""
 
 
+@plain_mode()
 def plan(
     model: nn.Module,
     images: object,

@@ -10,6 +10,7 @@ from pathlib import Path as FilePath
 from torch import nn
 
 from ..calibration.progress import OnProgress, progress_of
+from ..capture.precision import plain_mode
 from ..costs.budget import Budget
 from ..errors import InputError
 from ..inspection.argument_checks import RefitLayers, check_arguments
@@ -117,6 +118,7 @@ class Plan(PlanState):
         own = self._stored.own if self._stored is not None else own_tensors(self._graph, self._paths, self.groups)
         saved_plan.write_plan(folder, saved_plan.page_of(self), own)
 
+    @plain_mode()
     def apply(
         self,
         *,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..calibration.images import Images
 from ..capture.graph import Graph, capture
+from ..capture.precision import plain_mode
 from ..costs.budget import Costs
 from ..errors import InputError, ProofError
 from ..groups.channel_groups import find_groups
@@ -76,6 +77,7 @@ class Serialized:
         )
 
 
+@plain_mode()
 def serialize(
     model: nn.Module,
     images: object,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..calibration.files import cure_of, make_folder, remove_parts, sync_folder, undisturbed, whole_file
 from ..capture.graph import tensors_of
+from ..capture.precision import plain_mode
 from ..errors import CheckpointError, InputError
 from .cut import Kept
 from .fitting import fitted, impossible_value
@@ -129,6 +130,7 @@ def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+@plain_mode()
 def load(model: nn.Module, folder: str | Path) -> nn.Module:
     """Shrink a freshly built model to a saved one and load its weights.
 

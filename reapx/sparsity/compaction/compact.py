@@ -8,6 +8,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from ...capture.precision import plain_mode
 from ...errors import CompactionWarning, InputError
 from ...groups.channel_groups import Group
 from ...inspection.argument_checks import Layers
@@ -26,6 +27,7 @@ nodes lie between 1e-4 and 1e-2: vanished nodes lie below, living ones above (``
 """
 
 
+@plain_mode()
 def zero_nodes(
     model: nn.Module,
     images: object = None,

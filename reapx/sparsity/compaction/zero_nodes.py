@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ...capture.precision import plain_mode
 from ...errors import InputError, ProofError
 from ...groups.channel_groups import Group
 from ...inspection.inspection import Inspection
@@ -112,6 +113,7 @@ class ZeroNodes:
         write_histogram(path, {name: size[size.isfinite()] for name, size in self.sizes.items()}, self.limits)
         return Path(path)
 
+    @plain_mode()
     def remove(self, *, tolerance: float = TOLERANCE, inplace: bool = False) -> Compacted:
         """Remove the nodes, and prove that the network still computes the same outputs.
 
