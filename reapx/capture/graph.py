@@ -19,6 +19,8 @@ from torch.fx import Node
 from torch.utils._pytree import tree_map_only
 
 from ..errors import CaptureError
+from .dependence import varying
+from .inlining import inline_blocks
 
 Inputs = Mapping[str, Tensor] | tuple[Tensor, ...]
 
@@ -27,7 +29,9 @@ VIEWS = frozenset(
     "squeeze unsqueeze expand movedim alias detach getitem dropout feature_dropout contiguous to _to_copy".split()
 )
 """Operators whose result may share memory with their input, so that writing into one changes the other."""
-_VIEW, _RESHAPE = torch.ops.aten.view.default, torch.ops.aten.reshape.default
+_MANY_IMAGES = 10**6
+"""A captured graph must hold for at least this number of images."""
+_VIEWED, _RESHAPE = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default), torch.ops.aten.reshape.default
 
 _TORCH = ("aten", "prim", "prims")
 
@@ -71,7 +75,9 @@ class Graph:
         constants: Qualified names in ``tensors`` that no module holds, such as literals.
         trained: Qualified names of parameters, without buffers.
         shared: Qualified name of a tensor that several operators read or several modules hold -> their names, for
-            messages. Such a tensor is never changed.
+            messages. Such a tensor is never refitted.
+        tied: Qualified name -> the names that hold the same tensor, itself among them, where there are several.
+        varying: Nodes whose values depend on the images, not only on their number or size.
         users: Node -> operator nodes that read it.
         versions: Qualified name -> version counter of the tensor at capture; every write raises it.
     """
@@ -84,6 +90,8 @@ class Graph:
     constants: frozenset[str]
     trained: frozenset[str] = frozenset()
     shared: dict[str, str] = field(default_factory=dict)
+    tied: dict[str, list[str]] = field(default_factory=dict)
+    varying: frozenset[Node] = frozenset()
     users: dict[Node, list[Node]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
 
@@ -117,8 +125,7 @@ class Graph:
         for node in self.nodes:  # the type of a device enters, its index does not
             given = tree_map_only(torch.device, lambda device: device.type, (node.args, node.kwargs))
             lines.append(f"{node.name} {node.target} {given}")
-        text = "\n".join(lines)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def parameter_of(self, argument: object) -> str | None:
         """Qualified name of the parameter that an argument stands for, or None."""
@@ -131,9 +138,7 @@ def is_dynamic(size: int | torch.SymInt) -> bool:
 
 
 def _concrete(size: int | torch.SymInt) -> int:
-    if isinstance(size, int):
-        return size
-    return int(size.node.hint)
+    return size if isinstance(size, int) else int(size.node.hint)
 
 
 def is_tensor(value: object) -> bool:
@@ -153,6 +158,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
             functional form.
     """
     program = _export(model, inputs)
+    inline_blocks(program)
     rewritten = _mutates_views(program.graph.nodes)
     if rewritten:
         with warnings.catch_warnings():
@@ -184,6 +190,13 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
             graph.outputs = [value for value in wanted if is_tensor(value)]
     graph.trained = frozenset(str(s.target) for s in signature.input_specs if s.kind == InputKind.PARAMETER)
     _use_live_tensors(graph, model)
+    graph.varying = frozenset(varying(graph.inputs, graph.nodes))
+    _check_batch(graph, program)
+    return graph
+
+
+def _check_batch(graph: Graph, program: torch.export.ExportedProgram) -> None:
+    """Refuse a model that takes one number of images only, or does other things with more of them."""
     for node in graph.inputs:
         value = node.meta.get("val")
         if isinstance(value, Tensor) and not is_dynamic(value.shape[0]):
@@ -191,7 +204,10 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
                 f"forward() fixes the batch size at {value.shape[0]} (input {node.name!r}): write "
                 "it for any batch size, for instance x.view(x.shape[0], ...) or x.flatten(1)"
             )
-    return graph
+    for numbers in program.range_constraints.values():
+        if numbers.upper < _MANY_IMAGES:
+            text = f"forward() does something else with more than {numbers.upper} images: let it do the same with any"
+            raise CaptureError(text)
 
 
 def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
@@ -241,7 +257,7 @@ def _mutates_views(nodes: Iterable[Node]) -> bool:
 def _make_functional(node: Node) -> None:
     """Replace ``relu_`` by ``relu`` and mark it; replace ``view`` by ``reshape``, which takes any memory format."""
     node.meta["in_place"] = _is_in_place(node)
-    if node.target is _VIEW:
+    if node.target in _VIEWED:
         node.target = _RESHAPE
     elif node.meta["in_place"]:
         packet = getattr(torch.ops.aten, operator_name(node), None)
@@ -272,6 +288,8 @@ def _use_live_tensors(graph: Graph, model: nn.Module) -> None:
     for node, name in graph.parameters.items():
         users = [user.name for user in graph.users.get(node, [])]
         names = holders.get(graph.tensors[name].data_ptr(), [name])
+        if len(names) > 1:
+            graph.tied[name] = names
         if len(names) > 1 or len(users) > 1:
             graph.shared[name] = " and ".join(names if len(names) > 1 else users)
 
