@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 import reapx
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Sized(nn.Module):
     """A function of a feature map and of the images between a layer and its consumer."""

@@ -14,8 +14,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import reapx
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class Around(nn.Module):
     """A function of (images, 8, positions) between layers that can be pruned."""

@@ -1,4 +1,4 @@
-"""Which values of a graph depend on the images."""
+"""Which values of a graph depend on which: on the images, or on any node."""
 
 from __future__ import annotations
 
@@ -30,3 +30,15 @@ def varying(inputs: Iterable[Node], nodes: Iterable[Node], without: Container[No
 def _holds_tensor(node: Node) -> bool:
     value = node.meta.get("val")
     return any(isinstance(item, Tensor) for item in (value if isinstance(value, list | tuple) else [value]))
+
+
+def ancestors(nodes: Iterable[Node]) -> set[Node]:
+    """The given nodes and all nodes that they depend on."""
+    found: set[Node] = set()
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            stack.extend(node.all_input_nodes)
+    return found

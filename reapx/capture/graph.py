@@ -292,15 +292,3 @@ def _use_live_tensors(graph: Graph, model: nn.Module) -> None:
             graph.tied[name] = names
         if len(names) > 1 or len(users) > 1:
             graph.shared[name] = " and ".join(names if len(names) > 1 else users)
-
-
-def ancestors(nodes: Iterable[Node]) -> set[Node]:
-    """The given nodes and all nodes that they depend on."""
-    found: set[Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
-    return found

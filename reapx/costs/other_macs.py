@@ -37,7 +37,7 @@ def other_macs(graph: Graph, layers: Collection[Node]) -> list[tuple[str, int]]:
         free = name in SKIPPED or (name in OPERATOR_RULES and name not in _PRODUCTS)
         if node in layers or free:
             continue
-        count = _deformable(graph, node) if name == "deform_conv2d" else _counted(node)
+        count = _deformable(graph, node) if name.endswith("deform_conv2d") else _counted(node)
         if node in graph.varying:
             count //= graph.batch
         if count:

@@ -18,11 +18,12 @@ from ..calibration.images import Images
 from ..capture.dependence import varying
 from ..capture.graph import Graph
 from ..capture.layers import tail_of
+from ..capture.training import idle_parameters, training_copy
 from ..errors import ProofError
 from ..groups.channel_groups import ChannelAnalysis, Frozen, Group
 from ..surgery.cut import kept_positions
 from ..surgery.emptied_layers import find_endings, shrunk_exactly
-from ..surgery.proof import TOLERANCE, difference, masked_tensors
+from ..surgery.proof import TOLERANCE, difference, finite_outputs, masked_tensors, outputs_of
 
 
 def freeze_failing(model: nn.Module, graph: Graph, channels: ChannelAnalysis, images: Images) -> ChannelAnalysis:
@@ -86,6 +87,8 @@ def _failure(
     try:
         tried = shrunk_exactly(model, kept, {}, find_endings(graph, groups, kept))
         gap, dtype = difference(tried, graph, masked_tensors(graph, groups, kept, {}), images, 2)
+        if idle_parameters(graph) and _trains(model, images):
+            outputs_of(training_copy(tried), images, images.example(2), dtype)
     except torch.OutOfMemoryError:  # not caused by the channels
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, ProofError) as error:
@@ -93,6 +96,11 @@ def _failure(
     if not gap <= TOLERANCE[dtype]:
         return f"outputs differ by {gap:.0e} (a size or position is written down as a number)"
     return None
+
+
+def _trains(model: nn.Module, images: Images) -> bool:
+    """Whether the user's forward() works in train mode, where it uses parameters that it does not use otherwise."""
+    return finite_outputs(training_copy(model), images, images.example(2)) is not None
 
 
 def find_droppable(model: nn.Module, graph: Graph, channels: ChannelAnalysis, images: Images) -> frozenset[str]:

@@ -111,7 +111,7 @@ def difference(
     def compare(dtype: torch.dtype) -> float:
         with torch.no_grad(), computing_in(dtype):
             expected = run(graph, _cast(inputs, dtype), dict(zip(tensors, _cast(tensors.values(), dtype), strict=True)))
-        return _largest_gap(_outputs(module, images, inputs, dtype), expected)
+        return _largest_gap(outputs_of(module, images, inputs, dtype), expected)
 
     try:
         return in_widest_dtype(compare)
@@ -168,7 +168,7 @@ def _apart(
     expected, dtype = found
     shape = tuple(inputs[0].shape[1:])
     try:
-        return Proof(_largest_gap(_outputs(module, images, inputs, dtype), expected), dtype, (shape,))
+        return Proof(_largest_gap(outputs_of(module, images, inputs, dtype), expected), dtype, (shape,))
     except (RuntimeError, TypeError, ProofError) as error:
         if original_images is not images and not isinstance(error, ProofError):
             return None
@@ -176,9 +176,9 @@ def _apart(
 
 
 def finite_outputs(module: nn.Module, images: Images, inputs: Example) -> tuple[list[Tensor], torch.dtype] | None:
-    """A module's outputs and their dtype, the widest that it runs in; None if it does not run or they are not finite."""
+    """Outputs of a module and their dtype, the widest that it runs in; None if it fails or they are not finite."""
     try:
-        outputs, dtype = in_widest_dtype(lambda dtype: _outputs(module, images, inputs, dtype))
+        outputs, dtype = in_widest_dtype(lambda dtype: outputs_of(module, images, inputs, dtype))
     except Exception:  # whatever forward() raises on a size that is not its own
         return None
     return (outputs, dtype) if all(bool(value.isfinite().all()) for value in outputs) else None
@@ -189,7 +189,7 @@ def _cast(values: Iterable[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 
 @exact()
-def _outputs(module: nn.Module, images: Images, inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+def outputs_of(module: nn.Module, images: Images, inputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """A copied module's outputs in a dtype."""
     copied = copy.deepcopy(module).to(dtype)
     follow_inputs(copied)
