@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from graphs import lively
-from graphs.emptied import CASES, Pooled, built, emptied, pruned
+from graphs.emptied import CASES, ActivatedNorm, Pooled, built, emptied, pruned
 from torch import Tensor, nn
 
 import reapx
+from reapx.inspection.dry_run import _passing
 from reapx.surgery.emptied_layers import Constant, Empty, Extent, find_endings
 from reapx.surgery.proof import masked_tensors
 
@@ -157,6 +160,41 @@ def test_half_a_bottleneck(names: set[str]) -> None:
     kind = {"one.0": (Empty, Constant, nn.Conv2d), "two.0": (nn.Conv2d, Empty, Constant)}[min(names)]
     layers = (result.model.one[0], result.model.two[0], result.model.three[0])
     assert tuple(type(layer) for layer in layers) == kind
+
+
+@pytest.mark.parametrize("reconstruct", [True, False])
+def test_a_norm_that_does_more_is_kept(reconstruct: bool, tmp_path: Path) -> None:
+    """Its activation would be lost if it went into the constant in front of it."""
+    _, images, result = pruned("activated", {"one"}, reconstruct=reconstruct)
+    assert result.gap < 1e-8
+    assert isinstance(result.model.two, Constant) and isinstance(result.model.second, ActivatedNorm)
+    result.save(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(reapx.load(CASES["activated"].build().eval(), tmp_path)(images), result.model(images))
+
+
+def test_outputs_depend_on_the_images_at_every_budget() -> None:
+    model, images = built("projected")
+    least = reapx.plan(model, images, budget=reapx.MACs(0.99)).tradeoff()[-1]
+    result = reapx.plan(model, images, budget=reapx.MACs(int(least.cost) + 1)).apply()
+    with torch.no_grad():
+        assert result.model(images).std(0).max() > 1e-4
+
+
+@pytest.mark.parametrize("bad", [set(), {3}, {0, 9}, {2, 3, 11}, set(range(12))])
+def test_trials_are_few(bad: set[int]) -> None:
+    groups = [SimpleNamespace(name=str(index)) for index in range(12)]
+    trials = 0
+
+    def failure(tried: list[Any]) -> str | None:
+        nonlocal trials
+        trials += 1
+        return "no" if any(int(group.name) in bad for group in tried) else None
+
+    passing, failures = _passing(groups, failure)  # type: ignore[arg-type]
+    assert {int(group.name) for group in passing} == set(range(12)) - bad
+    assert {int(name) for name in failures} == bad
+    assert trials <= 1 + 2 * len(bad) * 4 and trials <= 23
 
 
 @pytest.mark.parametrize("name", ["basic", "biased", "bottleneck", "depthwise", "concatenated"])

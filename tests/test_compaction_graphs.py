@@ -10,15 +10,18 @@ import functools
 import pytest
 import torch
 from compacting import assert_same
-from graphs import coupled, lively, plain
+from graphs import computed, coupled, lively, plain
 from torch import Tensor, nn
 
 import reapx
 from reapx.capture.execution import run
 from reapx.groups.channel_groups import Consumer, Group
 
-ALL = {**plain.CASES, **coupled.CASES}
-UNSEEN = {"rearranged": "a mask that depends on the images hides that zero stays zero"}
+ALL = {**plain.CASES, **coupled.CASES, **computed.CASES}
+UNSEEN = {
+    "rearranged": "a mask that depends on the images hides that zero stays zero",
+    "pool_counted": "so does a number of positives",
+}
 """Where a constant zero is not recognised."""
 
 

@@ -7,12 +7,12 @@ import functools
 
 import pytest
 import torch
-from graphs import Case, coupled, lively, plain
+from graphs import Case, computed, coupled, lively, plain
 from torch import nn
 
 import reapx
 
-ALL = {**plain.CASES, **coupled.CASES}
+ALL = {**plain.CASES, **coupled.CASES, **computed.CASES}
 
 
 def built(case: Case) -> tuple[nn.Module, torch.Tensor]:
@@ -54,6 +54,14 @@ def test_pruned_equals_masked_and_original_is_untouched(name: str) -> None:
         outputs = result.model(images[:3])
     for value in outputs if isinstance(outputs, tuple) else (outputs,):
         assert bool(torch.isfinite(value).all())
+
+
+@pytest.mark.parametrize("name", computed.STREAMLESS)
+def test_what_is_computed_from_parameters_is_no_branch(name: str) -> None:
+    model, images = built(ALL[name])
+    found = reapx.inspect(model, images)
+    assert not any(group.residual_stream for group in found.groups) and not found.droppable
+    reapx.plan(model, images, budget=reapx.MACs(0.7), streams=False)
 
 
 @pytest.mark.parametrize("name", ["residual", "concat", "split", "grouped", "group_norm"])

@@ -91,9 +91,12 @@ def refusal(budget: Budget, costs: Costs, groups: Sequence[Group], width_rules: 
         cures.append(f"loosen bounds (none allow {then:,})")
     if budget.amount > 1 and limit < least / 10:
         cures.append("give a fraction such as 0.5 if that is what you meant: amounts above 1 are absolute")
+    shares = costs.shares(kind, smallest(width_rules.allowed(groups)))
+    holding = ", ".join(f"{layer} ({share:.0%})" for layer, share in shares[:3])
     return (
         f"{name}({budget.amount}) allows {round(limit, 3):,}{unit}, but the smallest that can be reached is "
-        f"{least:,}{unit} ({name}({least / full:.4f})): {', or '.join(cures)}"
+        f"{least:,}{unit} ({name}({least / full:.4f})): {', or '.join(cures)}. Most of that is in {holding}; "
+        "print(reapx.inspect(model, images)) says which channels stay, and why"
     )
 
 

@@ -19,8 +19,9 @@ from ..calibration.images import Images
 from ..calibration.progress import SILENT, Progress
 from ..calibration.sample import Sample
 from ..calibration.store import TensorStore
+from ..capture.dependence import ancestors
 from ..capture.execution import evaluate, last_reads, run
-from ..capture.graph import Graph, ancestors, is_dynamic, operator_name
+from ..capture.graph import Graph, is_dynamic, operator_name
 from ..capture.precision import exact
 from ..errors import InputError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +13,6 @@ from ..calibration.threads import TURNS
 from .graph import Graph
 from .precision import exact
 
-Returned = TypeVar("Returned")
-
 
 def evaluate(node: Node, value_of: Callable[[Node], Any]) -> object:
     """The value of one operator node; ``value_of`` gives the values of its arguments."""
@@ -22,17 +20,6 @@ def evaluate(node: Node, value_of: Callable[[Node], Any]) -> object:
     kwargs = torch.fx.map_arg(node.kwargs, value_of)
     with TURNS.together():
         return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def in_widest_dtype(call: Callable[[torch.dtype], Returned]) -> tuple[Returned, torch.dtype]:
-    """The result of a call in float64, or in float32 where forward() fixes a dtype; and the dtype that was used."""
-    try:
-        return call(torch.float64), torch.float64
-    except torch.OutOfMemoryError:  # not caused by the dtype
-        raise
-    except (RuntimeError, TypeError):
-        pass  # retry outside of this block, where the error no longer keeps the first call's tensors alive
-    return call(torch.float32), torch.float32
 
 
 def last_reads(nodes: Sequence[Node], keep: Container[Node]) -> dict[Node, list[Node]]:

@@ -20,7 +20,9 @@ from torch.utils._pytree import tree_map_only
 
 from ..calibration.threads import TURNS
 from ..errors import CaptureError
+from .dependence import varying
 from .fingerprint import fingerprint_of
+from .inlining import inline_blocks
 
 Inputs = Mapping[str, Tensor] | tuple[Tensor, ...]
 
@@ -29,7 +31,9 @@ VIEWS = frozenset(
     "squeeze unsqueeze expand movedim alias detach getitem dropout feature_dropout contiguous to _to_copy".split()
 )
 """Operators whose result may share memory with their input, so that writing into one changes the other."""
-_VIEW, _RESHAPE = torch.ops.aten.view.default, torch.ops.aten.reshape.default
+_MANY_IMAGES = 10**6
+"""A captured graph must hold for at least this number of images."""
+_VIEWED, _RESHAPE = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default), torch.ops.aten.reshape.default
 
 _TORCH = ("aten", "prim", "prims")
 
@@ -73,7 +77,9 @@ class Graph:
         constants: Qualified names in ``tensors`` that no module holds, such as literals.
         trained: Qualified names of parameters, without buffers.
         shared: Qualified name of a tensor that several operators read or several modules hold -> their names, for
-            messages. Such a tensor is never changed.
+            messages. Such a tensor is never refitted.
+        tied: Qualified name -> the names that hold the same tensor, itself among them, where there are several.
+        varying: Nodes whose values depend on the images, not only on their number or size.
         users: Node -> operator nodes that read it.
         versions: Qualified name -> version counter of the tensor at capture; every write raises it, but through .data.
         fingerprints: Qualified name -> fingerprint of the tensor's values then, where they are to stay as they are.
@@ -87,6 +93,8 @@ class Graph:
     constants: frozenset[str]
     trained: frozenset[str] = frozenset()
     shared: dict[str, str] = field(default_factory=dict)
+    tied: dict[str, list[str]] = field(default_factory=dict)
+    varying: frozenset[Node] = frozenset()
     users: dict[Node, list[Node]] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
     fingerprints: dict[str, int] = field(default_factory=dict)
@@ -122,8 +130,7 @@ class Graph:
         for node in self.nodes:  # the type of a device enters, its index does not
             given = tree_map_only(torch.device, lambda device: device.type, (node.args, node.kwargs))
             lines.append(f"{node.name} {node.target} {given}")
-        text = "\n".join(lines)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def parameter_of(self, argument: object) -> str | None:
         """Qualified name of the parameter that an argument stands for, or None."""
@@ -136,9 +143,7 @@ def is_dynamic(size: int | torch.SymInt) -> bool:
 
 
 def _concrete(size: int | torch.SymInt) -> int:
-    if isinstance(size, int):
-        return size
-    return int(size.node.hint)
+    return size if isinstance(size, int) else int(size.node.hint)
 
 
 def is_tensor(value: object) -> bool:
@@ -159,6 +164,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
     """
     with TURNS.alone():
         program = _export(model, inputs)
+        inline_blocks(program)
         rewritten = _mutates_views(program.graph.nodes)
         if rewritten:
             with warnings.catch_warnings():
@@ -190,6 +196,13 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
             graph.outputs = [value for value in wanted if is_tensor(value)]
     graph.trained = frozenset(str(s.target) for s in signature.input_specs if s.kind == InputKind.PARAMETER)
     _use_live_tensors(graph, model)
+    graph.varying = frozenset(varying(graph.inputs, graph.nodes))
+    _check_batch(graph, program)
+    return graph
+
+
+def _check_batch(graph: Graph, program: torch.export.ExportedProgram) -> None:
+    """Refuse a model that takes one number of images only, or does other things with more of them."""
     for node in graph.inputs:
         value = node.meta.get("val")
         if isinstance(value, Tensor) and not is_dynamic(value.shape[0]):
@@ -197,7 +210,10 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
                 f"forward() fixes the batch size at {value.shape[0]} (input {node.name!r}): write "
                 "it for any batch size, for instance x.view(x.shape[0], ...) or x.flatten(1)"
             )
-    return graph
+    for numbers in program.range_constraints.values():
+        if numbers.upper < _MANY_IMAGES:
+            text = f"forward() does something else with more than {numbers.upper} images: let it do the same with any"
+            raise CaptureError(text)
 
 
 def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
@@ -247,7 +263,7 @@ def _mutates_views(nodes: Iterable[Node]) -> bool:
 def _make_functional(node: Node) -> None:
     """Replace ``relu_`` by ``relu`` and mark it; replace ``view`` by ``reshape``, which takes any memory format."""
     node.meta["in_place"] = _is_in_place(node)
-    if node.target is _VIEW:
+    if node.target in _VIEWED:
         node.target = _RESHAPE
     elif node.meta["in_place"]:
         packet = getattr(torch.ops.aten, operator_name(node), None)
@@ -278,17 +294,7 @@ def _use_live_tensors(graph: Graph, model: nn.Module) -> None:
     for node, name in graph.parameters.items():
         users = [user.name for user in graph.users.get(node, [])]
         names = holders.get(graph.tensors[name].data_ptr(), [name])
+        if len(names) > 1:
+            graph.tied[name] = names
         if len(names) > 1 or len(users) > 1:
             graph.shared[name] = " and ".join(names if len(names) > 1 else users)
-
-
-def ancestors(nodes: Iterable[Node]) -> set[Node]:
-    """The given nodes and all nodes that they depend on."""
-    found: set[Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
-    return found

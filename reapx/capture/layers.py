@@ -270,7 +270,7 @@ def _is_norm_of(graph: Graph, norm: Node, layer: Layer) -> bool:
 def _residual(graph: Graph, node: Node, add: Node, norm: Node | None) -> Tail:
     operands = add.args[:2]
     other = operands[1] if operands[0] is node else operands[0]
-    plain = is_tensor(other) and graph.parameter_of(other) is None and other is not node
+    plain = is_tensor(other) and other in graph.varying and other is not node
     if not plain or add.kwargs.get("alpha", 1) != 1:
         return Tail(norm)
     assert isinstance(other, Node)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..capture.graph import Graph
 from ..errors import BudgetError
 from ..groups.channel_groups import ChannelAnalysis, Group, ParameterAxis
+from .other_macs import other_macs
 
 AxisSizes = Sequence[Any]
 """Sizes of a tensor's axes. They are numbers, or arrays of numbers to compute the costs of many widths at once."""
@@ -52,7 +53,9 @@ class Budget:
 
 
 class MACs(Budget):
-    """Budget in multiply-accumulates per image, over all convolutions and linear layers whose weights are stored.
+    """Budget in multiply-accumulates per image, over all convolutions, linear layers and matrix products.
+
+    They are half of the FLOPs that ``torch.utils.flop_counter`` counts.
 
     Args:
         amount: Up to 1 a fraction of the original network's MACs, above 1 an absolute number.
@@ -63,7 +66,7 @@ class MACs(Budget):
 
 
 class Params(Budget):
-    """Budget in parameters, without buffers such as running means.
+    """Budget in parameters, without buffers such as running means. Tied parameters count once.
 
     Args:
         amount: Up to 1 a fraction of the original network's parameters, above 1 an absolute number.
@@ -92,9 +95,15 @@ class Costs:
             for key, where in group.cuts.items():
                 self._owners.setdefault(key, []).append((group, where.shape[1]))
         self.full = {group.name: group.size for group in channels.groups}
+        fixed = other_macs(graph, [layer.node for layer in channels.layers])
+        self._shapes.update({name: () for name, _ in fixed})  # these depend on no width
+        once = [name for name in sorted(graph.trained) if name == min(graph.tied.get(name, [name]))]
         self._terms: dict[type[Budget], list[tuple[str, Cost]]] = {
-            MACs: [(layer.weight, partial(_product, layer.positions)) for layer in channels.layers],
-            Params: [(name, partial(_product, 1)) for name in sorted(graph.trained)],
+            MACs: [
+                *[(layer.weight, partial(_product, layer.positions)) for layer in channels.layers],
+                *[(name, partial(_product, count)) for name, count in fixed],
+            ],
+            Params: [(name, partial(_product, 1)) for name in once],
         }
         self._measured: dict[type[Budget], Budget] = {}
         self._terms_of_group: dict[tuple[type[Budget], str], list[tuple[str, Cost]]] = {}
@@ -135,6 +144,15 @@ class Costs:
         """
         kept = self.full if widths is None else widths
         return sum(cost(self._sizes(name, kept)) for name, cost in self._terms[budget])
+
+    def shares(self, budget: type[Budget], widths: Mapping[str, int]) -> list[tuple[str, float]]:
+        """What each layer costs, or operator that is none, as a share of the whole; the largest first."""
+        found: dict[str, float] = {}
+        for name, cost in self._terms[budget]:
+            layer = name.removesuffix(".weight").removesuffix(".bias")
+            found[layer] = found.get(layer, 0) + float(cost(self._sizes(name, widths)))
+        total = sum(found.values()) or 1.0
+        return sorted(((name, value / total) for name, value in found.items()), key=lambda item: -item[1])
 
     def along(self, budget: type[Budget], group: str, widths: Mapping[str, int]) -> npt.NDArray[np.float64]:
         """Cost of all tensors that one group's width changes, at its widths 0, 1, ..., size.

@@ -20,6 +20,7 @@ class AnalysisState:
         table: All channels: which are joined, and which are frozen.
         parameters: Qualified name -> layout of that parameter.
         layouts: Node -> layout of its value.
+        origins: Node -> the layers and model inputs that its value is computed from without a layer in between.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -27,6 +28,7 @@ class AnalysisState:
         self.table = ChannelTable()
         self.parameters: dict[str, Layout] = {}
         self.layouts: dict[Node, NodeLayout] = {}
+        self.origins: dict[Node, frozenset[Node]] = {}
 
     def layout(self, node: Node) -> Layout:
         """Layout of a node's value; of the first value where the node returns several."""
@@ -37,6 +39,11 @@ class AnalysisState:
         """Layout of one of the several values that a node returns."""
         found = self.layouts[node]
         return found[index] if isinstance(found, tuple) else []
+
+    def trace(self, node: Node, starts: bool) -> None:
+        """Note a node's origins: itself, if values start there, or those of what it reads."""
+        read = [self.origins[x] for x in node.all_input_nodes if x in self.graph.varying]
+        self.origins[node] = frozenset([node]) if starts else frozenset().union(*read)
 
     def untracked(self, node: Node) -> NodeLayout:
         """Layout of a node's value that carries no channels: None for each axis."""

@@ -23,7 +23,7 @@ OperatorRule = Callable[[AnalysisState, Node], NodeLayout]
 OperatorKind = Literal["elementwise", "per_channel", "norm"]
 """How a user's operator passes channels on; see :func:`register_operator`."""
 
-SKIPPED = frozenset(["sym_size", "_assert_scalar", "sym_constrain_range_for_size", "_assert_tensor_metadata"])
+SKIPPED = frozenset(["sym_size", "_assert_scalar", "sym_constrain_range_for_size"])
 
 ELEMENTWISE = (
     "relu relu6 hardtanh leaky_relu elu selu celu gelu silu mish hardswish hardsigmoid "
@@ -43,8 +43,13 @@ PER_CHANNEL = (
     "upsample_bicubic2d _upsample_nearest_exact2d"
 ).split()
 """Operators that pool or resize the positions of each channel."""
-REDUCTIONS = ("mean sum amax amin var std prod logsumexp linalg_vector_norm").split()
-"""Operators that combine all values along some axes into one."""
+REDUCTIONS = (
+    "mean nanmean sum nansum amax amin aminmax argmax argmin var std var_mean std_mean prod logsumexp "
+    "linalg_vector_norm norm median nanmedian mode kthvalue count_nonzero any all"
+).split()
+"""Operators that combine all values along some axes into one, apart from max and min; some give two tensors."""
+ORDERED = ("sort", "topk", "argsort", "cummax", "cummin")
+"""Operators that order the values along an axis."""
 _RESHAPES = "reshape view _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as".split()
 
 
@@ -55,8 +60,8 @@ def _elementwise(state: AnalysisState, node: Node) -> Layout:
     name = operator_name(node)
     reason = f"it meets a model input or a tensor of fixed size in {name}"
     result = broadcast(state.table, operands, state.graph.shape(node), reason)
-    activations = [t for t in tensors if state.graph.parameter_of(t) is None]
-    if name in ("add", "sub", "rsub") and len(activations) > 1:
+    origins = {state.origins[tensor] for tensor in tensors if tensor in state.graph.varying}
+    if name in ("add", "sub", "rsub") and len(origins) > 1:
         for channels in result:
             if channels is not None:
                 state.table.mark_residual_stream(channels)
@@ -75,6 +80,12 @@ def _join_parameters(state: AnalysisState, node: Node) -> Layout:
         else:
             state.table.join(layout[1], vector)
     return layout
+
+
+def _each(node: Node, layout: Layout) -> NodeLayout:
+    """One layout for each of an operator's tensors, where it gives several."""
+    value = node.meta["val"]
+    return tuple(list(layout) for _ in value) if isinstance(value, list | tuple) else layout
 
 
 def _batch_norm(state: AnalysisState, node: Node) -> NodeLayout:
@@ -110,34 +121,30 @@ def _pool(state: AnalysisState, node: Node) -> NodeLayout:
     layout = source(state, node)
     spatial = range(2, len(layout))
     state.table.freeze_layout(layout, f"{operator_name(node)} mixes positions", spatial)
-    result: Layout = [*layout[:2], *([None] * len(spatial))]
-    several = isinstance(node.meta.get("val"), list | tuple)
-    return (result, list(result)) if several else result
+    return _each(node, [*layout[:2], *([None] * len(spatial))])
 
 
-def _reduction(state: AnalysisState, node: Node) -> Layout:
+def _reduction(state: AnalysisState, node: Node) -> NodeLayout:
     layout = source(state, node)
     axes = axes_of(arguments(node).get("dim"), len(layout))
     state.table.freeze_layout(layout, f"{operator_name(node)} combines the channels", axes)
-    if len(state.graph.shape(node)) == len(layout):
-        return [None if axis in axes else channels for axis, channels in enumerate(layout)]
-    return [channels for axis, channels in enumerate(layout) if axis not in axes]
+    value = node.meta["val"]
+    rank = (value[0] if isinstance(value, list | tuple) else value).dim()
+    kept = [None if axis in axes else channels for axis, channels in enumerate(layout)]
+    return _each(node, kept if rank == len(layout) else [x for axis, x in enumerate(kept) if axis not in axes])
 
 
-def _along(state: AnalysisState, node: Node) -> Layout:
-    """softmax, cumsum, flip, roll: positions along the given axes are combined or move; other axes are unchanged."""
+def _along(state: AnalysisState, node: Node) -> NodeLayout:
+    """softmax, sort, flip, roll: positions along the given axes are combined or move; other axes are unchanged."""
     layout, given = source(state, node), arguments(node)
     axes = axes_of(given.get("dim", given.get("dims")), len(layout))
     state.table.freeze_layout(layout, f"{operator_name(node)} combines the channels", axes)
-    return layout
+    return _each(node, [None if axis in axes else channels for axis, channels in enumerate(layout)])
 
 
 def _extremum(state: AnalysisState, node: Node) -> NodeLayout:
     """max and min: of two tensors, or along an axis, with the indices as a second result."""
-    if "other" in arguments(node):
-        return _elementwise(state, node)
-    layout = _reduction(state, node)
-    return (layout, list(layout)) if isinstance(node.meta.get("val"), list | tuple) else layout
+    return _elementwise(state, node) if "other" in arguments(node) else _reduction(state, node)
 
 
 OPERATOR_RULES: dict[str, OperatorRule] = {
@@ -149,6 +156,7 @@ OPERATOR_RULES: dict[str, OperatorRule] = {
     **dict.fromkeys(["prelu", "instance_norm"], _join_parameters),
     **dict.fromkeys(["layer_norm", "rms_norm"], _layer_norm),
     **dict.fromkeys(["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "flip", "roll"], _along),
+    **dict.fromkeys(ORDERED, _along),
     **dict.fromkeys(["max", "min"], _extremum),
     **dict.fromkeys(["expand", "expand_as"], shape_rules.expand_rule),
     "movedim": shape_rules.movedim_rule,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..capture.graph import Graph, operator_name
-from ..capture.layers import Layer, describe, name_of
+from ..capture.layers import LAYERS, Layer, describe, name_of
 from .analysis_state import AnalysisState, NodeLayout
 from .channel_table import Channels, Layout
 from .operator_rules import SKIPPED, rule_of
@@ -36,15 +36,20 @@ class Propagation(AnalysisState):
         self._freeze_shared()
         for node in graph.inputs:
             self.layouts[node] = self.untracked(node)
+            self.trace(node, starts=True)
         for node, name in graph.parameters.items():
             self.layouts[node] = self.parameters[name]
         for node in graph.nodes:
+            self.trace(node, starts=operator_name(node) in LAYERS)
             self.layouts[node] = self._apply(node)
         for node in graph.outputs:
             self.freeze(node, "it is an output of the model")
 
     def _freeze_shared(self) -> None:
         for name, users in self.graph.shared.items():
+            vector = sum(size > 1 for size in self.graph.tensors[name].shape) < 2
+            if vector and name not in self.graph.tied:
+                continue  # what reads it is coupled by it, and nobody refits it
             reason = f"{users} share the parameter {name}: refitting it for one would break the other"
             self.table.freeze_layout(self.parameters[name], reason)
 

@@ -1,31 +1,33 @@
 """Dry run: check on a copy that the user's forward() runs with fewer channels and gives the right outputs.
 
 The captured graph does not show whether forward() computes a size or fixes it as a number. So one unit of every group
-is removed from a copy, and its outputs are compared with those of the masked original.
+is removed from a copy, and its outputs are compared with those of the masked original: all groups at once, and where
+that fails, bisection finds the groups that fail.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.fx import Node
 
 from ..calibration.images import Images
+from ..capture.dependence import varying
 from ..capture.graph import Graph
 from ..capture.layers import tail_of
+from ..capture.training import idle_parameters, training_copy
 from ..errors import ProofError
 from ..groups.channel_groups import ChannelAnalysis, Frozen, Group
 from ..surgery.cut import kept_positions
 from ..surgery.emptied_layers import find_endings, shrunk_exactly
-from ..surgery.proof import TOLERANCE, difference, masked_tensors
+from ..surgery.proof import TOLERANCE, difference, finite_outputs, masked_tensors, outputs_of
 
 
 def freeze_failing(model: nn.Module, graph: Graph, channels: ChannelAnalysis, images: Images) -> ChannelAnalysis:
     """Freeze the groups without which the user's forward() fails or gives wrong outputs, and groups of a single unit.
-
-    All groups are tried at once. Only if that fails, they are tried one after another.
 
     Args:
         model: The user's model; only copies are changed.
@@ -36,22 +38,44 @@ def freeze_failing(model: nn.Module, graph: Graph, channels: ChannelAnalysis, im
     Returns:
         The channel analysis with these groups frozen.
     """
-    groups = [group for group in channels.groups if group.size > 1]
     frozen = list(channels.frozen)
     for group in channels.groups:
         if group.size == 1:
             frozen += [Frozen(layer.name, 1, "it is the only one") for layer in group.producers]
-    if groups and _failure(model, graph, groups, images, 1) is not None:
-        passing: list[Group] = []
-        for group in groups:
-            failure = _failure(model, graph, [*passing, group], images, 1)
-            if failure is None:
-                passing.append(group)
-            else:
-                reason = f"forward() does not work with fewer of these channels: {failure}"
-                frozen += [Frozen(layer.name, group.size, reason) for layer in group.producers]
-        groups = passing
+    tried = [group for group in channels.groups if group.size > 1]
+    groups, failures = _passing(tried, lambda groups: _failure(model, graph, groups, images, 1))
+    for group in tried:
+        if group.name in failures:
+            reason = f"forward() does not work with fewer of these channels: {failures[group.name]}"
+            frozen += [Frozen(layer.name, group.size, reason) for layer in group.producers]
     return replace(channels, groups=groups, frozen=frozen)
+
+
+def _passing(
+    groups: Sequence[Group], failure: Callable[[list[Group]], str | None]
+) -> tuple[list[Group], dict[str, str]]:
+    """The groups that pass a trial together, found by bisection, and why each of the others fails beside them.
+
+    Among n groups, k that fail take about 2 k log n trials; where none fails, one is enough.
+    """
+    passing: list[Group] = []
+    failures: dict[str, str] = {}
+
+    def settle(part: Sequence[Group], known: str | None = None) -> None:
+        """Settle some groups, which with those that pass are known to fail for a reason, or not yet tried."""
+        reason = known or failure([*passing, *part])
+        if reason is None:
+            passing.extend(part)
+        elif len(part) == 1:
+            failures[part[0].name] = reason
+        else:
+            middle, before = len(part) // 2, len(passing)
+            settle(part[:middle])
+            settle(part[middle:], reason if len(passing) - before == middle else None)
+
+    if groups:
+        settle(groups)
+    return passing, failures
 
 
 def _failure(
@@ -63,6 +87,8 @@ def _failure(
     try:
         tried = shrunk_exactly(model, kept, {}, find_endings(graph, groups, kept))
         gap, dtype = difference(tried, graph, masked_tensors(graph, groups, kept, {}), images, 2)
+        if idle_parameters(graph) and _trains(model, images):
+            outputs_of(training_copy(tried), images, images.example(2), dtype)
     except torch.OutOfMemoryError:  # not caused by the channels
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, ProofError) as error:
@@ -72,33 +98,55 @@ def _failure(
     return None
 
 
+def _trains(model: nn.Module, images: Images) -> bool:
+    """Whether the user's forward() works in train mode, where it uses parameters that it does not use otherwise."""
+    return finite_outputs(training_copy(model), images, images.example(2)) is not None
+
+
 def find_droppable(model: nn.Module, graph: Graph, channels: ChannelAnalysis, images: Images) -> frozenset[str]:
     """Names of the groups that may leave as a whole, since the residual branch then adds only a constant.
 
-    A group inside a branch qualifies if one of its consumers ends in a residual add, or produces a group that
-    qualifies, and if the user's forward() works without the group. All groups are tried at once. Only if that fails,
-    they are tried one after another.
+    Such a group is inside of a branch: the other operand of a residual add, and the outputs, depend on the images
+    without it. And the user's forward() works without it.
     """
-    ends: list[Group] = []
-    before: list[Group] = []
-    weights: set[str] = set()
-    for group in reversed(channels.groups):
-        consuming = [consumer.layer for consumer in group.consumers]
-        if group.residual_stream or not consuming:
-            continue
-        if any(tail_of(graph, layer).total is not None for layer in consuming):
-            ends.append(group)
-        elif any(layer.weight in weights for layer in consuming):
-            before.append(group)
-        else:
-            continue
-        weights.update(layer.weight for layer in group.producers)
-    both = [*ends, *before]
-    trials = [both, before] if before else [both]
-    if all(_failure(model, graph, tried, images) is None for tried in trials if tried):
-        return frozenset(group.name for group in both)
-    passing: list[Group] = []
-    for group in both:
-        if all(_failure(model, graph, tried, images) is None for tried in ([group], [*passing, group])):
-            passing.append(group)
+    inside = _inside_branches(graph, channels)
+    order = {group.name: index for index, group in enumerate(inside)}
+    ends = {
+        group.name
+        for group in inside
+        if any(tail_of(graph, consumer.layer).total is not None for consumer in group.consumers)
+    }
+
+    def failure(groups: list[Group]) -> str | None:
+        first = [group for group in groups if group.name not in ends]  # without what follows them in their branch
+        trials = [groups, first] if 0 < len(first) < len(groups) else [groups]
+        return next(filter(None, (_failure(model, graph, tried, images) for tried in trials)), None)
+
+    passing, _ = _passing(sorted(inside, key=lambda group: (group.name not in ends, order[group.name])), failure)
     return frozenset(group.name for group in passing)
+
+
+def _inside_branches(graph: Graph, channels: ChannelAnalysis) -> list[Group]:
+    """The groups inside of residual branches; of parallel branches without a shortcut, the last keeps its groups."""
+    others: dict[str, list[Node]] = {}
+    """Weight of a layer -> the other operands of the residual adds that its outputs end in."""
+    inside: list[Group] = []
+    for group in reversed(channels.groups):
+        met: list[Node] = []
+        for layer in {consumer.layer.weight: consumer.layer for consumer in group.consumers}.values():
+            other = tail_of(graph, layer).other
+            met += [other] if other is not None else others.get(layer.weight, [])
+        depending = varying(graph.inputs, graph.nodes, [layer.node for layer in channels.all_producers(group)])
+        if not group.residual_stream and any(node in depending for node in met):
+            inside.append(group)
+            for producer in group.producers:
+                others.setdefault(producer.weight, []).extend(met)
+    reached = graph.varying.intersection(graph.outputs)
+    found: list[Group] = []
+    gone: list[Node] = []
+    for group in reversed(inside):
+        nodes = [layer.node for layer in channels.all_producers(group)]
+        if reached <= varying(graph.inputs, graph.nodes, [*gone, *nodes]):
+            found.append(group)
+            gone += nodes
+    return found

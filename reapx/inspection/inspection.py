@@ -14,9 +14,11 @@ from ..capture.fingerprint import fingerprints
 from ..capture.graph import Graph, capture
 from ..capture.layers import Layer
 from ..capture.precision import plain_mode
+from ..capture.training import idle_parameters, training_copy
 from ..costs.budget import Costs
-from ..errors import InputError
+from ..errors import CaptureError, InputError
 from ..groups.channel_groups import ChannelAnalysis, Frozen, Group, find_groups
+from ..groups.training_only import with_training
 from ..moments.finite_check import check_outputs
 from ..text import frozen_text, short, table
 from .argument_checks import Layers, check_arguments
@@ -126,7 +128,7 @@ def examine(
         graph.fingerprints = fingerprints(graph.tensors)
     _check_same(graph, processes)
     with timed("finding channel groups"):
-        channels = find_groups(graph, measured=measured)
+        channels = _with_training(model, find_groups(graph, measured=measured), graph, calibration)
         check_outputs(graph, channels.layers, calibration)
         channels = freeze_failing(model, graph, channels, calibration)
         channels = without_excluded(channels, excluded)
@@ -135,6 +137,19 @@ def examine(
     costs = Costs(graph, channels)
     groups, layers, frozen = tuple(channels.groups), tuple(channels.layers), tuple(channels.frozen)
     return Inspection(groups, layers, frozen, costs, droppable, channels, graph, calibration)
+
+
+def _with_training(model: nn.Module, channels: ChannelAnalysis, graph: Graph, images: Images) -> ChannelAnalysis:
+    """The groups with what they own in parameters that only training uses, as far as training can be captured."""
+    idle = idle_parameters(graph)
+    if not idle:
+        return channels
+    try:
+        training = capture(training_copy(model), images.as_inputs(2))
+    except CaptureError:  # the dry run says which channels training needs
+        return channels
+    buffers = {name for node, name in graph.parameters.items() if not graph.users.get(node)}
+    return with_training(channels, training, idle | buffers)
 
 
 def _check_same(graph: Graph, processes: Processes) -> None:

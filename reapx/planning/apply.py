@@ -22,7 +22,7 @@ from ..surgery.bare_norms import input_widths, set_widths
 from ..surgery.cut import Kept, cut, kept_positions, narrow, within
 from ..surgery.emptied_layers import Endings, find_endings, shrink, shrunk_exactly
 from ..surgery.optimizer_state import Original
-from ..surgery.proof import masked_tensors, output_change, prove
+from ..surgery.proof import Proof, masked_tensors, output_change, prove
 from ..surgery.transplant import shadow, transplant
 from .group_plan import GroupPlan
 from .plan_state import PlanState
@@ -37,7 +37,7 @@ class Removal:
         kept: Qualified parameter name -> axis -> positions that stayed.
         updates: Qualified name -> refitted parameter of the smaller network.
         fits: Errors of each refitted layer.
-        gap: Largest difference from the masked original, as a share of the largest output.
+        proof: Largest difference from the masked original, and on what it was found.
         endings: What follows the layers without input channels.
         widths: Path -> number of channels of each norm that holds no tensor.
         original: The network's parameters before, for their optimizers.
@@ -47,7 +47,7 @@ class Removal:
     kept: Kept
     updates: dict[str, Tensor]
     fits: list[LayerRefit]
-    gap: float
+    proof: Proof
     endings: Endings
     widths: dict[str, int]
     original: Original
@@ -127,10 +127,10 @@ def remove(
     masked = masked_tensors(graph, groups, kept, updates)
     with timed("proving"):
         exact = shrunk_exactly(model, kept, updates, endings) if endings else pruned
-        gap = prove(exact, graph, masked, images)
+        proof = prove(exact, graph, masked, images, model=model)
         if endings:
             prove(pruned, graph, masked, images, rounded=True)
-    return Removal(pruned, kept, updates, fits, gap, endings, widths, original)
+    return Removal(pruned, kept, updates, fits, proof, endings, widths, original)
 
 
 def _but_one(groups: Sequence[Group], removed: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -149,7 +149,7 @@ class Applied:
 
     model: nn.Module
     fits: tuple[LayerRefit, ...]
-    gap: float
+    proof: Proof
     change: float
     seconds: float
     kept: Kept
@@ -186,7 +186,7 @@ def carry_out(
         found.repeat(model)
         pruned = model
     seconds = time.perf_counter() - start
-    return Applied(pruned, tuple(found.fits), found.gap, change, seconds, found.kept, found.original, latency)
+    return Applied(pruned, tuple(found.fits), found.proof, change, seconds, found.kept, found.original, latency)
 
 
 def _measured_latency(plan: PlanState, pruned: nn.Module) -> tuple[float, float, float] | None:

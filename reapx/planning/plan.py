@@ -20,6 +20,7 @@ from ..selection.paths.path import Path
 from ..surgery import storage
 from ..surgery.cut import Kept
 from ..surgery.optimizer_state import Original
+from ..surgery.proof import Proof
 from ..text import latency_text, listed, share, table
 from . import saved_plan
 from .apply import carry_out, own_tensors
@@ -183,7 +184,7 @@ class Plan(PlanState):
             found.model,
             self,
             found.fits,
-            found.gap,
+            found.proof,
             found.change,
             found.seconds,
             found.kept,
@@ -200,8 +201,8 @@ class Result:
         model: The smaller module.
         plan: The plan that was applied.
         fits: Errors of each refitted layer before and after, as shares of its target's variance.
-        gap: Largest difference between the module and the masked original with the same refitted weights, as a share
-            of the largest output. It proves that surgery was exact.
+        proof: Largest difference between the module and the masked original with the same refitted weights, in which
+            dtype, and on images of which sizes. It proves that surgery was exact.
         change: Mean squared difference of the outputs from the original network's on the first images, as a share of
             the variance of the original's outputs.
         seconds: Seconds that ``Plan.apply`` took.
@@ -213,12 +214,17 @@ class Result:
     model: nn.Module
     plan: Plan
     fits: tuple[LayerRefit, ...]
-    gap: float
+    proof: Proof
     change: float
     seconds: float
     kept: Kept
     original: Original
     latency: tuple[float, float, float] | None = None
+
+    @property
+    def gap(self) -> float:
+        """The proof's largest difference, as a share of the largest output."""
+        return self.proof.gap
 
     def __repr__(self) -> str:
         return (
@@ -230,7 +236,7 @@ class Result:
         lines = [
             f"Pruned: {self.plan.savings}",
             f"outputs differ from the original's by {share(self.change)} of their variance; "
-            f"pruned equals masked to {self.gap:.0e}; {self.seconds:.1f} s",
+            f"pruned equals masked to {self.gap:.0e} {self.proof}; {self.seconds:.1f} s",
             *latency_text(self.plan.budget, self.latency),
         ]
         if self.fits:

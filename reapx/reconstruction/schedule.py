@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from ..capture.graph import Graph, ancestors
+from ..capture.dependence import ancestors
+from ..capture.graph import Graph
 from ..capture.layers import Layer, tail_of
 
 

@@ -85,7 +85,7 @@ def modules_of(graph: Graph, node: Node) -> list[nn.Module]:
         if found is not None:
             return found
     if operator in ("flatten", "reshape"):
-        return [_reshape(graph, node)]
+        return _reshape(node)
     return [_operator(graph, node)]
 
 
@@ -141,14 +141,14 @@ def _mean(graph: Graph, node: Node) -> list[nn.Module] | None:
     return [pool] if given["keepdim"] else [pool, nn.Flatten()]
 
 
-def _reshape(graph: Graph, node: Node) -> nn.Module:
+def _reshape(node: Node) -> list[nn.Module]:
     """Flattening of each image, or a reshape of each image to a fixed shape."""
     before, after = (value.meta["val"].shape for value in (node.args[0], node))  # type: ignore[union-attr]
     if not is_dynamic(after[0]) or any(is_dynamic(size) for size in [*before[1:], *after[1:]]):
         raise _unknown(node, "gives each image no fixed shape")
     if len(after) == 2 and int(after[1]) == math.prod(int(size) for size in before[1:]):
-        return nn.Flatten()
-    return Operator("reshape.default", (_INPUT, [-1, *(int(size) for size in after[1:])]), {})
+        return [nn.Flatten()]
+    return [nn.Flatten(), nn.Unflatten(1, tuple(int(size) for size in after[1:]))]  # which mixes no images
 
 
 def _operator(graph: Graph, node: Node) -> Operator:

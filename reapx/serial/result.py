@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ from ..costs.budget import Costs
 from ..errors import InputError, ProofError
 from ..groups.channel_groups import find_groups
 from ..inspection.validation import check_forward, check_model, model_device
-from ..surgery.proof import difference
+from ..surgery.proof import Proof, difference, difference_elsewhere
 from ..text import saving, table
 from .blocks import Link, ResidualBlock, find_chain
 from .norms import with_norms
@@ -52,15 +53,20 @@ class Serialized:
         blocks: The residual blocks and the layers that replace them.
         macs: Multiply-accumulates per image, before and after.
         params: Parameters, before and after.
-        gap: Largest difference from the original's output on a few images, as a share of the largest output. It is
-            computed in float64 where the model runs in it, and then shows only the rounding of the new weights.
+        proof: Largest difference from the original's output on a few images, as a share of the largest output, in which
+            dtype, and on images of which sizes. In float64 it shows only the rounding of the new weights.
     """
 
     model: nn.Sequential = field(repr=False)
     blocks: list[SerializedBlock]
     macs: tuple[int, int]
     params: tuple[int, int]
-    gap: float
+    proof: Proof
+
+    @property
+    def gap(self) -> float:
+        """The proof's largest difference, a share of the largest output."""
+        return self.proof.gap
 
     def __str__(self) -> str:
         rows = [[block.name, block.shortcut, str(block.carried), str(block.layers)] for block in self.blocks]
@@ -68,7 +74,7 @@ class Serialized:
         return "\n".join(
             [
                 f"{len(rows)} residual blocks as {sum(block.layers for block in self.blocks)} plain layers: {costs}",
-                f"same outputs up to {self.gap:.1e} of the largest",
+                f"same outputs up to {self.gap:.1e} of the largest, {self.proof}",
                 "",
                 table(rows, ["block", "shortcut", "carried channels", "layers"]),
                 "",
@@ -126,14 +132,15 @@ def serialize(
     _check_output(check_forward(model, calibration))
     graph = capture(model, calibration.as_inputs(2))
     chain = find_chain(graph, signed=projection == "split")
+    named = copy.copy(calibration)
     calibration.names = None  # a serial network takes its one input by position
     serial = _assemble(graph, chain, projection)
     if norms:
         serial = with_norms(serial, calibration)
-    gap = _prove(serial, graph, calibration)
+    proof = _prove(serial, model, graph, calibration, named)
     blocks = [_summary(link, projection) for link in chain if isinstance(link, ResidualBlock)]
     macs, params = zip(_costs(graph), _costs(capture(serial, calibration.as_inputs(2))), strict=True)
-    return Serialized(serial, blocks, macs, params, gap)
+    return Serialized(serial, blocks, macs, params, proof)
 
 
 def _check_output(output: object) -> None:
@@ -172,19 +179,21 @@ def _assemble(graph: Graph, chain: list[Link], projection: Projection) -> nn.Seq
     return nn.Sequential(children).eval()
 
 
-def _prove(serial: nn.Module, graph: Graph, images: Images) -> float:
-    """The difference from the original's outputs, as a share of the largest output.
+def _prove(serial: nn.Module, model: nn.Module, graph: Graph, images: Images, named: Images) -> Proof:
+    """The difference from the outputs of the original, which takes ``named`` images.
 
     Raises:
         ProofError: the difference exceeds ``LIMIT``.
     """
-    gap, _ = difference(serial, graph, graph.tensors, images)
-    if not gap <= LIMIT:
+    proof = Proof(*difference(serial, graph, graph.tensors, images), (images.shape,))
+    elsewhere = difference_elsewhere(serial, model, graph.tensors, images, named)
+    proof = proof if elsewhere is None else proof + elsewhere
+    if not proof.gap <= LIMIT:
         raise ProofError(
-            f"the serial network differs from the original by {gap:.1e} of its largest output (at most {LIMIT:.0e} is "
-            "rounding). Your model is unchanged. Please report the model"
+            f"the serial network differs from the original by {proof.gap:.1e} of its largest output {proof} (at most "
+            f"{LIMIT:.0e} is rounding). Your model is unchanged. Please report the model"
         )
-    return gap
+    return proof
 
 
 def _summary(block: ResidualBlock, projection: Projection) -> SerializedBlock:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.fx import Node
 
-from ..capture.graph import Graph, ancestors, arguments, operator_name
+from ..capture.dependence import ancestors
+from ..capture.graph import Graph, arguments, operator_name
 from ..capture.layers import NORMS, describe, name_of
 from ..errors import InputError
 

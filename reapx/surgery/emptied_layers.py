@@ -20,6 +20,8 @@ from .cut import ORIGIN, Kept, assign, cut, origin_of, tensors_in_module
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.PReLU)
 _FORWARDS = {kind.forward for kind in _LAYERS}
+_BATCH_NORMS = {kind.forward for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)}
+"""A subclass with a forward() of its own does what that says, such as an activation after the norm."""
 
 
 @dataclass(frozen=True)
@@ -169,12 +171,13 @@ def _out_axis(layer: nn.Module) -> int:
 
 
 def can_fold(model: nn.Module, path: str) -> bool:
-    """Whether the module at a path is a batch norm with running statistics."""
+    """Whether the module at a path is a batch norm with running statistics, and nothing else."""
     try:
         norm = model.get_submodule(path)
     except AttributeError:
         return False
-    return isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None
+    plain = isinstance(norm, nn.modules.batchnorm._BatchNorm) and type(norm).forward in _BATCH_NORMS
+    return plain and norm.running_mean is not None
 
 
 def shrink(model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings: Endings) -> None:

@@ -138,6 +138,44 @@ class Pooled(nn.Module):
         return self.head(F.relu(x + self.four(F.relu(self.three(x)))))
 
 
+class ActivatedNorm(nn.BatchNorm2d):
+    """A batch norm with an activation inside."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(super().forward(input))
+
+
+class Activated(nn.Module):
+    """A branch whose norms are more than norms; the first layer's can be empty while the second's is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = conv(3, 8), nn.Conv2d(8, 3, 1)
+        self.one, self.first = nn.Conv2d(8, 6, 3, padding=1, bias=False), ActivatedNorm(6)
+        self.two, self.second = nn.Conv2d(6, 7, 3, padding=1, bias=False), ActivatedNorm(7)
+        self.three = nn.Conv2d(7, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return self.head(F.relu(x + self.three(self.second(self.two(self.first(self.one(x)))))))
+
+
+class Projected(nn.Module):
+    """The first block has a projection shortcut, a max pool stands in front of it, and the last has two branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a1, self.a2, self.down = conv(3, 8), conv(8, 6), conv(6, 12), conv(8, 12, 1)
+        self.b1, self.b2, self.c1, self.c2 = conv(12, 5), conv(5, 10), conv(12, 4), conv(4, 10)
+        self.head = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.stem(x)), 3, 2, 1)
+        x = F.relu(self.a2(F.relu(self.a1(x))) + self.down(x))
+        x = F.relu(self.b2(F.relu(self.b1(x))) + self.c2(F.relu(self.c1(x))))
+        return self.head(x.mean((2, 3)))
+
+
 def _pairs(*names: str) -> set[str]:
     return {f"{name}.{part}" for name in names for part in (0, 1)}
 
@@ -149,6 +187,8 @@ CASES = {
     "bottleneck": Branches(Bottleneck, (3, 6, 6), {"one.0", "two.0"}, _pairs("one", "two", "three")),
     "perceptron": Branches(Perceptron, (5, 6), {"up"}, {"up", "down"}),
     "depthwise": Branches(Depthwise, (3, 6, 6), {"expand"}, {"expand", "norm", "depth", *_pairs("squeeze")}),
+    "activated": Branches(Activated, (3, 6, 6), {"one", "two"}, {"one", "first", "two", "second", "three"}),
+    "projected": Branches(Projected, (3, 8, 8), {"a1.0", "b1.0"}, _pairs("a1", "a2", "b1", "b2")),
     "concatenated": Branches(Concatenated, (3, 6, 6), {"left.0", "right.0"}, _pairs("left", "right", "mix")),
 }
 

@@ -62,7 +62,7 @@ class SharedNorm(nn.Module):
 
 
 class SharedBias(nn.Module):
-    """Two convolutions with one bias: neither may move it."""
+    """Two convolutions with one bias: it couples their outputs, and neither may move it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -136,14 +136,14 @@ class FixedGroups(nn.Module):
 
 
 class Unknown(nn.Module):
-    """A sort along the channels is no operator that acts per channel."""
+    """renorm along the channels is no operator that acts per channel."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.second(torch.sort(self.first(x), 1)[0]))
+        return self.last(self.second(torch.renorm(self.first(x), 2, 1, 0.5)))
 
 
 class Shared(nn.Module):
@@ -296,11 +296,11 @@ CASES = {
     ),
     "class_token": Case(ClassToken, (5, 6), {"up": 16}, "model input"),
     "token_norm": Case(TokenNorm, (5, 6), {"up": 16}),
-    "shared_norm": Case(SharedNorm, (3, 6, 6), {"one": 12}, "share the parameter norm"),
-    "shared_bias": Case(SharedBias, (3, 6, 6), {"four": 8}, "share the parameter two.bias", 0.9),
+    "shared_norm": Case(SharedNorm, (3, 6, 6), {"one": 12}),
+    "shared_bias": Case(SharedBias, (3, 6, 6), {"two + three": 8, "four": 8}, "with a bias that it shares"),
     "rearranged": Case(Rearranged, (3, 6, 6), {"one + gate": 8, "two": 6}),
     "fixed_filter": Case(FixedFilter, (3, 8, 8), {"one": 8}),
     "many_outputs": Case(ManyOutputs, (3, 6, 6), {"one": 8}),
-    "unknown_operator": Case(Unknown, (3, 5, 5), {"second": 8}, "sort is not known"),
+    "unknown_operator": Case(Unknown, (3, 5, 5), {"second": 8}, "renorm is not known"),
     "shared_parameter": Case(Shared, (3, 5, 5), {"last": 8}, "share the parameter twice.weight"),
 }  # fmt: skip

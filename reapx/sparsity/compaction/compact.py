@@ -17,6 +17,7 @@ from ...inspection.validation import check_model
 from .elimination import eliminate
 from .node_sizes import dead_rows
 from .random_inputs import example_of
+from .views import views_of
 from .zero_nodes import TOLERANCE, GroupNodes, ZeroNodes
 
 RELATIVE = 1e-4
@@ -77,8 +78,9 @@ def zero_nodes(
     guessed = example_of(model) if images is None else None
     images = images if guessed is None else guessed
     found = examine(model, images, exclude=exclude, memory=memory, measured=False)
-    done = eliminate(found._graph, found._channels, found.droppable, relative, absolute)
     layers = found._channels.layers
+    views = views_of(model, found._graph, layers, found._images)
+    done = eliminate(views, found._channels, found.droppable, relative, absolute)
     rows = {x.weight: dead_rows(*own) for x, own in zip(layers, zip(done.sizes, done.limits, strict=True), strict=True)}
     groups = [
         GroupNodes(x, _zero(x, rows), done.removed[x.name], done.constant[x.name], done.staying[x.name])

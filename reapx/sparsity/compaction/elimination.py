@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 from ...capture.graph import Graph
 from ...groups.channel_groups import ChannelAnalysis, Group
 from .folding import Tensors, Verdict, fold, judge, read
-from .known_values import known_values
 from .node_sizes import NodeSizes, ZeroLimits, limits_of, sizes_of, without_zeros
+from .views import View, known_constants
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Elimination:
 
 
 def eliminate(
-    graph: Graph, channels: ChannelAnalysis, droppable: Collection[str], relative: float, absolute: float
+    views: Sequence[View], channels: ChannelAnalysis, droppable: Collection[str], relative: float, absolute: float
 ) -> Elimination:
     """Find all units that can leave without changing the network's function.
 
@@ -45,24 +45,25 @@ def eliminate(
     read only removed units is then the same for all images.
 
     Args:
-        graph: The captured network.
+        views: The captured network, and the same captured at other image sizes.
         channels: Its channel analysis.
         droppable: Names of groups that may leave as a whole.
         relative: Share of a layer's largest node size up to which a node's weights count as zero.
         absolute: Magnitude up to which weights count as zero in every layer.
     """
+    graph = views[0].graph
     tensors = dict(graph.tensors)
     sizes = sizes_of(graph, channels.layers, tensors)
     limits = [limits_of(own, relative, absolute) for own in sizes]
     found = Elimination({}, {}, {}, {}, sizes, limits)
     for group in channels.groups:
         found.removed[group.name], found.constant[group.name] = torch.empty(0, dtype=torch.int64), 0
-    wanted = {consumer.layer.input for group in channels.groups for consumer in group.consumers}
+    wanted = {consumer.layer.node for group in channels.groups for consumer in group.consumers}
     while True:
         for layer, own, limit in zip(channels.layers, sizes, limits, strict=True):
             if layer.weight not in graph.shared:
                 tensors[layer.weight] = without_zeros(layer, tensors[layer.weight], own, limit)
-        values = known_values(graph, tensors, wanted)
+        values = known_constants(views, tensors, wanted)
         rounds = [_round(graph, group, found, tensors, values, group.name in droppable) for group in channels.groups]
         pairs = zip(channels.groups, rounds, strict=True)
         leaving = [(group, verdict.removable) for group, verdict in pairs if len(verdict.removable)]

@@ -8,7 +8,7 @@ increased by theirs, times the ratio of the constants.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,23 +65,19 @@ class Verdict:
     staying: dict[int, str]
 
 
-def read(group: Group, tensors: Tensors, values: dict[torch.fx.Node, Tensor]) -> list[ReadUnits]:
+def read(group: Group, tensors: Tensors, constants: Mapping[torch.fx.Node, Tensor]) -> list[ReadUnits]:
     """What each consumer of a group reads of its units.
 
     Args:
         group: The group.
         tensors: Qualified name -> parameter.
-        values: Input node of each consumer -> its value, NaN where it may depend on the image; see ``known_values``.
+        constants: Node of each consumer's layer -> the constants that it reads; see ``known_constants``.
     """
-    return [_reading(consumer, tensors, values[consumer.layer.input]) for consumer in group.consumers]
+    return [_reading(consumer, tensors, constants[consumer.layer.node]) for consumer in group.consumers]
 
 
-def _reading(consumer: Consumer, tensors: Tensors, value: Tensor) -> ReadUnits:
+def _reading(consumer: Consumer, tensors: Tensors, constant: Tensor) -> ReadUnits:
     layer, columns = consumer.layer, consumer.columns()
-    flat = value.movedim(1 if layer.spatial else -1, 0).flatten(1).double()
-    low, high = flat.amin(1), flat.amax(1)
-    same = high - low <= 1e-6 * torch.maximum(low.abs(), high.abs())
-    constant = torch.where(same, (low + high) / 2, torch.nan).cpu()
     width = len(constant) // layer.window.groups
     own = constant[consumer.conv_group * width : (consumer.conv_group + 1) * width][torch.from_numpy(consumer.channels)]
     matrix = layer.matrix(tensors[layer.weight])[consumer.conv_group]

@@ -26,47 +26,59 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ...capture.execution import evaluate, in_widest_dtype, last_reads
+from ...capture.execution import evaluate, last_reads
 from ...capture.graph import Graph, arguments, operator_name
 from ...capture.layers import LAYERS, NORMS, differs_at_border
-from ...groups.operator_rules import ELEMENTWISE, OPERATOR_RULES, PER_CHANNEL, REDUCTIONS, SKIPPED
+from ...capture.widening import computing_in, in_widest_dtype
+from ...groups.operator_rules import ELEMENTWISE, OPERATOR_RULES, ORDERED, PER_CHANNEL, REDUCTIONS, SKIPPED
 from ...groups.shape_rules import axes_of
 
 Value = Callable[[Node], Any]
-_ADDING = ("sum", "prod", "linalg_vector_norm", "cumsum")
+_ADDING = ("sum", "nansum", "prod", "linalg_vector_norm", "norm", "cumsum", "count_nonzero")
 """Operators over positions that map zeros to zeros; for other constants the result depends on their number."""
 _COUNTING = ("logsumexp", "softmax", "_softmax", "log_softmax", "_log_softmax")
 """Operators over positions whose result depends on the number of positions even for zeros."""
+_EXTREMA = ("max", "min")
+_FILLS = ("zeros", "ones", "empty", "new_zeros", "new_ones", "new_empty")
+"""Operators whose values do not depend on the numbers among their arguments, which are sizes."""
 _PADS, _JOINS = ("pad", "constant_pad_nd"), ("cat", "concat")
 _AVERAGES = ("avg_pool1d", "avg_pool2d", "avg_pool3d")
 
 
-def known_values(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node]) -> dict[Node, Tensor]:
-    """Some nodes' values, NaN wherever they may depend on the images or on the images' size.
+def known_values(
+    graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node], sized: Collection[Node] = ()
+) -> dict[Node, Tensor]:
+    """Some nodes' values, NaN wherever they may depend on the images or on the images' number or size.
 
     Zero padding and sums over positions give other values for larger images. For such operators only zeros in the input
-    count as known.
+    count as known. Numbers computed from sizes are unknown values, too; only the shape of a tensor may depend on them.
 
     Args:
         graph: The captured network.
         tensors: Qualified name -> parameter.
         wanted: Nodes whose value is one tensor.
+        sized: Nodes with numbers among their arguments, or constants, that depend on the size of the images.
 
     Returns:
         Node -> its value for a batch of two images.
     """
     if not wanted:
         return {}
-    return in_widest_dtype(lambda dtype: _run(graph, tensors, wanted, dtype))[0]
+    return in_widest_dtype(lambda dtype: _run(graph, tensors, wanted, sized, dtype))[0]
 
 
-def _run(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node], dtype: torch.dtype) -> dict[Node, Tensor]:
+def _run(
+    graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node], sized: Collection[Node], dtype: torch.dtype
+) -> dict[Node, Tensor]:
     def cast(value: Tensor) -> Tensor:
         return value.to(dtype) if value.is_floating_point() else value
 
     values: dict[Node, Any] = {node: cast(tensors[name]) for node, name in graph.parameters.items()}
     unsure: set[Node] = set()
     """Nodes that depend on the images but whose dtype has no NaN: integers and truth values."""
+    for node in values.keys() & set(sized):
+        values[node] = _without(values[node])
+        unsure.add(node)
     for node in graph.inputs:
         image = torch.zeros(graph.shape(node), dtype=node.meta["val"].dtype, device=graph.device)
         values[node] = torch.full_like(cast(image), torch.nan) if image.is_floating_point() else image
@@ -74,12 +86,14 @@ def _run(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node], dty
             unsure.add(node)
     spent = last_reads(graph.nodes, wanted)
     found: dict[Node, Tensor] = {}
-    with torch.no_grad():
+    with torch.no_grad(), computing_in(dtype):
         for node in graph.nodes:
-            value = values[node] = _value(graph, node, values.__getitem__, unsure)
+            counted = _reads_sizes(node, values.__getitem__, node in sized)
+            value = values[node] = _value(graph, node, values.__getitem__, unsure, counted)
             read = [argument for argument in node.all_input_nodes if argument in unsure or _has_nan(values[argument])]
             items = _tensors(value)
-            if read and items and not any(item.is_floating_point() for item in items):
+            unknown = bool(read) or counted or _are_positions(node)
+            if unknown and items and not any(item.is_floating_point() for item in items):
                 unsure.add(node)
             if node in wanted:
                 found[node] = value
@@ -88,17 +102,38 @@ def _run(graph: Graph, tensors: dict[str, Tensor], wanted: Collection[Node], dty
     return found
 
 
-def _value(graph: Graph, node: Node, value_of: Value, unsure: set[Node]) -> Any:
+def _reads_sizes(node: Node, value_of: Value, differs: bool) -> bool:
+    """Whether a value, not only its shape, depends on how large the images are or how many.
+
+    Args:
+        differs: Whether the operator has other numbers among its arguments at another size.
+    """
+    name = operator_name(node)
+    if name in _FILLS or (name in OPERATOR_RULES and name not in ELEMENTWISE) or not _tensors(node.meta.get("val")):
+        return False
+    return differs or any(isinstance(value_of(argument), int | float) for argument in node.all_input_nodes)
+
+
+def _are_positions(node: Node) -> bool:
+    """Whether a value may say where the largest of some equal values is, which no rule fixes."""
+    source = node.args[0] if operator_name(node) == "getitem" else node
+    return isinstance(source, Node) and operator_name(source) in (*PER_CHANNEL, *REDUCTIONS, *ORDERED, *_EXTREMA)
+
+
+def _value(graph: Graph, node: Node, value_of: Value, unsure: set[Node], counted: bool) -> Any:
     name, first = operator_name(node), node.all_input_nodes[:1]
     if first and _depends_on_size(node, value_of):
         value_of = _replaced(first[0], _only_zeros(value_of(first[0])), value_of)
-    elif first and name in (*PER_CHANNEL, *REDUCTIONS):
+    elif first and (name in (*PER_CHANNEL, *REDUCTIONS, *ORDERED) or _is_extremum(node)):
         value_of = _replaced(first[0], _even(value_of(first[0]), _pooled_axes(node, value_of(first[0]))), value_of)
     if name in LAYERS and not any(argument in unsure for argument in node.all_input_nodes):
         return _layer(node, value_of)
     if name in NORMS and first and isinstance(value_of(first[0]), Tensor):
         return _norm(node, value_of)
     value = evaluate(node, value_of)
+    if counted:
+        zeros = node.all_input_nodes if name == "mul" else first if name == "div" else []
+        return _emptied(_without(value), [value_of(argument) for argument in zeros])
     computed = [argument for argument in node.all_input_nodes if argument not in graph.parameters]
     strange = name not in (*OPERATOR_RULES, *SKIPPED) and computed
     if strange or name in _COUNTING or any(argument in unsure for argument in node.all_input_nodes):
@@ -110,6 +145,10 @@ def _value(graph: Graph, node: Node, value_of: Value, unsure: set[Node]) -> Any:
     if isinstance(value, Tensor) and value.is_floating_point():
         return _even(value, _grown_axes(node, value.dim()), zeros=name in _JOINS and value.dim() == 3)
     return value
+
+
+def _is_extremum(node: Node) -> bool:
+    return operator_name(node) in _EXTREMA and "other" not in arguments(node)
 
 
 def _depends_on_size(node: Node, value_of: Value) -> bool:
@@ -206,7 +245,7 @@ def _marked(value: Tensor, sources: list[Any]) -> Tensor:
     return value
 
 
-def _emptied(value: Tensor, factors: list[Any]) -> Tensor:
+def _emptied(value: Any, factors: list[Any]) -> Any:
     """A product, zero wherever a factor is zero, even if another is NaN: a dead channel behind a gate."""
     for factor in factors:
         if isinstance(factor, Tensor):

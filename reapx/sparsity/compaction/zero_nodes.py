@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from ...surgery import storage
 from ...surgery.cut import Kept, narrow
 from ...surgery.emptied_layers import shrunk_exactly
 from ...surgery.optimizer_state import Original
-from ...surgery.proof import difference
+from ...surgery.proof import Proof, difference, difference_elsewhere
 from ...text import frozen_text, saving, table
 from .folding import Tensors
 
@@ -151,18 +151,21 @@ class ZeroNodes:
         )
         updates = {name: narrow(value, removal.kept.get(name, {})) for name, value in self._changed.items()}
         exact = shrunk_exactly(self._model, removal.kept, updates, removal.endings)
-        gap, _ = difference(exact, graph, graph.tensors, images, CHECKED)
-        if not gap <= tolerance:
+        proof = Proof(*difference(exact, graph, graph.tensors, images, CHECKED), (images.shape,))
+        elsewhere = difference_elsewhere(exact, self._model, graph.tensors, images)
+        proof = proof if elsewhere is None else proof + elsewhere
+        if not proof.gap <= tolerance:
             raise ProofError(
-                f"without the nodes that count as zero, outputs differ by {gap:.1e} of the largest (at most "
-                f"{tolerance:.1e} is allowed). Your model is unchanged. The largest of those nodes: {self._largest()}. "
-                "Exclude that layer, lower the threshold (relative=..., absolute=...; plot() shows the sizes), or take "
-                "the difference with tolerance=math.inf"
+                f"without the nodes that count as zero, outputs differ by {proof.gap:.1e} of the largest {proof} (at "
+                f"most {tolerance:.1e} is allowed). Your model is unchanged. The largest of those nodes: "
+                f"{self._largest()}. Exclude that layer, lower the threshold (relative=..., absolute=...; plot() shows "
+                "the sizes), or take the difference with tolerance=math.inf"
             )
         gap, _ = difference(removal.model, graph, graph.tensors, images, CHECKED)
         params = tuple(sum(value.numel() for value in x.parameters()) for x in (self._model, removal.model))
         small = self._model if inplace else removal.model
-        result = Compacted(small, self, (params[0], params[1]), gap, removal.kept, removal.original)
+        proof = replace(proof, gap=gap)
+        result = Compacted(small, self, (params[0], params[1]), proof, removal.kept, removal.original)
         if inplace:  # last, so that whatever fails or interrupts leaves the model as it was
             removal.repeat(self._model)
         return result
@@ -189,7 +192,8 @@ class Compacted:
         model: The smaller module.
         nodes: The zero nodes of the original.
         params: Number of parameters, before and after.
-        gap: Largest difference from the original's outputs, as a share of the largest output.
+        proof: Largest difference from the original's outputs, as a share of the largest, on the given images; and in
+            which dtype and on images of which sizes the removal was proved.
         kept: Qualified parameter name -> axis -> positions that stayed.
         original: The parameters of the network with its zero nodes, for ``reapx.carry_state``.
     """
@@ -197,13 +201,18 @@ class Compacted:
     model: nn.Module
     nodes: ZeroNodes
     params: tuple[int, int]
-    gap: float
+    proof: Proof
     kept: Kept
     original: Original = field(repr=False)
 
+    @property
+    def gap(self) -> float:
+        """The proof's largest difference, a share of the largest output."""
+        return self.proof.gap
+
     def __str__(self) -> str:
         saved = f"{saving('parameters', self.params)}, {saving('MACs', self.nodes.macs)}"
-        return f"Compacted: {saved}; same outputs up to {self.gap:.1e} of the largest"
+        return f"Compacted: {saved}; same outputs up to {self.gap:.1e} of the largest, {self.proof}"
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``.

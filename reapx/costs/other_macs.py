@@ -1,0 +1,79 @@
+"""Multiply-accumulates of operators that are no prunable layers: products of activations, computed weights, Conv3d."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..capture.execution import evaluate
+from ..capture.graph import Graph, operator_name
+from ..capture.layers import LAYERS, name_of
+from ..groups.operator_rules import OPERATOR_RULES, SKIPPED
+
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "matmul", "einsum", "scaled_dot_product_attention", *LAYERS)
+
+
+def other_macs(graph: Graph, layers: Collection[Node]) -> list[tuple[str, int]]:
+    """Multiply-accumulates per image of the operators that are no layers, as torch's FlopCounterMode counts them.
+
+    Their channels are all frozen, so that they cost the same at every width. What depends on no image is counted once.
+
+    Args:
+        layers: Nodes that are counted elsewhere.
+
+    Returns:
+        Module path and operator, or a layer's name; and the count, where it is not 0.
+    """
+    found = []
+    for node in graph.nodes:
+        name = operator_name(node)
+        free = name in SKIPPED or (name in OPERATOR_RULES and name not in _PRODUCTS)
+        if node in layers or free:
+            continue
+        count = _deformable(graph, node) if name.endswith("deform_conv2d") else _counted(node)
+        if node in graph.varying:
+            count //= graph.batch
+        if count:
+            found.append((_title(graph, node, name), count))
+    return found
+
+
+def _counted(node: Node) -> int:
+    """Multiply-accumulates of one operator on the example's shapes, by torch's own count; nothing is computed."""
+    try:
+        with FlopCounterMode(display=False) as counter:
+            evaluate(node, lambda argument: tree_map(_without_data, argument.meta["val"]))
+    except Exception:  # an operator that runs on real data only: torch does not count it either
+        return 0
+    return int(counter.get_total_flops()) // 2
+
+
+def _without_data(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        sizes = [int(_without_data(size)) for size in value.shape]
+        return torch.empty(sizes, dtype=value.dtype, device="meta")
+    symbolic = isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool)
+    return value.node.hint if symbolic else value
+
+
+def _deformable(graph: Graph, node: Node) -> int:
+    """A deformable convolution does the products of a plain one; where it looks is not counted."""
+    weight = node.args[1]
+    assert isinstance(weight, Node)
+    shape = graph.shape(node)
+    return math.prod(graph.shape(weight)) * math.prod(shape) // shape[1]
+
+
+def _title(graph: Graph, node: Node, name: str) -> str:
+    if name in LAYERS:
+        return name_of(graph, node)
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]) if stack else ""
+    return f"{path} ({name})" if path else name
