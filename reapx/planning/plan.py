@@ -29,6 +29,7 @@ from .plan_state import PlanState
 from .settings import RECTIFY
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Plan(PlanState):
     """What is to be removed from a model, which is not changed yet. ``print`` a plan, then ``apply`` it.
 
