@@ -39,10 +39,7 @@ _TORCH = ("aten", "prim", "prims")
 
 
 def operator_name(node: Node) -> str:
-    """Name without overload and in-place mark: ``"add"`` for ``aten.add_.Tensor``.
-
-    Operators of other libraries keep their namespace, as in ``"mylib::add"``, since they may act differently.
-    """
+    """ATen name without overload and in-place mark (``"add"``); other operators keep their namespace (``"a::add"``)."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return str(getattr(node.target, "__name__", node.target))
