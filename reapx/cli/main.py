@@ -293,6 +293,6 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from .demo import run_demo
+    from ..demo import run_demo
 
     run_demo(options.out)

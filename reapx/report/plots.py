@@ -153,6 +153,30 @@ def panels_figure(labels: Sequence[str], panels: Sequence[tuple[str, Sequence[fl
     return figure
 
 
+def lines_figure(
+    lines: Sequence[tuple[str, Sequence[tuple[float, float]]]], across: str, up: str, *, level: tuple[str, float]
+) -> Figure:
+    """Lines through marked points, the last one in the colour of ``AFTER``, named in a legend below.
+
+    Args:
+        lines: (name, points (x, y)), from the least to the most.
+        across, up: What the axes show.
+        level: Name and y of a dashed line across the figure.
+    """
+    figure = empty_figure(3.6 + 0.2 * len(lines))
+    axes = figure.subplots()
+    plain(axes)
+    axes.grid(axis="y", color=LINE, linewidth=0.6)
+    axes.axhline(level[1], color=INK, linewidth=1, linestyle="--", label=level[0])
+    for place, ((name, points), marker) in enumerate(zip(lines, "osD^v*XP"[: len(lines)], strict=True), 1):
+        colour = AFTER if place == len(lines) else DEPTHS[place * (len(DEPTHS) - 1) // len(lines)]
+        axes.plot(*zip(*sorted(points), strict=True), color=colour, marker=marker, linewidth=1.6, label=name)
+    axes.set_xlabel(across, color=INK)
+    axes.set_ylabel(up, color=INK)
+    figure.legend(loc="outside lower left", ncols=1, frameon=False, labelcolor=INK, fontsize=8)
+    return figure
+
+
 def _rows(figure: Figure, labels: Sequence[str]) -> Axes:
     axes = figure.subplots()
     plain(axes)
