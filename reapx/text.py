@@ -44,6 +44,42 @@ def output_text(value: float, measure: str) -> str:
     return "" if math.isnan(value) else f"{value:.4f} nats"
 
 
+def damping_text(damping: float) -> str:
+    """A layer's damping in words; empty where it is not known."""
+    if math.isnan(damping):
+        return ""
+    return "keeps its weights" if math.isinf(damping) else f"{damping:g}"
+
+
+LARGE_CHANGE = 0.1
+"""Outputs that differ by more of their variance are worth a word of advice."""
+
+
+def predicted_advice(error: float) -> list[str]:
+    """A line of advice where a plan's predicted error at the outputs is large: a share of their variance."""
+    if not error > 2 * LARGE_CHANGE:
+        return []
+    return [
+        f"The groups' errors at the outputs add up to {100 * error:.0f} % of the outputs' variance on held-out images, "
+        "of which refitting repairs a part; more images or a larger budget would help."
+    ]
+
+
+def change_advice(change: float, images: int) -> list[str]:
+    """A line of advice where a pruned network's outputs are far from the original's.
+
+    Args:
+        change: Squared difference over the variance of the original's outputs.
+        images: Held-out images that it was measured on.
+    """
+    if not change > LARGE_CHANGE:
+        return []
+    return [
+        f"The outputs differ by {100 * change:.0f} % of their variance on {images} images that no fit has seen; more "
+        "images or a larger budget would help."
+    ]
+
+
 def latency_text(budget: Budget, milliseconds: tuple[float, ...] | None) -> list[str]:
     """A line on the milliseconds of a batch.
 

@@ -16,6 +16,9 @@ from reapx.calibration.store import TensorStore
 from reapx.capture.execution import last_reads
 from reapx.surgery.proof import difference, prove
 
+ROUNDING = 1e-12
+"""Of sums of some 1e3 float64 terms, as a share."""
+
 
 def residual() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
@@ -83,7 +86,7 @@ def test_swaps_are_never_worse() -> None:
     refined = reapx.plan(model, images, budget=reapx.MACs(0.5), streams=True, swaps=10)
     for before, after in zip(greedy.groups, refined.groups, strict=True):
         assert after.kept == before.kept
-        assert after.error <= before.error
+        assert after.error <= before.error * (1 + ROUNDING)
     assert "reap selection, at most 10 swaps a group" in str(refined)
     assert refined.apply().gap < 1e-8
 

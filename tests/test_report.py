@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import reapx
-from reapx.reconstruction.sweep import LayerRefit
+from reapx.reconstruction.layer_refit import LayerRefit
 from reapx.report import page as html
 from reapx.report import plots, pro_figures
 

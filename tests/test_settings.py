@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import reapx
 from reapx.allocation.output_errors import OUTPUT_ERRORS, OutputError
 from reapx.inspection.argument_checks import ALLOCATIONS, CHECKS
-from reapx.planning.settings import DAMPING, RECTIFY
+from reapx.planning.settings import RECTIFY
 from reapx.selection.methods import SELECTIONS, Selection
 
 HALF = reapx.MACs(0.5)
@@ -46,7 +46,7 @@ def test_plan_prune_apply_and_settings_have_the_same_arguments_and_defaults() ->
     assert pruned == {**planned, **{name: applied[name] for name in APPLIED}}
     assert set(applied) == {*APPLIED, "damping", "progress", "on_progress"}
     assert set(CHECKS) == {*planned, *applied}
-    assert (planned["damping"], applied["rectify"]) == (DAMPING, RECTIFY)
+    assert (planned["damping"], applied["rectify"]) == (None, RECTIFY)
 
 
 def test_words_that_a_type_checker_knows_are_those_that_are_accepted() -> None:

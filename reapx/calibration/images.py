@@ -165,8 +165,12 @@ class Images:
         if rank == self.processes.rank:
             given = [value[:length] for value in self[batch]]
         else:
-            given = [value.new_empty(length, *value.shape[1:]) for value in self[0]]
+            given = [value.new_empty(length, *value.shape[1:]) for value in self._like()]
         return tuple(self.processes.share(value, rank) for value in given)
+
+    def _like(self) -> tuple[Tensor, ...]:
+        """Tensors of the dtypes and the memory of every batch."""
+        return self[0]
 
     @property
     def shape(self) -> tuple[int, ...]:

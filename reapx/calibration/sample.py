@@ -1,13 +1,109 @@
-"""A sample of the images of all processes, held by each of them."""
+"""Parts of the images: a sample on every process, and the split into images that are fitted and images that judge.
+
+A fit looks better on the images it was fitted to than it is. Therefore moments come from one part, and everything that
+is chosen or reported comes from the other.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from ..errors import CalibrationWarning
 from .images import Images
 from .store import TensorStore
+
+EVERY = 4
+"""Every so many images, one is held out, evenly over all images of all processes."""
+
+Piece = tuple[int, Tensor]
+"""A batch of the source, and the positions of its images that belong to a part."""
+
+
+class ImagePart(Images):
+    """Some of the calibration images, as batches of their own; the images themselves are not copied.
+
+    Attributes:
+        source: The images that these are a part of.
+    """
+
+    def __init__(self, source: Images, pieces: Sequence[Sequence[list[Piece]]]) -> None:
+        """``pieces`` holds, for each process, what makes up each batch."""
+        self.source = source
+        self.names, self.memory, self.device = source.names, source.memory, source.device
+        self.processes = source.processes
+        self._shapes, self._dtypes, self._first = source._shapes, source._dtypes, source._first
+        self._pieces = pieces[self.processes.rank]
+        self.lengths = [[sum(len(rows) for _, rows in batch) for batch in own] for own in pieces]
+        self.count = sum(map(sum, self.lengths))
+        self.batches = len(self._pieces)
+        self.before = sum(map(len, self.lengths[: self.processes.rank]))
+
+    def __getitem__(self, batch: int) -> tuple[Tensor, ...]:
+        found = [[value[rows] for value in self.source[index]] for index, rows in self._pieces[batch]]
+        return tuple(found[0]) if len(found) == 1 else tuple(torch.cat(values) for values in zip(*found, strict=True))
+
+    def example(self, count: int) -> tuple[Tensor, ...]:
+        """Copies of the first images of the source, as ``Images.example``."""
+        return self.source.example(count)
+
+    def _like(self) -> tuple[Tensor, ...]:
+        return self.source[0]
+
+
+def split(images: Images) -> tuple[ImagePart, ImagePart]:
+    """The images that fits see, and those that judge them: of every ``EVERY`` images, the last one.
+
+    Images are counted over all batches of all processes, so that the split depends neither on the batches nor on the
+    processes. Of fewer than ``EVERY`` images, the last one is held out. Batches of the first part are the source's
+    without the images held out; those of the second hold as many images as the source's largest.
+
+    Warns:
+        CalibrationWarning: there is only one image, which is then in both parts.
+    """
+    step = min(EVERY, images.count)
+    if step == 1:
+        warnings.warn(
+            "one image: none can be held out, so that errors are those on the image that was fitted; give at least 2",
+            CalibrationWarning,
+            stacklevel=4,
+        )
+    fitted: list[list[list[Piece]]] = []
+    judged: list[list[list[Piece]]] = []
+    start = 0
+    for lengths in images.lengths:
+        fitted.append([])
+        judged.append([])
+        room = 0
+        for batch, length in enumerate(lengths):
+            held_out = (torch.arange(start, start + length) + 1) % step == 0
+            start += length
+            ours, theirs = [rows.nonzero().flatten() for rows in (~held_out if step > 1 else held_out, held_out)]
+            if len(ours):
+                fitted[-1].append([(batch, ours)])
+            if len(theirs):
+                if len(theirs) > room:
+                    judged[-1].append([])
+                    room = max(lengths)
+                judged[-1][-1].append((batch, theirs))
+                room -= len(theirs)
+    return ImagePart(images, fitted), ImagePart(images, judged)
+
+
+def split_text(images: Images) -> str:
+    """How many images are fitted and how many judge, in words."""
+    fitted, judged = split_counts(images.count)
+    return f"{fitted} images fitted, {judged} held out to judge"
+
+
+def split_counts(count: int) -> tuple[int, int]:
+    """Numbers of images fitted and held out, of so many in all."""
+    judged = count // min(EVERY, max(count, 1))
+    return (count - judged if count > 1 else count), judged
 
 
 class Sample:
@@ -40,7 +136,7 @@ class Sample:
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         images, (rank, batch) = self._images, self._batches[index]
         if rank != images.processes.rank:
-            return tuple(self._others.get((index, part)) for part in range(len(images[0])))
+            return tuple(self._others.get((index, part)) for part in range(len(images.example(1))))
         values = tuple(value[: self._cut(len(value))] for value in images[batch])
         # Equal strides in all processes give equal bits.
         return values if images.processes.size == 1 else tuple(value.contiguous() for value in values)

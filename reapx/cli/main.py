@@ -19,7 +19,6 @@ from ..inspection.argument_checks import ALLOCATIONS, REFIT_LAYERS
 from ..inspection.inspection import inspect
 from ..planning.calls import plan
 from ..planning.plan import Plan, Result
-from ..planning.settings import DAMPING
 from ..report import plots
 from ..report.node_figures import checked_target
 from ..report.page import write_report
@@ -88,7 +87,7 @@ def _add_prune(commands: Commands) -> None:
     prune.add_argument("--selection", default="reap", choices=SELECTIONS, help=_lines(SELECTIONS))
     _add_allocation(prune)
     prune.add_argument("--round-to", type=int, default=1, help="kept widths are multiples of this")
-    prune.add_argument("--damping", type=float, default=DAMPING, help="default %(default)s")
+    prune.add_argument("--damping", type=float, help="default: chosen for each layer by its held-out error")
     prune.add_argument("--swaps", type=int, default=0, help="exchange up to this many channels of a group afterwards")
     prune.add_argument("--positions", type=_count, help="random positions of each feature map that selection looks at")
     prune.add_argument("--refit", default="all", choices=REFIT_LAYERS)

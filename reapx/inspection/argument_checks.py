@@ -107,7 +107,9 @@ CHECKS: Mapping[str, Check] = {
     "points": _whole(1),
     "rounds": _whole(1),
     "output_error": _one_of(OUTPUT_ERRORS),
-    "damping": Check(lambda value: _is_number(value) and value >= 0, "give a number from 0, such as 1e-3"),  # type: ignore[operator]
+    "damping": Check(lambda value: _is_number(value) and value >= 0, "give a number from 0, such as 1e-3").or_none(  # type: ignore[operator]
+        "a choice by held-out error"
+    ),
     "swaps": _whole(0),
     "positions": _whole(1).or_none("all"),
     "resume": Check(_is_folder, "give the path of a folder").or_none("no folder"),

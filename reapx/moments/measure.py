@@ -116,9 +116,13 @@ class Accumulator:
         """Add up the moments of all processes, after the last batch."""
         processes.sum(self.counts, self.gram, self.total, self.cross, self.target_total, self.target_square)
 
+    def mirror(self) -> None:
+        """Fill in the half of the Gram matrices that is not added to."""
+        _native.gram_mirror(self.gram)
+
     def moments(self) -> list[Moments]:
         """The sums so far, one per conv group."""
-        _native.gram_mirror(self.gram)
+        self.mirror()
         groups = len(self.gram)
 
         def parts(values: Tensor | None) -> list[Tensor | None]:

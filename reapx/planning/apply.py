@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from ..calibration.images import Images
 from ..calibration.progress import SILENT, Progress, timed
+from ..calibration.sample import split
 from ..capture.graph import Graph, capture
 from ..costs.latency import Latency, measure_milliseconds
 from ..groups.channel_groups import Group
 from ..inspection.argument_checks import RefitLayers
-from ..reconstruction.sweep import LayerRefit, reconstruct
+from ..moments.few_rows import warn_few_rows
+from ..reconstruction.layer_refit import LayerRefit
+from ..reconstruction.sweep import reconstruct
 from ..selection.paths.path import Path
 from ..selection.paths.weight_changes import cut_tensors
 from ..surgery.bare_norms import input_widths, set_widths
@@ -68,7 +71,7 @@ def remove(
     images: Images,
     *,
     refit: str | None,
-    damping: float,
+    damping: float | None,
     rectify: int,
     progress: Progress = SILENT,
     changed: Mapping[str, Tensor],
@@ -82,7 +85,8 @@ def remove(
         removed: Group name -> units that leave.
         images: Calibration images.
         refit: ``"all"``, ``"consumers"``, or None for no refit.
-        damping: Pull towards the old weights, a fraction of the mean diagonal of each Gram matrix.
+        damping: Pull towards the old weights, a fraction of the mean diagonal of each Gram matrix; None to choose it
+            for each layer by its held-out error.
         rectify: Number of rectification passes after each fit.
         progress: Where the progress is shown.
         changed: Qualified name -> tensor of full size, zero where removed units are read. It replaces the network's own
@@ -106,12 +110,14 @@ def remove(
         lasting = within(kept, wider)
         draft = copy.deepcopy(model)
         cut(draft, wider)
+        fitted, judged = split(images)
         captured = capture(draft, images.as_inputs(2))
         found, fits = reconstruct(
             graph,
             captured,
             wider,
-            images,
+            fitted,
+            judged,
             damping=damping,
             refit=refit,
             rectify=rectify,
@@ -119,6 +125,8 @@ def remove(
             lasting=lasting,
         )
         updates = {name: narrow(value, lasting.get(name, {})) for name, value in found.items()}
+        known = {consumer.layer.name for group in groups for consumer in group.consumers}  # of which the plan warned
+        warn_few_rows([(x.layer, x.rows, x.features) for x in fits if x.layer not in known], fitted, stacklevel=5)
     pruned = copy.deepcopy(model)
     shrink(pruned, kept, updates, endings)
     widths = input_widths(pruned, images)
@@ -158,7 +166,13 @@ class Applied:
 
 
 def carry_out(
-    plan: PlanState, *, refit: RefitLayers | None, damping: float, rectify: int, inplace: bool, progress: Progress
+    plan: PlanState,
+    *,
+    refit: RefitLayers | None,
+    damping: float | None,
+    rectify: int,
+    inplace: bool,
+    progress: Progress,
 ) -> Applied:
     """Apply a plan whose arguments were checked; ``refit`` is None for no refit."""
     start = time.perf_counter()
@@ -180,7 +194,7 @@ def carry_out(
         changed=changed,
     )
     latency = _measured_latency(plan, found.model)
-    change = output_change(found.model, graph, images)
+    change = output_change(found.model, graph, split(images)[1])
     pruned = found.model
     if inplace:
         found.repeat(model)

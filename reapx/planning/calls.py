@@ -17,7 +17,7 @@ from ..inspection.validation import bounds_by_name, check_settings, layer_names,
 from ..selection.methods import Selection, SelectionRule
 from .pipeline import make_plan
 from .plan import Plan, Result
-from .settings import DAMPING, RECTIFY, PlanSettings
+from .settings import RECTIFY, PlanSettings
 
 NO_LIMIT = MACs(1.0)
 """The budget where the caller gives the widths: the full network."""
@@ -38,7 +38,7 @@ def plan(
     points: int = POINTS,
     rounds: int = 1,
     output_error: OutputError = "squared",
-    damping: float = DAMPING,
+    damping: float | None = None,
     swaps: int = 0,
     positions: int | None = None,
     resume: str | FilePath | None = None,
@@ -84,7 +84,8 @@ def plan(
         rounds: Number of rounds of measurements; rounds after the first start closer to the budget (``"pro"`` only).
         output_error: ``"squared"`` for the mean squared difference of the outputs before a softmax; ``"kl"`` for the
             Kullback-Leibler divergence of their softmax (``"pro"`` only).
-        damping: λ as a fraction of the mean diagonal of each Gram matrix.
+        damping: λ, the pull towards the old weights, as a fraction of the mean diagonal of each Gram matrix. By default
+            each layer's refit takes the damping with the smallest error on held-out images.
         swaps: After selection, exchange up to this many removed channels of each group for kept ones, as long as the
             reconstruction error falls (``"reap"`` only).
         positions: Number of random positions of each feature map to measure for selection, the same on every run; None
@@ -159,7 +160,7 @@ def prune(
     points: int = POINTS,
     rounds: int = 1,
     output_error: OutputError = "squared",
-    damping: float = DAMPING,
+    damping: float | None = None,
     swaps: int = 0,
     positions: int | None = None,
     resume: str | FilePath | None = None,

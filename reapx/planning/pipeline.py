@@ -17,6 +17,7 @@ from ..allocation.pro import Measurement, Tradeoff, measure_tradeoff
 from ..allocation.uniform import uniform
 from ..calibration.checkpoint import Checkpoint, fingerprint
 from ..calibration.progress import Progress, progress_of
+from ..calibration.sample import EVERY, split
 from ..costs.latency import Latency, latency_terms
 from ..errors import BudgetError
 from ..inspection.inspection import Inspection, inspect
@@ -44,10 +45,10 @@ def make_plan(model: nn.Module, images: object, settings: PlanSettings) -> Plan:
     find = partial(
         find_paths,
         found._graph,
-        found._images,
+        split(found._images)[0],
         found.groups,
         selection=settings.selection,
-        damping=settings.damping,
+        damping=settings.path_damping,
         positions=settings.positions,
         progress=told,
         checkpoint=checkpoint,
@@ -180,7 +181,7 @@ def _tradeoff(
     measurement = Measurement(settings.points, settings.rounds, settings.output_error, MEASURED_IMAGES)
     return measure_tradeoff(
         found._graph,
-        found._images,
+        split(found._images)[1],
         found.groups,
         paths,
         found.costs,
@@ -202,6 +203,7 @@ def _checkpoint(folder: str | FilePath, found: Inspection, positions: int | None
         **fingerprint(found._graph.tensors, found._images),
         "operators": found._graph.digest(),
         "positions": positions,
+        "held out": f"one of {EVERY} images",
         "processes": processes.size,
     }
     if processes.size == 1:

@@ -15,13 +15,13 @@ from ..costs.budget import Budget
 from ..errors import InputError
 from ..inspection.argument_checks import RefitLayers, check_arguments
 from ..inspection.validation import check_model, check_settings
-from ..reconstruction.sweep import LayerRefit
+from ..reconstruction.layer_refit import LayerRefit
 from ..selection.paths.path import Path
 from ..surgery import storage
 from ..surgery.cut import Kept
 from ..surgery.optimizer_state import Original
 from ..surgery.proof import Proof
-from ..text import latency_text, listed, share, table
+from ..text import change_advice, damping_text, latency_text, listed, share, table
 from . import saved_plan
 from .apply import carry_out, own_tensors
 from .group_plan import Units, plan_groups, replaced
@@ -201,10 +201,10 @@ class Result:
     Attributes:
         model: The smaller module.
         plan: The plan that was applied.
-        fits: Errors of each refitted layer before and after, as shares of its target's variance.
+        fits: Errors of each refitted layer on held-out images, before and after, as shares of its target's variance.
         proof: Largest difference between the module and the masked original with the same refitted weights, in which
             dtype, and on images of which sizes. It proves that surgery was exact.
-        change: Mean squared difference of the outputs from the original network's on the first images, as a share of
+        change: Mean squared difference of the outputs from the original network's on held-out images, as a share of
             the variance of the original's outputs.
         seconds: Seconds that ``Plan.apply`` took.
         kept: Qualified parameter name -> axis -> positions that stayed.
@@ -236,13 +236,14 @@ class Result:
     def __str__(self) -> str:
         lines = [
             f"Pruned: {self.plan.savings}",
-            f"outputs differ from the original's by {share(self.change)} of their variance; "
+            f"outputs differ from the original's by {share(self.change)} of their variance on held-out images; "
             f"pruned equals masked to {self.gap:.0e} {self.proof}; {self.seconds:.1f} s",
             *latency_text(self.plan.budget, self.latency),
+            *change_advice(self.change, self.plan.images[1]),
         ]
         if self.fits:
-            rows = [[fit.layer, share(fit.before), share(fit.error)] for fit in self.fits]
-            lines += ["", table(rows, ["refitted layer", "error before its refit", "after"])]
+            rows = [[fit.layer, share(fit.before), share(fit.error), damping_text(fit.damping)] for fit in self.fits]
+            lines += ["", table(rows, ["refitted layer", "held-out error before its refit", "after", "damping"])]
         return "\n".join(lines)
 
     def save(self, folder: str | FilePath, *, overwrite: bool = False) -> None:

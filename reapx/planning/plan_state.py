@@ -11,6 +11,7 @@ from ..allocation.curves import ErrorCurve
 from ..allocation.descent import TradeoffPoint
 from ..allocation.pro import Tradeoff
 from ..calibration.images import Images
+from ..calibration.sample import split_counts, split_text
 from ..capture.graph import Graph
 from ..costs.budget import Budget
 from ..costs.latency import Latency
@@ -19,7 +20,7 @@ from ..groups.channel_groups import Frozen
 from ..inspection.inspection import Inspection
 from ..selection.paths.path import Path
 from ..surgery.cut import Kept, kept_positions
-from ..text import frozen_text, latency_text, listed, saving
+from ..text import frozen_text, latency_text, listed, predicted_advice, saving
 from .group_plan import GroupPlan, table_of
 from .settings import PlanSettings
 
@@ -73,11 +74,14 @@ class PlanState:
             f"Plan: {self.savings}",
             f"{self.method}, {self.seconds:.1f} s",
             *latency_text(self.budget, self.latency),
+            split_text(self._images),
             "",
             table_of(self.groups, None if self._tradeoff is None else self._tradeoff.measure),
         ]
         if any(entry.group.residual_stream for entry in self.groups) and not self.settings.prunes_streams:
             lines.append("Residual streams stay whole unless streams=True.")
+        if self._point is not None and self.output_measure == "squared":
+            lines += predicted_advice(self._point.error)
         return "\n".join([*lines, *frozen_text(self.frozen)])
 
     @property
@@ -100,6 +104,11 @@ class PlanState:
     def savings(self) -> str:
         """MACs and parameters before and after, in words."""
         return f"{saving('MACs', self.macs)}, {saving('parameters', self.params)}"
+
+    @property
+    def images(self) -> tuple[int, int]:
+        """Numbers of images that were fitted, and that were held out to judge."""
+        return split_counts(self._images.count)
 
     def kept(self) -> Kept:
         """Qualified parameter name -> axis -> positions that stay."""

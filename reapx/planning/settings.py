@@ -16,8 +16,8 @@ from ..inspection.argument_checks import Allocation, check_arguments
 from ..selection.lasso import require_lasso
 from ..selection.methods import BLIND, SELECTIONS, Selection, SelectionRule, selection_name
 
-DAMPING = 1e-2
-"""Default pull towards the old weights, as a fraction of the mean diagonal of each Gram matrix."""
+PATH_DAMPING = 1e-1
+"""Damping of the paths where none is given; that of each layer's refit is then chosen by its held-out error."""
 
 RECTIFY = 2
 """Default number of rectification passes after each fit."""
@@ -43,7 +43,7 @@ class PlanSettings:
     points: int = POINTS
     rounds: int = 1
     output_error: OutputError = "squared"
-    damping: float = DAMPING
+    damping: float | None = None
     swaps: int = 0
     positions: int | None = None
     resume: str | Path | None = None
@@ -66,6 +66,11 @@ class PlanSettings:
     def prunes_streams(self) -> bool:
         """Whether residual streams may lose channels."""
         return self.allocation != "uniform" if self.streams is None else self.streams
+
+    @property
+    def path_damping(self) -> float:
+        """λ of the paths as a fraction of the mean diagonal of each Gram matrix."""
+        return PATH_DAMPING if self.damping is None else self.damping
 
     @property
     def method(self) -> str:

@@ -19,7 +19,7 @@ from ..selection.paths.consumers import MeasuredConsumer
 from ..selection.paths.path import Path
 from ..text import listed
 from .group_plan import Units, chosen_units
-from .settings import DAMPING
+from .settings import PATH_DAMPING
 
 
 def measure(
@@ -60,7 +60,7 @@ def find_path(
     order: Units | None = None,
     *,
     selection: Selection | SelectionRule = "reap",
-    damping: float = DAMPING,
+    damping: float | None = None,
     steps: int | None = None,
 ) -> Path:
     """Find the order in which one group's units leave, and the exact reconstruction error after each removal.
@@ -93,7 +93,9 @@ def find_path(
         chosen_units("order", found, order)  # refuses values that are not units
         units = torch.as_tensor(order).detach().cpu().to(torch.int64)
     graph = inspection._graph
-    return find_paths.find_path(graph, found, moments, selection, damping=damping, order=units, steps=steps)
+    return find_paths.find_path(
+        graph, found, moments, selection, damping=PATH_DAMPING if damping is None else damping, order=units, steps=steps
+    )
 
 
 def measured_consumers(

@@ -26,11 +26,12 @@ class ValueStream:
         wanted: Node -> number of future calls of ``advance`` that have it among their targets.
     """
 
-    def __init__(self, graph: Graph, tensors: dict[str, Tensor], images: Images) -> None:
+    def __init__(self, graph: Graph, tensors: dict[str, Tensor], images: Images, memory: int) -> None:
+        """``memory`` is what values may take in bytes before they go to disk."""
         self.graph = graph
         self.tensors = tensors
         self.images = images
-        self._store = TensorStore(images.memory // 2)
+        self._store = TensorStore(memory)
         self._sizes: dict[tuple[Node, int], object] = {}  # values that are no tensors: numbers
         self._held: set[Node] = set()
         self._done: set[Node] = set()

@@ -7,65 +7,28 @@ repairs what the blocks before it lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-from torch.fx import Node
 
-from .. import _native
-from ..calibration.images import Images
 from ..calibration.progress import SILENT, Progress
+from ..calibration.sample import ImagePart
 from ..capture.graph import Graph, operator_name
-from ..capture.layers import MAX_FEATURES, Layer, Tail, can_refit, describe, norm_affine, tail_of
-from ..errors import CaptureError, NumericalError
-from ..moments.measure import Accumulator, check_finite
-from ..moments.moments import Moments, damp
+from ..capture.layers import MAX_FEATURES, Layer, can_refit, describe, tail_of
+from ..errors import CaptureError
 from ..surgery.cut import Kept
-from .rectify import Batch, FittedWeights, feeds_relu, rectify
+from .layer_refit import LayerRefit, RefitStep, StreamPair, refit_layer
+from .rectify import constant_beyond
 from .schedule import schedule
-from .streams import ValueStream
-
-Streams = tuple[ValueStream, ValueStream]
-"""Of the original and of the pruned network."""
-
-
-@dataclass(frozen=True)
-class RefitStep:
-    """One layer to refit: it and its tail in the pruned graph, and the node of the original that it should follow.
-
-    ``rectify`` counts passes after the fit that leave out what a ReLU drops; ``columns`` (int64) are the features that
-    the layer reads, whose weights alone are not zero.
-    """
-
-    layer: Layer
-    tail: Tail
-    target: Node
-    residual: bool
-    rectify: int
-    columns: Tensor
-
-
-@dataclass(frozen=True)
-class LayerRefit:
-    """How well a layer was refitted: squared error over the target's variance, after and before.
-
-    Rectification fits what a ReLU passes on, at the expense of this error over all values.
-    """
-
-    layer: str
-    error: float
-    before: float
 
 
 def reconstruct(
     original: Graph,
     pruned: Graph,
     kept: Kept,
-    images: Images,
+    fitted: ImagePart,
+    judged: ImagePart,
     *,
-    damping: float,
+    damping: float | None,
     refit: str,
     rectify: int,
     progress: Progress = SILENT,
@@ -77,8 +40,10 @@ def reconstruct(
         original: The network as it was.
         pruned: The same network after surgery, captured afresh.
         kept: What stays of each parameter.
-        images: Calibration images.
-        damping: Pull towards the old weights, a fraction of the mean diagonal of the Gram matrix.
+        fitted: The images that weights are fitted to.
+        judged: The held-out ones, which damping is chosen by, and errors are of.
+        damping: Pull towards the old weights, a fraction of the mean diagonal of the Gram matrix; None to choose it
+            for each layer.
         refit: ``"all"`` layers behind the first removal, or only the ``"consumers"`` of pruned groups.
         rectify: Passes after each fit that leave out what a ReLU drops.
         progress: Who is told how many layers are done.
@@ -90,32 +55,28 @@ def reconstruct(
     """
     steps = _steps(original, pruned, kept, refit, rectify, lasting or {})
     new = dict(pruned.tensors)
-    streams = (ValueStream(original, original.tensors, images), ValueStream(pruned, new, images))
+    shares = [part.count / max(fitted.count + judged.count, 1) for part in (fitted, judged)]
+    ours, theirs = (
+        StreamPair(original, pruned, new, part, int(part.memory * share) // 2)
+        for part, share in zip((fitted, judged), shares, strict=True)
+    )
     for step in steps:
-        for _ in range(1 + step.rectify):
-            streams[0].wanted[step.target] += 1
-            streams[1].wanted.update(_sources(step))
+        ours.want(step, 1 + step.rectify)
+        theirs.want(step, 1)
     updates: dict[str, Tensor] = {}
     fits = []
+    processes = fitted.processes
     try:
         for step in progress.over(steps, "refitting", unit="layer"):
-            found, fit = _refit(step, streams, kept, damping)
-            changed = {name: images.processes.share(value) for name, value in found.items()}
+            found, fit = refit_layer(step, ours, theirs, damping)
+            changed = {name: processes.share(value) for name, value in found.items()}
             new.update(changed)
             updates.update(changed)
-            fits.append(images.processes.gather(fit)[0])
+            fits.append(processes.gather(fit)[0])
     finally:
-        for stream in streams:
-            stream.close()
+        for pair in (ours, theirs):
+            pair.close()
     return updates, fits
-
-
-def _sources(step: RefitStep) -> list[Node]:
-    """Nodes of the pruned stream that a step reads."""
-    sources = [step.layer.input]
-    if step.residual and step.tail.other is not None:
-        sources.append(step.tail.other)
-    return sources
 
 
 def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str, rectify: int, lasting: Kept) -> list[RefitStep]:
@@ -140,9 +101,11 @@ def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str, rectify: int,
         tail = tail_of(pruned, layer)
         total = tail.total if residual else None
         target = twin[layer.node if total is None else total]
-        passes = rectify if feeds_relu(pruned, layer, tail, residual) else 0
+        limits = constant_beyond(pruned, layer, tail, residual)
         columns = _columns(layer, axes.get(layer.in_axis))
-        steps.append(RefitStep(layer, tail, target, residual, passes, columns))
+        outputs = kept.get(layer.weight, {}).get(layer.out_axis)
+        passes = 0 if limits is None else rectify
+        steps.append(RefitStep(layer, tail, target, residual, passes, limits or (0.0, 0.0), columns, outputs))
     return steps
 
 
@@ -153,150 +116,10 @@ def _columns(layer: Layer, channels: Tensor | None) -> Tensor:
 
 
 def _behind(graph: Graph, layers: list[Layer], first: list[Layer]) -> list[Layer]:
-    """The layers in ``first`` and all that depend on them; a depthwise layer keeps its weights."""
+    """The layers in ``first`` and all that depend on them."""
     reached = {layer.node for layer in first}
     for node in graph.nodes:
         if not reached.isdisjoint(node.all_input_nodes):
             reached.add(node)
     chosen = {layer.node for layer in first}
-    return [layer for layer in layers if layer.node in chosen or (layer.input in reached and not layer.depthwise)]
-
-
-def _refit(step: RefitStep, streams: Streams, kept: Kept, damping: float) -> tuple[dict[str, Tensor], LayerRefit]:
-    layer, tensors = step.layer, streams[1].tensors
-    old = layer.matrix(tensors[layer.weight])
-    columns = step.columns.to(old.device)
-    old = torch.zeros_like(old).index_copy_(2, columns, old[:, :, columns])
-    outs = kept.get(layer.weight, {}).get(layer.out_axis)
-    norm = None
-    if step.tail.norm is not None:
-        norm = norm_affine(streams[1].graph, step.tail.norm, tensors)
-    moments = _measure(step, streams, outs, norm, old.shape[1])
-    intercept = layer.bias is not None or norm is not None
-    centred = [part.centred(intercept) for part in moments]
-    every = old.new_ones(old.shape[:2].numel(), dtype=torch.bool)
-    usable = _usable(norm[0]) if step.residual and norm is not None else every
-    weight = torch.where(usable.reshape(*old.shape[:2], 1), _fit(layer, centred, old, columns, damping), old)
-    shift = torch.cat([_shift(part, own, intercept) for part, own in zip(moments, weight, strict=True)])
-    bias = torch.zeros_like(shift) if layer.bias is None else tensors[layer.bias].double()
-    fit = FittedWeights(weight, torch.where(usable, shift, bias))
-    for _ in range(step.rectify):
-        batches = _batches(step, streams, outs, norm)
-        fit = rectify(
-            layer,
-            tensors[layer.weight],
-            fit,
-            old,
-            centred,
-            batches,
-            norm,
-            usable,
-            columns,
-            intercept=intercept,
-            damping=damping,
-            processes=streams[1].images.processes,
-        )
-    changed = {layer.weight: layer.weight_from(fit.weight, tensors[layer.weight])}
-    if intercept:
-        changed.update(_intercept(step, streams[1], fit.intercept))
-    error = sum(part.error(w) for part, w in zip(centred, fit.weight, strict=True))
-    before = sum(part.error(w) for part, w in zip(centred, old, strict=True))
-    energy = max(sum(float(_some(part.target_square).sum()) for part in centred), 1e-300)
-    return changed, LayerRefit(layer.name, max(error, 0.0) / energy, max(before, 0.0) / energy)
-
-
-def _measure(
-    step: RefitStep, streams: Streams, outs: Tensor | None, norm: tuple[Tensor, Tensor] | None, outputs: int
-) -> list[Moments]:
-    """The moments of a layer's input and target, (outputs) per conv group, over the images of all processes."""
-    images = streams[1].images
-    processes = images.processes
-    accumulator = Accumulator(step.layer, outputs, device=images.device)
-    with processes.together():
-        for batch, (value, target, _) in enumerate(_batches(step, streams, outs, norm)):
-            accumulator.add(value, tuple(target.shape), target)
-            check_finite([accumulator], batch)
-    accumulator.join(processes)
-    return accumulator.moments()
-
-
-def _batches(
-    step: RefitStep, streams: Streams, outs: Tensor | None, norm: tuple[Tensor, Tensor] | None
-) -> Iterator[Batch]:
-    """The layer's input, what it should put out, and what is added behind it."""
-    originals = streams[0].advance([step.target])
-    for value, *rest in streams[1].advance(_sources(step)):
-        (wanted,) = next(originals)
-        target = _target(step.layer, step, wanted, rest, outs, norm)
-        yield value, target, rest[0] if step.residual else None
-    next(originals, None)  # lets the stream finish its last batch
-
-
-def _shift(moments: Moments, weight: Tensor, intercept: bool) -> Tensor:
-    """The intercept of fitted weights (outputs, features)."""
-    if not intercept:
-        return weight.new_zeros(len(weight))
-    return (_some(moments.target_total) - weight @ moments.total) / max(moments.rows, 1)
-
-
-def _target(
-    layer: Layer,
-    step: RefitStep,
-    wanted: Tensor,
-    rest: list[Tensor],
-    outs: Tensor | None,
-    norm: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """What the layer should put out: the original's value, or original sum - pruned shortcut before the norm."""
-    axis = wanted.dim() - 1 if layer.spatial == 0 else 1
-    target = wanted if outs is None else wanted.index_select(axis, outs.to(wanted.device))
-    if step.residual:
-        target = target - rest[0]
-        if norm is not None:
-            scale, shift = norm
-            shape = [-1 if k == axis else 1 for k in range(target.dim())]
-            safe = torch.where(_usable(scale), scale, torch.ones_like(scale))
-            target = (target - shift.float().view(shape)) / safe.float().view(shape)
-    return target
-
-
-def _usable(scale: Tensor) -> Tensor:
-    """Norm scales that can be divided by; the other channels keep their weights."""
-    return scale.abs() > 1e-4 * scale.abs().max()
-
-
-def _fit(layer: Layer, moments: list[Moments], old: Tensor, columns: Tensor, damping: float) -> Tensor:
-    """Least-squares weights (groups, outputs, features) of all conv groups, damped towards ``old``; zero but there."""
-    moments, old, full = [part.of_columns(columns) for part in moments], old[:, :, columns], torch.zeros_like(old)
-    weight, kept = torch.empty_like(old), torch.arange(old.shape[2], device=old.device)
-
-    def solve(indices: list[int], ridges: list[float]) -> list[int]:
-        tasks = []
-        for i, ridge in zip(indices, ridges, strict=True):
-            gram, cross = moments[i].gram.contiguous(), _some(moments[i].cross).contiguous()
-            tasks.append(_native.SolveTask(gram, cross, kept, ridge, old[i], weight[i]))
-        return _native.batch_solve(tasks)
-
-    pivot = max(damp(moments, damping, solve), default=-1)
-    if pivot >= 0:
-        raise NumericalError(
-            f"{layer.name}: the least-squares system is singular at feature {pivot} at damping={damping}: "
-            "raise it (default 1e-2), or give more images"
-        )
-    return full.index_copy_(2, columns, weight)
-
-
-def _some(value: Tensor | None) -> Tensor:
-    assert value is not None
-    return value
-
-
-def _intercept(step: RefitStep, stream: ValueStream, shift: Tensor) -> dict[str, Tensor]:
-    """The constant goes to the bias, or into the running mean of the norm that follows."""
-    layer, tensors = step.layer, stream.tensors
-    if layer.bias is not None:
-        return {layer.bias: shift.to(tensors[layer.bias].dtype)}
-    assert step.tail.norm is not None
-    name = stream.graph.parameter_of(step.tail.norm.args[3])
-    assert name is not None
-    return {name: tensors[name] - shift.to(tensors[name].dtype)}
+    return [layer for layer in layers if layer.node in chosen or layer.input in reached]

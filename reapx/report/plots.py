@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..planning.plan import Plan
-    from ..reconstruction.sweep import LayerRefit
+    from ..reconstruction.layer_refit import LayerRefit
 
 INK, LINE, BEFORE, AFTER, PAPER = "#010101", "#010102", "#010103", "#010104", "#010105"
 DEPTHS = tuple(f"#01011{step}" for step in range(8))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -16,8 +15,8 @@ from ..calibration.images import Images
 from ..calibration.progress import SILENT, Progress
 from ..calibration.store import TensorStore
 from ..capture.graph import Graph
-from ..errors import CalibrationWarning
 from ..groups.channel_groups import Group
+from ..moments.few_rows import warn_few_rows
 from ..moments.measure import measure
 from ..moments.moments import Moments
 from .methods import BLIND, SelectedUnits, SelectionRule, choose
@@ -72,7 +71,8 @@ def find_paths(
     store = TensorStore(images.memory // 2)
     for part in chunks(busy, images.memory):
         moments = measure_consumers(graph, images, part, positions=positions, progress=progress, checkpoint=checkpoint)
-        _warn_few_rows(moments, images)
+        rows = [(name.removesuffix(".weight"), own[0].rows, len(own[0].gram)) for name, own in moments.items()]
+        warn_few_rows(rows, images, stacklevel=4)
         consumers = [measured_consumers(graph, group, moments) for group in part]
         selected = [
             choose(selection, graph, group, own, steps[group.name]) for group, own in zip(part, consumers, strict=True)
@@ -178,20 +178,3 @@ def measure_consumers(
 
 def _digest(names: Iterable[str]) -> str:
     return hashlib.sha256(" ".join(sorted(names)).encode()).hexdigest()[:16]
-
-
-def _warn_few_rows(moments: Mapping[str, list[Moments]], images: Images) -> None:
-    few, enough = [], 0
-    for name, parts in moments.items():
-        rows, features = parts[0].rows, len(parts[0].gram)
-        if rows < features:
-            few.append(f"{name.removesuffix('.weight')} ({rows} rows, {features} features)")
-            enough = max(enough, -(-features * images.count // max(rows, 1)))
-    if few:
-        more = f" and {len(few) - 3} more" if len(few) > 3 else ""
-        warnings.warn(
-            f"{images.count} images give fewer rows than features at {', '.join(few[:3])}{more}: the Gram matrix is "
-            f"singular and only damping carries the fit; {enough} images would do",
-            CalibrationWarning,
-            stacklevel=4,
-        )

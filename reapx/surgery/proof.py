@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..calibration.images import Images
 from ..calibration.other_sizes import Example, other_count, other_sizes
+from ..calibration.sample import Sample
 from ..capture.execution import run
 from ..capture.graph import Graph, tensors_of
 from ..capture.precision import exact
@@ -219,22 +220,27 @@ def _gap(ours: Tensor, theirs: Tensor) -> float:
 
 
 @exact()
-def output_change(module: nn.Module, graph: Graph, images: Images) -> float:
+def output_change(module: nn.Module, graph: Graph, images: Images, count: int = 300) -> float:
     """Mean squared difference of a module's outputs from the original's, as a share of the latter's variance.
 
-    It is taken over at most 100 images of the first batch (of rank 0), and over all floating-point outputs together.
+    It is taken over about ``count`` images of all processes, and over all floating-point outputs together.
     """
-    inputs = images.example(100)
-    with torch.no_grad():
-        wanted = run(graph, inputs, graph.tensors)
-        actual = tensors_in(images.call(module, inputs))
-    error = energy = 0.0
-    for ours, theirs in zip(actual, wanted, strict=True):
-        if theirs.is_floating_point():
-            theirs = theirs.double()
-            error += float((ours.double() - theirs).square().sum())
-            energy += float((theirs - theirs.mean(0)).square().sum())
-    return images.processes.gather(error / energy if energy > 0 else error)[0]
+    sample = Sample(images, count)
+    error = squares = 0.0
+    rows, totals = 0, [torch.zeros((), dtype=torch.float64)] * len(graph.outputs)
+    with images.processes.together(), torch.no_grad():
+        for inputs in (sample[index] for index in range(len(sample))):
+            rows += len(inputs[0])
+            pairs = zip(tensors_in(images.call(module, inputs)), run(graph, inputs, graph.tensors), strict=True)
+            for output, (ours, theirs) in enumerate(pairs):
+                if theirs.is_floating_point():
+                    theirs = theirs.double()
+                    error += float((ours.double() - theirs).square().sum())
+                    squares += float(theirs.square().sum())
+                    totals[output] = totals[output].to(theirs.device) + theirs.sum(0)
+    sample.close()
+    variance = squares - sum(float(total.square().sum()) for total in totals) / max(rows, 1)
+    return images.processes.gather(error / variance if variance > 1e-10 * squares else error)[0]
 
 
 def tensors_in(value: object) -> list[Tensor]:

@@ -1,0 +1,133 @@
+"""Pruned networks judged on images that no fit has seen, next to what the plan and the result say of themselves.
+
+    python benchmarks/heldout.py [--quick] [--device cpu|cuda] [--json FILE] [--only NAME ...]
+
+Rows: accuracy on the judged images before and after, the change of the outputs there, what ``result.change`` says, the
+error that PRO predicted, and seconds. ImageNet networks are calibrated on 500 of the 1000 images at hand, without
+labels, and judged on the other 500; CIFAR networks on 1000 training images, and judged on the whole test set.
+A row that is in the file already is not measured again, so that a run that was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import models
+import torch
+from timing import RESULTS, Target, parser, write
+from torch import Tensor, nn
+
+import reapx
+from reapx.text import table
+
+torch.manual_seed(0)
+
+Judged = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A network, the images it is calibrated on, those it is judged on, and budgets as shares of its MACs."""
+
+    build: Callable[[], nn.Module]
+    images: Callable[[], tuple[Tensor, Judged]]
+    budgets: tuple[float, ...]
+
+
+def _halves(sample: Callable[[], Judged]) -> tuple[Tensor, Judged]:
+    """Even images to calibrate on, odd ones to judge: there is one image of each class."""
+    images, labels = sample()
+    return images[0::2].clone(), (images[1::2].clone(), labels[1::2])
+
+
+def _cifar(norm: tuple[tuple[float, ...], ...]) -> tuple[Tensor, Judged]:
+    return models.cifar10("train_1", 1000, norm)[0], models.cifar10("test", norm=norm)
+
+
+JOBS = {
+    "efficientnet-lite0": Job(models.efficientnet_lite0, lambda: _halves(models.efficientnet_sample), (0.70, 0.85)),
+    "squeezenet": Job(models.squeezenet, lambda: _halves(models.imagenet_sample), (0.70,)),
+    "vgg16bn": Job(models.cifar_vgg16bn, lambda: _cifar(models.VGG_NORM), (0.5, 0.2)),
+    "resnet56": Job(lambda: models.cifar_resnet(56), lambda: _cifar(models.RESNET_NORM), (0.5,)),
+    "resnet20": Job(lambda: models.cifar_resnet(20), lambda: _cifar(models.RESNET_NORM), (0.5,)),
+}
+
+
+def measure(name: str, budget: float, count: int | None, target: Target) -> dict[str, object]:
+    """One row; ``count`` is the number of images of each kind, None for all."""
+    job = JOBS[name]
+    images, (tests, labels) = job.images()
+    model = job.build().to(target.device)
+    images, tests, labels = (tensor[:count].to(target.device) for tensor in (images, tests, labels))
+    start = target.now()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", reapx.CalibrationWarning)
+        plan = reapx.plan(model, images, budget=reapx.MACs(budget))
+        planned = target.now()
+        result = plan.apply()
+    end = target.now()
+    before, after = models.outputs_of(model, tests), models.outputs_of(result.model, tests)
+    hits = [float((outputs.argmax(1) == labels).float().mean()) for outputs in (before, after)]
+    return {
+        "work": "held out",
+        "case": f"{name} x{budget}",
+        "images": len(images),
+        "judged": len(tests),
+        "accuracy": [round(share, 4) for share in hits],
+        "macs": plan.macs,
+        "change_said": round(result.change, 4),
+        "change_fresh": round(models.output_error(after, before), 4),
+        "predicted": round(plan.output_error, 4),
+        "plan_seconds": round(planned - start, 1),
+        "apply_seconds": round(end - planned, 1),
+        "warnings": sorted({str(warning.message) for warning in caught}),
+    }
+
+
+def show(rows: list[dict[str, object]]) -> str:
+    """The rows as a table."""
+    header = ["case", "top-1 before, after", "change said", "change fresh", "predicted", "plan s", "apply s"]
+    keys = ["case", "accuracy", "change_said", "change_fresh", "predicted", "plan_seconds", "apply_seconds"]
+    return table([[str(row[key]) for key in keys] for row in rows], header)
+
+
+def _known(path: Path) -> list[dict[str, object]]:
+    """Rows that an earlier run has measured."""
+    return json.loads(path.read_text())["rows"] if path.is_file() else []
+
+
+def main() -> None:
+    """Run the jobs."""
+    arguments = parser(__doc__, "one small job, few images")
+    arguments.add_argument("--only", nargs="*", default=list(JOBS), choices=list(JOBS))
+    arguments.add_argument("--again", action="store_true", help="measure rows anew that are in the file")
+    options = arguments.parse_args()
+    if not models.has_data():
+        return
+    target = Target.of(options.device)
+    if options.quick:
+        print(show([measure("resnet20", 0.5, 100, target)]))
+        return
+    path = options.json or RESULTS / f"heldout{'_cuda' if target.cuda else ''}.json"
+    rows = _known(path)
+    for name in options.only:
+        if name == "efficientnet-lite0" and not models.has_efficientnet():
+            continue
+        for budget in JOBS[name].budgets:
+            case, start = f"{name} x{budget}", time.perf_counter()
+            if not options.again and any(row["case"] == case for row in rows):
+                continue
+            row = measure(name, budget, None, target)
+            rows = [*(old for old in rows if old["case"] != case), row]
+            write("heldout", rows, path, target)
+            print(f"{case}: {time.perf_counter() - start:.0f} s", flush=True)
+    print(show(rows))
+
+
+if __name__ == "__main__":
+    main()
