@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import exit_code
+from test_saves_killed import files_of_at_most
 from torch import Tensor
 
 import reapx
@@ -111,11 +113,15 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def nested(path: Path) -> None:
+    path.write_text("[" * 100_000 + "]" * 100_000)
+
+
 def foreign(path: Path) -> None:
     path.write_text("[1, 2]\n")
 
 
-@pytest.mark.parametrize("damage", [halve, empty, flip, foreign])
+@pytest.mark.parametrize("damage", [halve, empty, flip, foreign, nested])
 @pytest.mark.parametrize("file", ["sums.safetensors", "points.json", "key.json"])
 def test_damage_is_named(tmp_path: Path, damage: Callable[[Path], None], file: str) -> None:
     kept = Checkpoint(tmp_path, KEY)
@@ -152,11 +158,65 @@ def test_a_full_disk_is_said_and_the_earlier_version_stays(tmp_path: Path, monke
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("reapx.calibration.checkpoint.os.fsync", full)
+    monkeypatch.setattr("reapx.calibration.files.os.fsync", full)
     with pytest.raises(reapx.CheckpointError, match=r"points.json cannot be written \(.*No space left"):
         kept.keep_values("points", {"a": 2}, last=True)
     assert kept.values("points") == {"a": 1}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["key.json", "points.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "key.json", "points.json"]
+
+
+def test_an_existing_folder_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Checkpoint(tmp_path, KEY).keep_values("points", {"a": 1}, last=True)
+
+    def read_only(*_: object) -> int:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("reapx.calibration.files.os.open", read_only)
+    with pytest.raises(reapx.CheckpointError, match=r"cannot be written \(.*\): make it writable, or give another"):
+        Checkpoint(tmp_path, KEY)
+
+
+def test_no_room_for_a_file_is_said(tmp_path: Path) -> None:
+    kept = Checkpoint(tmp_path, KEY)
+    kept.keep_tensors("sums", 1, {"a": torch.ones(10)}, last=True)
+    for store in (
+        lambda: kept.keep_tensors("sums", 2, {"a": torch.ones(9000)}, last=True),
+        lambda: kept.keep_values("points", {"a": [1] * 9000}, last=True),
+    ):
+        with files_of_at_most(8000), pytest.raises(reapx.CheckpointError, match=r"cannot be written \(.*\): make room"):
+            store()
+    assert kept.tensors("sums")[0] == 1 and kept.values("points") is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "key.json", "sums.safetensors"]
+
+
+def test_a_folder_is_for_one_process_at_a_time(tmp_path: Path) -> None:
+    """The same one may open it again; it is free once that is done with it."""
+    kept = Checkpoint(tmp_path, KEY)
+    Checkpoint(tmp_path, KEY)
+    code, text = exit_code(Checkpoint, tmp_path, KEY)
+    assert code == 1 and "is in use by another process: wait for it, or give each process a folder of its own" in text
+    del kept
+    assert exit_code(Checkpoint, tmp_path, KEY) == (0, "")
+
+
+def test_links_are_not_followed_and_what_a_kill_left_goes(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("untouched")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "points.json.part").symlink_to(precious)
+    (folder / ".points.json.1-2.part").write_text("half")
+    (folder / "sums.safetensors").symlink_to(precious)
+    kept = Checkpoint(folder, KEY)
+    kept.keep_values("points", {"a": 1}, last=True)
+    kept.keep_tensors("sums", 1, {"a": torch.ones(2)}, last=True)
+    assert precious.read_text() == "untouched" and not (folder / "sums.safetensors").is_symlink()
+    assert not (folder / ".points.json.1-2.part").exists()
+    del kept
+    (folder / ".lock").unlink()
+    (folder / ".lock").symlink_to(precious)
+    with pytest.raises(reapx.CheckpointError, match="cannot be written"):
+        Checkpoint(folder, KEY)
 
 
 def test_the_key_keeps_its_page(tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_saves_killed import files_of_at_most
 from torch import Tensor
 
+import reapx
 from reapx.calibration.images import MEMORY, _batches, _memory
+from reapx.calibration.store import TensorStore
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 MIB = 2**20
@@ -35,6 +38,25 @@ def test_batches_are_larger_on_a_gpu() -> None:
     assert lengths(small, CPU) == [100] * 10
     assert lengths(small, GPU) == [1000]
     assert lengths(images(1601, 3, 32, 32), GPU) == [801, 800]
+
+
+def test_a_full_temporary_folder_is_said() -> None:
+    """Nothing of the failed file stays, and what was stored before is still there."""
+    store = TensorStore(limit=0)
+    store.put("small", torch.ones(10))
+    words = r"what exceeds memory=0 bytes cannot be written .*: make room, set the environment's TMPDIR"
+    with files_of_at_most(1000), pytest.raises(reapx.InputError, match=words):
+        store.put("large", torch.ones(5000))
+    assert torch.equal(store.get("small"), torch.ones(10))
+    folder = store._folder
+    assert folder is not None and [path.name for path in folder.iterdir()] == ["1.bin"]
+    (folder / "1.bin").write_bytes(b"1234")
+    with pytest.raises(reapx.InputError, match="was cut short: leave reapx's temporary folder alone"):
+        store.get("small")
+    (folder / "1.bin").unlink()
+    with pytest.raises(reapx.InputError, match="is gone"):
+        store.get("small")
+    store.close()
 
 
 def test_batches_of_large_images_fit() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
+from .files import claim, cure_of, make_folder, remove_parts, whole_file
 from .images import Images
 
 INTERVAL = 10.0
@@ -50,10 +51,8 @@ class Checkpoint:
         self._next = time.monotonic() + interval
         own: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **key}))
         self._digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.folder} cannot be made a folder ({error}): give another one") from error
+        make_folder(self.folder)
+        self._claim()
         found = self._read_page(KEY, own=False)
         if found is None:
             self._write_page(KEY, own)
@@ -158,7 +157,7 @@ class Checkpoint:
             stored = json.loads(path.read_text(encoding="utf-8"))
             page: dict[str, Any] = dict(stored["page"])
             digest, check = stored["key"], stored["check"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise _damaged(path, error) from error
         if check != zlib.crc32(json.dumps(page).encode()):
             raise _damaged(path, "its checksum is wrong")
@@ -179,20 +178,28 @@ class Checkpoint:
     def _due(self, last: bool) -> bool:
         return last or time.monotonic() >= self._next
 
-    def _write(self, path: Path, write: Callable[[Path], object]) -> None:
-        """Let ``write`` create a file beside ``path``, and move it to ``path`` once it is on the disk."""
-        start = time.monotonic()
-        part = path.with_name(path.name + ".part")
+    def _claim(self) -> None:
+        """Take the folder for this process, as long as this object lives, and clear what a kill left half written."""
         try:
-            write(part)
-            with part.open("r+b") as file:
-                os.fsync(file.fileno())
-            os.replace(part, path)
+            weakref.finalize(self, claim(self.folder))
+        except BlockingIOError as error:
+            raise InputError(
+                f"{self.folder} is in use by another process: wait for it, or give each process a folder of its own"
+            ) from error
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+        remove_parts(self.folder)
+
+    def _write(self, path: Path, write: Callable[[Path], object]) -> None:
+        """Let ``write`` make a file, which takes the place of ``path`` once it is on the disk."""
+        start = time.monotonic()
+        try:
+            with whole_file(path) as part:
+                write(part)
         except (SafetensorError, OSError) as error:
-            part.unlink(missing_ok=True)
-            raise CheckpointError(f"{path} cannot be written ({error}): make room, or give another folder") from error
+            raise _unwritable(path, error) from error
         end = time.monotonic()
-        # After a slow store the next one waits longer in proportion, so that most of the time is spent on measuring.
+        # Where a store takes long, the next one waits in proportion, so that most of the time goes into measuring.
         self._next = end + self.interval * max(1.0, end - start)
 
 
@@ -243,6 +250,10 @@ def _difference(name: str, own: Mapping[str, Any], found: Mapping[str, Any]) -> 
     if name in _DIGESTS:
         return f"{_DIGESTS[name]} from those that it was measured on"
     return f"{name} is {own.get(name)!r}, it was measured with {found.get(name)!r}"
+
+
+def _unwritable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be written ({error}): {cure_of(error)}, or give another folder")
 
 
 def _damaged(path: Path, reason: object) -> CheckpointError:

@@ -7,9 +7,10 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
 
 from ..errors import InputError
 
@@ -72,8 +73,13 @@ def make_folder(folder: Path) -> None:
         raise InputError(f"{folder} cannot be made a folder ({error}): give another one") from error
 
 
-def claim(folder: Path) -> int:
-    """Claim a folder for this process, until the returned descriptor is closed or the process ends.
+_claims: dict[tuple[int, int, int], list[int]] = {}
+"""Process, device and inode of a folder -> descriptor of its lock, and how many claims this process has on it."""
+_claiming = Lock()
+
+
+def claim(folder: Path) -> Callable[[], None]:
+    """Claim a folder for this process, until the returned function is called for each claim or the process ends.
 
     The lock belongs to the process: forked workers do not hold it, and the process may claim the folder again.
 
@@ -81,14 +87,31 @@ def claim(folder: Path) -> int:
         BlockingIOError: another process has claimed the folder.
         OSError: the folder cannot be written to.
     """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    place = folder.stat()
+    key = (os.getpid(), place.st_dev, place.st_ino)
+
+    def release() -> None:
+        with _claiming:
+            _claims[key][1] -= 1
+            if _claims[key][1] == 0:
+                os.close(_claims.pop(key)[0])
+
+    with _claiming:
+        if key not in _claims:  # a second descriptor would end the lock when it is closed
+            _claims[key] = [_locked(folder / LOCK), 0]
+        _claims[key][1] += 1
+    return release
+
+
+def _locked(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             os.close(descriptor)
             raise BlockingIOError(*error.args) from error
-        # Without locks in this file system, two processes differ only by the unique names of their new files.
+        # Without locks in this file system, two processes still do no harm, since no two write into one file.
     return descriptor
 
 

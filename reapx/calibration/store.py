@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+from .files import cure_of
+
 
 class TensorStore:
     """Tensors by key; tensors that exceed ``limit`` bytes of memory are written to a temporary folder.
@@ -34,22 +37,41 @@ class TensorStore:
             self._memory[key] = value
             self._used += value.nbytes
             return
-        if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="reapx-"))
-            self._clean = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._count += 1
-        path = self._folder / f"{self._count}.bin"
         last = value.dim() == 4 and not value.is_contiguous()
         flat = value.permute(0, 2, 3, 1).contiguous() if last else value.contiguous()
-        flat.cpu().reshape(-1).view(torch.uint8).numpy().tofile(path)
+        path = self._write(flat.cpu().reshape(-1).view(torch.uint8))
         self._files[key] = (path, value.dtype, flat.shape, last, value.device)
+
+    def _write(self, data: Tensor) -> Path:
+        """Put bytes into a new file of the temporary folder, which is made if need be."""
+        try:
+            if self._folder is None:
+                self._folder = Path(tempfile.mkdtemp(prefix="reapx-"))
+                self._clean = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            path = self._folder / f"{self._count}.bin"
+            path.write_bytes(data.numpy().data)
+        except OSError as error:
+            if self._folder is not None:
+                (self._folder / f"{self._count}.bin").unlink(missing_ok=True)
+            raise InputError(
+                f"what exceeds memory={self.limit:.0f} bytes cannot be written to a temporary folder ({error}): "
+                f"{cure_of(error)}, set the environment's TMPDIR to another folder, or raise memory"
+            ) from error
+        return path
 
     def get(self, key: object) -> Tensor:
         """The tensor under a key, on the device and in the memory format in which it was stored."""
         if key in self._memory:
             return self._memory[key]
         path, dtype, shape, last, device = self._files[key]
-        value = torch.from_numpy(np.fromfile(path, np.uint8)).view(dtype).reshape(shape).to(device)
+        try:
+            data = torch.from_numpy(np.fromfile(path, np.uint8))
+        except OSError as error:
+            raise InputError(f"{path} is gone ({error}): leave reapx's temporary folder alone") from error
+        if len(data) != shape.numel() * dtype.itemsize:
+            raise InputError(f"{path} was cut short: leave reapx's temporary folder alone")
+        value = data.view(dtype).reshape(shape).to(device)
         return value.permute(0, 3, 1, 2) if last else value
 
     def drop(self, key: object) -> None:
@@ -59,7 +81,7 @@ class TensorStore:
             self._used -= value.nbytes
         entry = self._files.pop(key, None)
         if entry is not None:
-            entry[0].unlink()
+            entry[0].unlink(missing_ok=True)
 
     def close(self) -> None:
         """Free all tensors and delete the folder."""
