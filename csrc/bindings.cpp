@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 
 #include "gram/gram.h"
@@ -22,6 +23,17 @@ namespace reapx {
 namespace {
 
 using Pair = std::pair<int64_t, int64_t>;
+
+// Of every number of a window: products of two of them, and sums of those, do not overflow.
+constexpr int64_t kLargest = int64_t{1} << 30;
+
+// Throws where a product of sizes, none of which is negative, does not fit.
+void check_product(const char* what, std::initializer_list<int64_t> sizes) {
+  int64_t result = 1;
+  for (const int64_t size : sizes)
+    if (__builtin_mul_overflow(result, size, &result))
+      throw std::invalid_argument(std::string(what) + " are more than can be counted");
+}
 
 // Calls run(context) without the GIL.
 template <class Run>
@@ -83,6 +95,10 @@ Axis axis_of(const std::vector<Pair>& window, int axis, int64_t input, int64_t o
     throw std::invalid_argument(
         "window needs kernel, stride and dilation of at least 1 and padding of at least 0");
   if (output < 0) throw std::invalid_argument("output_size must not be negative");
+  for (const int64_t number : {result.kernel, result.stride, result.padding, result.dilation, output})
+    if (number > kLargest)
+      throw std::invalid_argument("window and output_size must not exceed 2^30, not " +
+                                  std::to_string(number));
   return result;
 }
 
@@ -101,6 +117,9 @@ void bind_gram(py::handle x, const std::vector<Pair>& window, int64_t groups, Pa
   if (groups < 1 || task.input.channels % groups != 0)
     throw std::invalid_argument("groups must divide the " + std::to_string(task.input.channels) +
                                 " channels of x");
+  check_product("the features of a window",
+                {task.group_channels(), task.rows.kernel, task.columns.kernel});
+  check_product("the positions of all images", {task.input.images, output.first, output.second});
   const int64_t d = task.features();
   task.gram = Array(gram, "gram").shaped({groups, d, d}).data<double>();
   task.total = Array(total, "total").shaped({groups, d}).data<double>();
@@ -173,6 +192,8 @@ Consumer consumer_of(const py::tuple& given, const std::string& label, int64_t u
   c.columns = columns.shaped({units, c.taps}).template data<int64_t>();
   check_indices(columns, c.columns, units * c.taps, c.features);
   c.scale = given[3].cast<double>();
+  if (!(c.scale >= 0) || std::isinf(c.scale))
+    throw std::invalid_argument(label + ".scale must not be negative, infinite or NaN");
   return c;
 }
 
@@ -301,7 +322,6 @@ PairConsumer pair_consumer_of(const py::tuple& given, const std::string& label, 
                               int64_t steps) {
   if (given.size() != 5) throw std::invalid_argument(label + " must have five fields");
   auto c = consumer_of(given, label, units, "gram", &PairConsumer::gram);
-  if (!(c.scale >= 0)) throw std::invalid_argument(label + ".scale must not be negative");
   c.gains = Array(given[4], label + ".gains").shaped({steps}).data<double>();
   return c;
 }

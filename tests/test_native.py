@@ -108,6 +108,8 @@ def integers(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
+SHARED = zeros(36 * 36)
+
 REFUSED: list[tuple[Callable[..., None], dict[str, object], str]] = [
     (gram, {"x": zeros(2, 4, 5, 5)}, "x must be float32, float16 or bfloat16, not float64"),
     (gram, {"x": torch.zeros(2, 4, 5, 9).half()[..., ::2]}, "x must be contiguous or channels-last"),
@@ -130,6 +132,24 @@ REFUSED: list[tuple[Callable[..., None], dict[str, object], str]] = [
     (gram, {"window": Window((3, 3), padding=(-1, 0))}, "padding of at least 0"),
     (gram, {"window": Window((3, 3), groups=3)}, "groups must divide the 4 channels of x"),
     (gram, {"core": "abacus"}, "core: 'abacus' is not one of"),
+    (gram, {"window": Window((4, 2**62 + 1))}, "window and output_size must not exceed 2^30, not 4611686018427387905"),
+    (gram, {"window": Window((3, 3), stride=(2**61, 1))}, "window and output_size must not exceed 2^30"),
+    (gram, {"window": Window((3, 3), padding=(1, 2**61))}, "window and output_size must not exceed 2^30"),
+    (gram, {"window": Window((3, 3), dilation=(2**62, 1))}, "window and output_size must not exceed 2^30"),
+    (gram, {"output_size": (5, 2**62)}, "window and output_size must not exceed 2^30"),
+    (gram, {"output_size": (2**30, 2**30), "x": torch.zeros(32, 4, 5, 5)}, "the positions of all images are more than"),
+    (gram, {"window": Window((2**30, 2**30)), "x": torch.zeros(2, 32, 1, 1)}, "the features of a window are more than"),
+    (gram, {"x": torch.zeros(0, 2**40, 5, 5)}, "x must not have a size above 2^31, not 1099511627776"),
+    (
+        gram,
+        {"total": SHARED[:36].reshape(1, 36), "gram": SHARED.reshape(1, 36, 36)},
+        "total and gram overlap in memory",
+    ),
+    (
+        gram,
+        {"cross": SHARED[:216].reshape(1, 6, 36), "gram": SHARED.reshape(1, 36, 36)},
+        "overlap in memory: give each",
+    ),
     (gram, {"form": "cube"}, "form: 'cube' is not one of rows, shift"),
     (basis, {"ridges": []}, "grams, ridges and bases must be of one length"),
     (basis, {"grams": [zeros(3, 4)]}, "grams[0] must have shape (3, 3), not (3, 4)"),
@@ -146,6 +166,11 @@ REFUSED: list[tuple[Callable[..., None], dict[str, object], str]] = [
     (path, {"forced": integers(3)}, "tasks[0].forced holds 3, which is not in 0..2"),
     (path, {"order": integers(0, 0, 0, 0)}, "tasks[0].order has 4 steps for 3 units"),
     (path, {"errors": zeros(2)}, "tasks[0].errors must have shape (3,), not (2,)"),
+    (path, {"factor": SHARED[:36].reshape(6, 6), "basis": SHARED[:36].reshape(6, 6)}, "basis and "),
+    (path, {"residual": SHARED[30:42].reshape(6, 2), "factor": SHARED[:36].reshape(6, 6)}, "overlap in memory"),
+    (path, {"scale": float("nan")}, "tasks[0].consumers[0].scale must not be negative, infinite or NaN"),
+    (path, {"scale": float("inf")}, "tasks[0].consumers[0].scale must not be negative, infinite or NaN"),
+    (path, {"scale": -1.0}, "tasks[0].consumers[0].scale must not be negative, infinite or NaN"),
     (path, {"status": integers()}, "tasks[0].status must have shape (1,), not (0,)"),
     (solve, {"gram": zeros(4, 3)}, "tasks[0].gram must have shape (4, 4)"),
     (solve, {"cross": zeros(2, 3)}, "tasks[0].cross must have shape (2, 4)"),
@@ -161,6 +186,7 @@ REFUSED: list[tuple[Callable[..., None], dict[str, object], str]] = [
     (pairs, {"columns": torch.zeros(3, 2)}, "columns must be int64, not float32"),
     (pairs, {"columns": integers(0, 1, 2, 3, 4, 6).reshape(3, 2)}, "columns holds 6"),
     (pairs, {"columns": integers(0, 1, 2, 3, 4, 4).reshape(3, 2)}, "columns holds 4 twice"),
+    (pairs, {"scale": float("nan")}, "tasks[0].consumers[0].scale must not be negative, infinite or NaN"),
     (pairs, {"scale": -1.0}, "tasks[0].consumers[0].scale must not be negative"),
     (pairs, {"gains": zeros(3)}, "gains must have shape (2,), not (3,)"),
     (pairs, {"table": zeros(3, 2)}, "tasks[0].table must have shape (3, 3), not (3, 2)"),

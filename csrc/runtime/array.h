@@ -22,8 +22,10 @@ class Array {
     dtype_ = fields[1].cast<std::string>();
     shape_ = fields[2].cast<std::vector<int64_t>>();
     if (fields.size() == 4) strides_ = fields[3].cast<std::vector<int64_t>>();
-    for (int64_t size : shape_)
+    for (int64_t size : shape_) {
       if (size < 0) fail("must not have a negative size");
+      if (size > kLargestSize) fail("must not have a size above 2^31, not " + std::to_string(size));
+    }
     if (!strides_.empty() && strides_.size() != shape_.size()) fail("needs a stride for each size");
   }
 
@@ -62,6 +64,9 @@ class Array {
   }
 
  private:
+  // Two sizes multiply without an overflow, also of arrays that have no elements.
+  static constexpr int64_t kLargestSize = int64_t{1} << 31;
+
   template <class T>
   static const char* dtype_of() {
     if constexpr (std::is_same_v<T, float>) return "float32";

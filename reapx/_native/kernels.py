@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from reapx._native.boundary import HALF, backend, device_of, given, packed, readable, tensors
+from reapx._native.overlaps import check_apart, named, named_in
 from reapx._native.tasks import CutsTask, PairConsumer, PairTask, PathConsumer, PathTask, SolveTask, Window
 
 __all__ = [
@@ -121,6 +122,7 @@ def gram_accumulate(
     # Copies are held by ``inputs``, since they must outlive the call.
     inputs = {name: readable(name, t, half=module.reads_half) for name, t in inputs.items()}
     images = {name: None if t is None else given(name, t, images=True) for name, t in inputs.items()}
+    check_apart([*named_in(inputs), *named_in(outputs, written=True)])
     module.gram_accumulate(
         images["x"],
         [window.kernel, window.stride, window.padding, window.dilation],
@@ -174,13 +176,17 @@ def path_eliminate(tasks: Sequence[PathTask], *, core: str = "") -> None:
     exact where W are least-squares weights. Ties go to the lowest index.
     """
     module, where = backend(device_of(tensors("tasks", tasks)), core)
-    module.path_eliminate(packed("tasks", tasks), where)
+    passed = packed("tasks", tasks)
+    check_apart(named("tasks", tasks))
+    module.path_eliminate(passed, where)
 
 
 def path_weights(tasks: Sequence[CutsTask], *, core: str = "") -> None:
     """Write the refitted weights at many cuts of each path; see :class:`CutsTask`."""
     module, where = backend(device_of(tensors("tasks", tasks)), core)
-    module.path_weights(packed("tasks", tasks), where)
+    passed = packed("tasks", tasks)
+    check_apart(named("tasks", tasks))
+    module.path_weights(passed, where)
 
 
 def batch_solve(tasks: Sequence[SolveTask], *, core: str = "") -> list[int]:
@@ -193,7 +199,9 @@ def batch_solve(tasks: Sequence[SolveTask], *, core: str = "") -> list[int]:
     device = device_of(tensors("tasks", tasks))
     module, where = backend(device, core)
     failed = torch.empty(len(tasks), dtype=torch.int64, device=device)
-    module.batch_solve(packed("tasks", tasks), given("failed", failed), where)
+    passed = packed("tasks", tasks)
+    check_apart(named("tasks", tasks))
+    module.batch_solve(passed, given("failed", failed), where)
     return _read(failed)
 
 
@@ -211,7 +219,9 @@ def pair_scan(tasks: Sequence[PairTask], *, core: str = "") -> None:
     then to the lowest p. An error that is not finite counts as inf.
     """
     module, where = backend(device_of(tensors("tasks", tasks)), core)
-    module.pair_scan(packed("tasks", tasks), where)
+    passed = packed("tasks", tasks)
+    check_apart(named("tasks", tasks))
+    module.pair_scan(passed, where)
 
 
 def zero_scan(weights: Sequence[Tensor], *, core: str = "") -> list[tuple[Tensor, Tensor]]:
