@@ -129,6 +129,7 @@ def _counts(group: Group, allowed: Widths, start: int, points: int, steps: Curve
         return []
     last = int(allowed[-1])
     inner = [count for count in costly if count < group.size] or costly
+    points = min(points, 2 * (last - start) + 1)  # so many are nearest to every width; more would find no others
     wanted = [start + (last - start) * (k + 1) / (points + 1) for k in range(points)]
     found = {min(inner, key=lambda count: abs(count - want)) for want in wanted}
     return sorted(found | {count for count in costly if count == group.size})
