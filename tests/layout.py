@@ -17,6 +17,7 @@ from pathlib import Path
 ROOMS = (
     "errors",
     "_native",
+    "files",
     "calibration",
     "capture",
     "groups",

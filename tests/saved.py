@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from reapx.surgery.saved_page import sealed
+from reapx.files.sealed_folder import sealed
 
 Page = dict[str, Any]
 

@@ -158,7 +158,7 @@ def test_a_full_disk_is_said_and_the_earlier_version_stays(tmp_path: Path, monke
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("reapx.calibration.files.os.fsync", full)
+    monkeypatch.setattr("reapx.files.whole_files.os.fsync", full)
     with pytest.raises(reapx.CheckpointError, match=r"points.json cannot be written \(.*No space left"):
         kept.keep_values("points", {"a": 2}, last=True)
     assert kept.values("points") == {"a": 1}
@@ -171,7 +171,7 @@ def test_an_existing_folder_that_cannot_be_written_is_said(tmp_path: Path, monke
     def read_only(*_: object) -> int:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("reapx.calibration.files.os.open", read_only)
+    monkeypatch.setattr("reapx.files.whole_files.os.open", read_only)
     with pytest.raises(reapx.CheckpointError, match=r"cannot be written \(.*\): make it writable, or give another"):
         Checkpoint(tmp_path, KEY)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from graphs import coupled, lively
 from torch import Tensor, nn
 
 import reapx
+from reapx.files.sealed_folder import sealed
+from reapx.planning.saved_plan import read_plan
 
 HALF = reapx.MACs(0.5)
 PAGE, TENSORS = "reapx-plan.json", "reapx-plan.safetensors"
@@ -131,8 +134,9 @@ def test_another_model_is_refused(change: Callable[[nn.Module], None], words: st
 
 def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     page = json.loads((folder / PAGE).read_text())
+    del page["digest"]
     change(page)
-    (folder / PAGE).write_text(json.dumps(page))
+    (folder / PAGE).write_text(sealed(page))
 
 
 @pytest.mark.parametrize(
@@ -141,8 +145,10 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda f: (f / TENSORS).unlink(), f"has no {TENSORS}: give the folder that Plan.save wrote"),
         (lambda f: (f / PAGE).unlink(), f"has no {PAGE}"),
         (lambda f: (f / PAGE).write_text((f / PAGE).read_text()[:300]), "is damaged or truncated"),
-        (lambda f: (f / TENSORS).write_bytes(b"0"), "is damaged or truncated .it is not the file that"),
+        (lambda f: (f / TENSORS).write_bytes(b"0"), "is damaged or truncated, or belongs to another"),
         (lambda f: _edit(f, lambda page: page.update(format=99)), "has format 99, this version reads 1: plan again"),
+        (lambda f: (f / PAGE).write_text((f / PAGE).read_text().replace("1", "2")), "is damaged|has format"),
+        (lambda f: (f / PAGE).write_text("[" * 100_000), "is damaged or truncated"),
         (lambda f: _edit(f, lambda page: page.pop("groups")), "is damaged or truncated"),
         (lambda f: _edit(f, lambda page: page["groups"][0].update(kept=1)), "is damaged or truncated"),
         (lambda f: _edit(f, lambda page: page["groups"].pop()), "is damaged or truncated"),
@@ -158,6 +164,22 @@ def test_a_damaged_folder_is_refused(damage: Callable[[Path], object], words: st
         reapx.load_plan(model, images, tmp_path)
 
 
+def test_no_bit_flips_silently(tmp_path: Path) -> None:
+    model, images = residual()
+    reapx.plan(model, images, **CASES["widths"]).save(tmp_path)
+    draw = random.Random(0)
+    for number in range(100):
+        path = tmp_path / (TENSORS if number % 3 == 0 else PAGE)
+        data = path.read_bytes()
+        flipped, place = bytearray(data), draw.randrange(8 * len(data))
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(reapx.CheckpointError):
+            read_plan(tmp_path)
+        path.write_bytes(data)
+    read_plan(tmp_path)
+
+
 def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = residual()
     plan = reapx.plan(model, images, **CASES["widths"])
@@ -168,7 +190,7 @@ def test_a_failed_save_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest
         raise OSError("No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(reapx.CheckpointError, match=r"cannot be saved to .*No space left"):
+    with pytest.raises(reapx.CheckpointError, match=r"cannot be written \(No space left"):
         plan.with_removed({"a1.0": [0]}).save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     with pytest.raises(reapx.InputError, match="is a file: give a folder"):

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError
-from .files import claim, cure_of, make_folder, remove_parts, whole_file
+from ..files.whole_files import claim, cure_of, make_folder, remove_parts, whole_file
 from .images import Images
 
 INTERVAL = 10.0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .files import cure_of
+from ..files.whole_files import cure_of
 
 
 class TensorStore:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
@@ -12,19 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as tensors_from
+from safetensors.torch import load_file
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
 from ..allocation.curves import ErrorCurve
 from ..allocation.pro import Tradeoff
 from ..calibration.checkpoint import digest_of
-from ..calibration.files import cure_of, make_folder, whole_file
 from ..capture.graph import Graph
 from ..costs.budget import Budget, MACs, Params
 from ..costs.latency import Latency
 from ..errors import CheckpointError, InputError
+from ..files.sealed_folder import SealedFolder
 from ..groups.channel_groups import Group
 from ..selection.methods import selection_name
 from .group_plan import GroupPlan, chosen_units
@@ -32,7 +29,8 @@ from .plan_state import PlanState
 from .settings import PlanSettings
 
 FORMAT = 1
-PAGE, TENSORS = "reapx-plan.json", "reapx-plan.safetensors"
+PAGE, TENSORS, KEY = "reapx-plan.json", "reapx-plan.safetensors", "tensors"
+FOLDER = SealedFolder(PAGE, TENSORS, KEY, "Plan.save")
 BUDGETS: dict[str, type[Budget]] = {kind.__name__: kind for kind in (MACs, Params, Latency)}
 _OF_THE_CALL = ("resume", "progress", "on_progress", "distributed")
 """Settings of the call that made the plan; they are not kept."""
@@ -61,19 +59,8 @@ def write_plan(folder: str | Path, page: Mapping[str, Any], tensors: Mapping[str
         InputError: the folder is a file.
         CheckpointError: the folder cannot be written.
     """
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file: give a folder")
-    make_folder(target)
     data = bytes_of({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-    whole = {"format": FORMAT, **page, "tensors": hashlib.sha256(data).hexdigest()}
-    text = json.dumps(_plain(whole), indent=1, allow_nan=False) + "\n"
-    try:
-        for name, content in ((TENSORS, data), (PAGE, text.encode())):
-            with whole_file(target / name) as part:
-                part.write_bytes(content)
-    except OSError as error:
-        raise CheckpointError(f"the plan cannot be saved to {target} ({error}): {cure_of(error)}") from error
+    FOLDER.write(Path(folder), _plain({"format": FORMAT, **page}), data, overwrite=True)
 
 
 def read_plan(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -82,24 +69,15 @@ def read_plan(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         CheckpointError: a file is missing, damaged, or of another version.
     """
-    target = Path(folder)
-    for name in (PAGE, TENSORS):
-        if not (target / name).is_file():
-            raise CheckpointError(f"{target} has no {name}: give the folder that Plan.save wrote")
-    try:
-        page = json.loads((target / PAGE).read_text(encoding="utf-8"))
-        found, digest = page["format"], page["tensors"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise damaged(target / PAGE, error) from error
-    if found != FORMAT:
-        raise CheckpointError(f"{target / PAGE} has format {found}, this version reads {FORMAT}: plan again")
-    try:
-        data = (target / TENSORS).read_bytes()
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise ValueError(f"it is not the file that {PAGE} was written with")
-        return page, tensors_from(data)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise damaged(target / TENSORS, error) from error
+    return FOLDER.read(Path(folder), _known, load_file)
+
+
+def _known(page: dict[str, Any]) -> dict[str, Any]:
+    if page["format"] != FORMAT:
+        raise NotImplementedError(f"format {page['format']}, this version reads {FORMAT}: plan again")
+    if KEY not in page:
+        raise KeyError(KEY)
+    return page
 
 
 def damaged(path: Path, reason: object) -> CheckpointError:

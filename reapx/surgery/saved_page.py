@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +14,8 @@ from .emptied_layers import Constant, Ending
 
 FORMAT = 2
 _READ = (1, FORMAT)
-
-_DAMAGES = (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError, RecursionError)
+KEY = "weights"
+"""Entry of the page with the SHA-256 of the weights; format 1 has no checksums."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +26,11 @@ class Page:
         kept: Qualified name of a tensor of the original network -> axis -> positions that stayed.
         endings: What follows the layers without input channels.
         widths: Path -> number of channels of each norm that holds no tensor.
-        weights: SHA-256 of the file with the weights; None in format 1, which has no checksums.
     """
 
     kept: Kept
     endings: dict[str, Ending]
     widths: dict[str, int]
-    weights: str | None = None
 
 
 def page_of(model: nn.Module, kept: Kept) -> Page:
@@ -66,56 +62,38 @@ def page_of(model: nn.Module, kept: Kept) -> Page:
     return Page(found, endings, widths)
 
 
-def text_of(page: Page, weights: str, shapes: dict[str, list[int]], plan: str) -> str:
-    """The text of ``plan.json``."""
+def as_json(page: Page, shapes: dict[str, list[int]], plan: str) -> dict[str, Any]:
+    """What ``plan.json`` says, but for its checksums.
+
+    Args:
+        page: What stayed.
+        shapes: Qualified name -> shape of each saved tensor, for readers.
+        plan: The plan in words, for readers.
+    """
     cuts = {
         name: {str(axis): positions.tolist() for axis, positions in axes.items()} for name, axes in page.kept.items()
     }
     constants = {path: {"norm": end.norm, "writable": end.writable} for path, end in page.endings.items()}
-    return sealed(
-        {
-            "format": FORMAT,
-            "weights": weights,
-            "cuts": cuts,
-            "constants": constants,
-            "norms": page.widths,
-            "shapes": shapes,
-            "plan": plan,
-        }
-    )
+    more = {"shapes": shapes, "plan": plan}
+    return {"format": FORMAT, KEY: "", "cuts": cuts, "constants": constants, "norms": page.widths, **more}
 
 
-def sealed(page: dict[str, Any]) -> str:
-    """JSON of a page that ends with a checksum of everything above it."""
-    digest = hashlib.sha256(json.dumps(page, indent=1).encode()).hexdigest()
-    return json.dumps({**page, "digest": digest}, indent=1) + "\n"
-
-
-def parse(text: bytes) -> Page:
-    """The page from the text of ``plan.json``.
+def parse(page: dict[str, Any]) -> Page:
+    """The page that a JSON object says; what a damaged one raises is among ``DAMAGES``.
 
     Raises:
-        ValueError: the text is damaged.
-        NotImplementedError: its format is unknown; the message names it.
+        NotImplementedError: its format is unknown; says which.
     """
-    try:
-        page = json.loads(text.decode())
-        form = page["format"]
-    except _DAMAGES as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+    form = page["format"]
     if form not in _READ:
         raise NotImplementedError(f"format {form}, this version reads {FORMAT}")
-    try:
-        if form == FORMAT and sealed({key: value for key, value in page.items() if key != "digest"}) != text.decode():
-            raise ValueError("its checksum is wrong")
-        return Page(
-            {name: _axes(axes) for name, axes in page["cuts"].items()},
-            {path: _ending(given) for path, given in page.get("constants", {}).items()},
-            {path: _whole(width) for path, width in page.get("norms", {}).items()},
-            str(page["weights"]) if form == FORMAT else None,
-        )
-    except _DAMAGES as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+    if form == FORMAT and KEY not in page:
+        raise KeyError(KEY)
+    return Page(
+        {name: _axes(axes) for name, axes in page["cuts"].items()},
+        {path: _ending(given) for path, given in page.get("constants", {}).items()},
+        {path: _whole(width) for path, width in page.get("norms", {}).items()},
+    )
 
 
 def _axes(given: dict[str, list[object]]) -> dict[int, torch.Tensor]:

@@ -1,35 +1,23 @@
-"""Saving and loading pruned networks: safetensors and JSON, never pickle.
-
-A folder holds a result in two files; ``plan.json`` names the other by its SHA-256. To replace a result, the new weights
-are written beside the old ones. Then ``plan.json`` is replaced, which makes the new weights valid, and at last they
-replace the old file. If the process is killed at any time, the folder holds the old result or the new one.
-"""
+"""Saving and loading pruned networks: safetensors and JSON, never pickle."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from ..calibration.files import cure_of, make_folder, remove_parts, sync_folder, undisturbed, whole_file
 from ..capture.graph import tensors_of
 from ..capture.precision import plain_mode
-from ..errors import CheckpointError, InputError
+from ..errors import InputError
+from ..files.sealed_folder import SealedFolder
 from .cut import Kept
 from .fitting import fitted, impossible_value
-from .saved_page import Page, page_of, parse, text_of
+from .saved_page import KEY, as_json, page_of, parse
 from .transplant import transplant
 
-PLAN, WEIGHTS = "plan.json", "weights.safetensors"
-_NEW_WEIGHTS = f"{WEIGHTS}.new"
-_CHUNK = 2**22
+FOLDER = SealedFolder("plan.json", "weights.safetensors", KEY, "Result.save")
 
 
 def check_target(folder: str | Path, overwrite: bool) -> None:
@@ -38,14 +26,7 @@ def check_target(folder: str | Path, overwrite: bool) -> None:
     Raises:
         InputError: the path is a file, or a folder with a result that must not be overwritten.
     """
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file: give a folder")
-    found = [name for name in (PLAN, WEIGHTS) if os.path.lexists(target / name)]
-    if found and not overwrite:
-        raise InputError(
-            f"{target} has a {found[0]} already: give another folder, or replace it with overwrite=True (--force)"
-        )
+    FOLDER.check_target(Path(folder), overwrite)
 
 
 def save(folder: str | Path, model: nn.Module, kept: Kept, text: str, *, overwrite: bool = False) -> None:
@@ -67,43 +48,7 @@ def save(folder: str | Path, model: nn.Module, kept: Kept, text: str, *, overwri
     tensors = {name: value.detach().cpu().contiguous() for name, value in found.items()}
     data = serialise(_unshared(tensors))
     shapes = {name: list(value.shape) for name, value in tensors.items()}
-    described = text_of(page, hashlib.sha256(data).hexdigest(), shapes, text)
-    make_folder(target)
-    try:
-        with undisturbed(target, writing=True):
-            check_target(target, overwrite)
-            remove_parts(target)
-            _settle(target)
-            try:
-                with whole_file(target / _NEW_WEIGHTS) as part:
-                    part.write_bytes(data)
-                with whole_file(target / PLAN) as part:
-                    part.write_text(described, encoding="utf-8")
-            finally:
-                _settle(target)
-    except OSError as error:
-        raise CheckpointError(
-            f"{target} cannot be written ({error}): {cure_of(error)}, or give another folder"
-        ) from error
-
-
-def _settle(folder: Path) -> None:
-    """Replace the old weights by new ones if ``plan.json`` names the new ones; else delete the new ones."""
-    new = folder / _NEW_WEIGHTS
-    if not new.is_file():
-        return
-    if (folder / PLAN).is_file() and _digest(new) == _named(folder):
-        os.replace(new, folder / WEIGHTS)
-        sync_folder(folder)
-    else:
-        new.unlink()
-
-
-def _named(folder: Path) -> str | None:
-    try:
-        return parse((folder / PLAN).read_bytes()).weights
-    except (ValueError, NotImplementedError):
-        return None
+    FOLDER.write(target, as_json(page, shapes, text), data, overwrite=overwrite)
 
 
 def _check_unchanged(model: nn.Module, tensors: dict[str, Tensor], kept: Kept) -> None:
@@ -147,55 +92,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
         CheckpointError: a file is missing, damaged, or of another result or model, or holds values that no network can
             have; the model is unchanged.
     """
-    page, tensors = _read(Path(folder))
+    page, tensors = FOLDER.read(Path(folder), parse, load_file)
     smaller = fitted(model, page, tensors, str(folder))
     transplant(model, smaller, {*tensors, *page.kept})
     return model
-
-
-def _read(folder: Path) -> tuple[Page, dict[str, Tensor]]:
-    if not (folder / PLAN).is_file():
-        raise CheckpointError(f"{folder} has no {PLAN}: give the folder that Result.save wrote")
-    with _says_damage(folder / PLAN), undisturbed(folder, writing=False):
-        page = parse((folder / PLAN).read_bytes())
-        weights = _weights(folder, page)
-        with _says_damage(weights):
-            return page, load_file(weights)
-
-
-def _weights(folder: Path, page: Page) -> Path:
-    """The file with the weights that belong to a page."""
-    names = (WEIGHTS,) if page.weights is None else (WEIGHTS, _NEW_WEIGHTS)
-    places = [folder / name for name in names if (folder / name).is_file()]
-    if not places:
-        raise CheckpointError(f"{folder} has no {WEIGHTS}: give the folder that Result.save wrote")
-    if page.weights is None:
-        return places[0]
-    for place in places:
-        if _digest(place) == page.weights:
-            return place
-    raise CheckpointError(
-        f"{folder / WEIGHTS} is damaged or truncated, or belongs to another {PLAN} (its checksum is wrong): save it "
-        "again"
-    )
-
-
-@contextmanager
-def _says_damage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except NotImplementedError as error:
-        raise CheckpointError(f"{path} has {error}") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): make it readable") from error
-    except (SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or truncated ({error}): save it again") from error
-
-
-def _digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
