@@ -23,7 +23,6 @@ NO_LIMIT = MACs(1.0)
 """The budget where the caller gives the widths: the full network."""
 
 
-@plain_mode()
 def plan(
     model: nn.Module,
     images: object,
@@ -143,7 +142,8 @@ def plan(
             distributed=distributed,
         )
     check_settings(processes, settings.shared())
-    return make_plan(model, images, settings)
+    with plain_mode():
+        return make_plan(model, images, settings)
 
 
 def prune(
