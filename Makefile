@@ -11,7 +11,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # So many processes run tests side by side, each with one thread.
 TEST_JOBS ?= 2
 
-.PHONY: install demo test lint format types cuda emulated sanitize races benchmark clean \
+.PHONY: install demo test fuzz lint format types cuda emulated sanitize races benchmark clean \
 	gpu-build gpu-test benchmark-gpu gpu-kernels gpu-networks gpu-more gpu-training gpu-retrain gpu-srn gpu-srn-tuned gpu-srn-naive gpu-adam
 .DELETE_ON_ERROR:
 
@@ -37,6 +37,11 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal
+
+# Many more random networks than "make test" has: about ten minutes on one core. A failure names its seed.
+FUZZ ?= 1000
+fuzz: install
+	REAPX_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(TEST_JOBS) tests/test_fuzz.py
 
 $(VENV)/dev: $(VENV)/installed
 	$(BIN)/pip install -q --no-build-isolation -e ".[dev]"

@@ -180,6 +180,8 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
                 name = str(spec.target)
                 graph.parameters[node] = name
                 graph.tensors[name] = state[name].detach()
+        elif node.op == "call_function" and operator_name(node) == "contiguous":
+            node.replace_all_uses_with(node.args[0])  # torch.export drops it itself where there is a single channel
         elif node.op == "call_function":
             _make_functional(node)
             node.meta["in_place"] |= rewritten  # decompositions hide which operators were in place
