@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import reapx
 from reapx.allocation.curves import fit_curve
+from reapx.allocation.pro_runs import _counts
 
 STEPS = np.array([0.0, 0.0, 0.01, 0.02, 0.05, 0.1, 0.4, 0.42])
 PATH = np.concatenate([[0.0], np.cumsum(STEPS)])
@@ -60,3 +64,11 @@ def test_nothing_that_says_anything_gives_zero(measured: list[tuple[int, float]]
 def test_extreme_errors_stay_finite() -> None:
     curve = fit_curve(np.array([1e-300, 1e-12, 1.0]), [(1, 1e-12), (3, 2.0)])
     assert np.isfinite(curve.errors).all() and (np.diff(curve.errors) >= 0).all()
+
+
+def test_more_points_than_widths_measure_every_width() -> None:
+    """So many that their list alone would fill the memory."""
+    group = reapx.inspect(
+        nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 2)).eval(), torch.randn(9, 4)
+    ).groups[0]
+    assert _counts(group, np.arange(1, 13), 0, 10**12, np.ones(12)) == list(range(1, 12))
