@@ -108,7 +108,7 @@ def test_another_model_other_images_or_positions_are_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "outputs"),
     [
-        ({"damping": 0.1}, BATCHES),
+        ({"damping": 0.3}, BATCHES),
         ({"budget": reapx.MACs(0.4)}, 0),  # of the first round nothing depends on it
         ({"budget": reapx.MACs(0.4), "rounds": 2}, 2 * BATCHES),
         ({"selection": "magnitude"}, BATCHES),

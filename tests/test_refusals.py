@@ -91,8 +91,10 @@ def test_not_finite_activation_names_layer_and_channel(net: nn.Module, poison: f
 
 
 def test_few_rows_is_a_warning_that_says_how_many_images_would_do(net: nn.Module) -> None:
-    with pytest.warns(reapx.CalibrationWarning, match="1 images .* two .36 rows, 72 features.*8 images would do"):
-        result = reapx.prune(net, IMAGES[:1], budget=HALF)
+    with pytest.warns(
+        reapx.CalibrationWarning, match="1 images that are fitted .* two .36 rows, 72 features.* images in all would do"
+    ):
+        result = reapx.prune(net, IMAGES[:2], budget=HALF)
     assert result.gap < 1e-8
 
 
@@ -108,7 +110,7 @@ def test_dead_and_duplicate_channels_leave_first_and_cost_nothing(net: nn.Module
     plan = reapx.plan(model, IMAGES, budget=reapx.MACs(0.7), exclude=["two"])
     removed = plan.groups[0].removed.tolist()
     assert {2, 6} <= set(removed)
-    gentle = reapx.plan(model, IMAGES, budget=reapx.MACs(0.8), exclude=["two"])
+    gentle = reapx.plan(model, IMAGES, budget=reapx.MACs(0.8), exclude=["two"], damping=1e-2)
     assert gentle.groups[0].removed.tolist() == [2, 6]
     assert gentle.groups[0].error < 1e-4
     with torch.no_grad():

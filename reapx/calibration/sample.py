@@ -31,21 +31,21 @@ class ImagePart(Images):
         source: The images that these are a part of.
     """
 
-    def __init__(self, source: Images, pieces: Sequence[Sequence[list[Piece]]]) -> None:
+    def __init__(self, source: Images, pieces: Sequence[Sequence[Piece]]) -> None:
         """``pieces`` holds, for each process, what makes up each batch."""
         self.source = source
         self.names, self.memory, self.device = source.names, source.memory, source.device
         self.processes = source.processes
         self._shapes, self._dtypes, self._first = source._shapes, source._dtypes, source._first
         self._pieces = pieces[self.processes.rank]
-        self.lengths = [[sum(len(rows) for _, rows in batch) for batch in own] for own in pieces]
+        self.lengths = [[len(rows) for _, rows in own] for own in pieces]
         self.count = sum(map(sum, self.lengths))
         self.batches = len(self._pieces)
         self.before = sum(map(len, self.lengths[: self.processes.rank]))
 
     def __getitem__(self, batch: int) -> tuple[Tensor, ...]:
-        found = [[value[rows] for value in self.source[index]] for index, rows in self._pieces[batch]]
-        return tuple(found[0]) if len(found) == 1 else tuple(torch.cat(values) for values in zip(*found, strict=True))
+        index, rows = self._pieces[batch]
+        return tuple(value[rows.to(value.device)] for value in self.source[index])
 
     def example(self, count: int) -> tuple[Tensor, ...]:
         """Copies of the first images of the source, as ``Images.example``."""
@@ -59,8 +59,8 @@ def split(images: Images) -> tuple[ImagePart, ImagePart]:
     """The images that fits see, and those that judge them: of every ``EVERY`` images, the last one.
 
     Images are counted over all batches of all processes, so that the split depends neither on the batches nor on the
-    processes. Of fewer than ``EVERY`` images, the last one is held out. Batches of the first part are the source's
-    without the images held out; those of the second hold as many images as the source's largest.
+    processes. Of fewer than ``EVERY`` images, the last one is held out. Each batch of the source gives one batch of
+    each part, if it has images of it.
 
     Warns:
         CalibrationWarning: there is only one image, which is then in both parts.
@@ -72,25 +72,20 @@ def split(images: Images) -> tuple[ImagePart, ImagePart]:
             CalibrationWarning,
             stacklevel=4,
         )
-    fitted: list[list[list[Piece]]] = []
-    judged: list[list[list[Piece]]] = []
+    fitted: list[list[Piece]] = []
+    judged: list[list[Piece]] = []
     start = 0
     for lengths in images.lengths:
         fitted.append([])
         judged.append([])
-        room = 0
         for batch, length in enumerate(lengths):
             held_out = (torch.arange(start, start + length) + 1) % step == 0
             start += length
             ours, theirs = [rows.nonzero().flatten() for rows in (~held_out if step > 1 else held_out, held_out)]
             if len(ours):
-                fitted[-1].append([(batch, ours)])
+                fitted[-1].append((batch, ours))
             if len(theirs):
-                if len(theirs) > room:
-                    judged[-1].append([])
-                    room = max(lengths)
-                judged[-1][-1].append((batch, theirs))
-                room -= len(theirs)
+                judged[-1].append((batch, theirs))
     return ImagePart(images, fitted), ImagePart(images, judged)
 
 
