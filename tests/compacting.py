@@ -9,6 +9,7 @@ from graphs import lively
 from torch import Tensor, nn
 
 import reapx
+from reapx.capture.widening import computing_in
 
 ROUNDING = 1e-6
 
@@ -33,16 +34,13 @@ def kill(layer: nn.Module, unit: int, bias: float | None = None) -> None:
 
 
 def outputs(model: nn.Module, x: Tensor | dict[str, Tensor]) -> list[Tensor]:
-    """All outputs in float64, so that no more than the rounding of weights is seen."""
+    """All outputs in float64, whatever dtype forward() writes down, so that only the rounding of weights is seen."""
     exact = copy.deepcopy(model).double()
-    with torch.no_grad():
+    with torch.no_grad(), computing_in(torch.float64):
         if isinstance(x, dict):
             value = exact(**{key: v.double() if v.is_floating_point() else v for key, v in x.items()})
         else:
-            try:
-                value = exact(x.double())
-            except RuntimeError:  # float32 is written down in forward()
-                value = model(x)
+            value = exact(x.double())
     return list(value) if isinstance(value, tuple) else [value]
 
 

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from graphs import lively
 from graphs.emptied import CASES, ActivatedNorm, Pooled, built, emptied, pruned
+from graphs.residual import Bottleneck, ResNet
 from torch import Tensor, nn
 
 import reapx
 from reapx.inspection.dry_run import _passing
 from reapx.surgery.emptied_layers import Constant, Empty, Extent, find_endings
-from reapx.surgery.proof import masked_tensors
+from reapx.surgery.proof import difference, masked_tensors
 
 WORK = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d, nn.GroupNorm, nn.PReLU)
 
@@ -160,6 +161,21 @@ def test_half_a_bottleneck(names: set[str]) -> None:
     kind = {"one.0": (Empty, Constant, nn.Conv2d), "two.0": (nn.Conv2d, Empty, Constant)}[min(names)]
     layers = (result.model.one[0], result.model.two[0], result.model.three[0])
     assert tuple(type(layer) for layer in layers) == kind
+
+
+def test_a_network_with_a_max_pool_and_projections_is_tried_three_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one unit fewer in every group, without all branches, and without what stands first in each of them."""
+    trials = []
+
+    def counted(*args: Any) -> Any:
+        trials.append(args)
+        return difference(*args)
+
+    monkeypatch.setattr("reapx.inspection.dry_run.difference", counted)
+    torch.manual_seed(0)
+    model = lively(ResNet(Bottleneck, (2, 2, 1), 4))
+    found = reapx.inspect(model, torch.randn(4, 3, 32, 32))
+    assert len(found.droppable) == 10 and len(trials) == 3
 
 
 @pytest.mark.parametrize("reconstruct", [True, False])

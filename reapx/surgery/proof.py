@@ -19,7 +19,7 @@ from ..capture.widening import computing_in, in_widest_dtype
 from ..errors import ProofError
 from ..groups.channel_groups import Group
 from .bare_norms import follow_inputs
-from .cut import Kept
+from .cut import Kept, assign
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 """Dtype of the proof -> largest difference of pruned and masked outputs, as a share of the largest output."""
@@ -144,10 +144,9 @@ def difference_elsewhere(
         ProofError: the module does not run on images on which the original does.
     """
     original = copy.deepcopy(model)
-    own = tensors_of(original)
-    with torch.no_grad():
-        for name in own.keys() & tensors.keys():
-            own[name].data = tensors[name].clone()
+    for name, own in tensors_of(model).items():
+        if name in tensors and tensors[name].data_ptr() != own.data_ptr():
+            assign(original, name, tensors[name].clone())
     example = images.example(4)
 
     def apart(batches: list[Example]) -> Proof | None:
