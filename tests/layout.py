@@ -18,6 +18,7 @@ ROOMS = (
     "errors",
     "_native",
     "calibration",
+    "capture.exporting",
     "capture",
     "groups",
     "moments",
