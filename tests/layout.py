@@ -19,6 +19,7 @@ ROOMS = (
     "_native",
     "files",
     "calibration",
+    "capture.exporting",
     "capture",
     "groups",
     "moments",

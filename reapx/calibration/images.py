@@ -87,10 +87,7 @@ class Images:
         else:
             values = ()
         if not values or not all(isinstance(value, Tensor) for value in values):
-            raise InputError(
-                f"batch {self.batches} is a {type(batch).__name__}: give a tensor, a tuple whose first item is the "
-                "input tensor, or a dict of tensors (torch.from_numpy makes one of an array)"
-            )
+            raise InputError(f"batch {self.batches} {_not_tensors(batch)}")
         return values
 
     def _add(self, tensors: tuple[Tensor, ...]) -> None:
@@ -103,10 +100,7 @@ class Images:
                     "for instance images.to(device)"
                 )
             if not value.is_floating_point() and self.names is None:
-                raise InputError(
-                    f"{name} of {where} have dtype {value.dtype}: the model wants floating point; scale and "
-                    "normalise them as in training, for instance images.float() / 255"
-                )
+                raise InputError(f"{name} of {where} have dtype {value.dtype}: {_NOT_FLOATING}")
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise InputError(f"{name} of {where} contain NaN or Inf: remove those images")
         shapes = [tuple(value.shape[1:]) for value in tensors]
@@ -202,6 +196,31 @@ class Images:
             return model(**named) if named else model(*tensors)
 
 
+_NOT_FLOATING = (
+    'give token ids, and all inputs that are whole numbers, by their names in forward(), [{"input_ids": ids}]; give '
+    "images in floating point, scaled and normalised as in training, for instance images.float() / 255"
+)
+
+
+def _not_tensors(batch: object) -> str:
+    """What is wrong with a batch that is not made of tensors, and what to give instead."""
+    if isinstance(batch, Mapping):
+        name, value = next((item for item in batch.items() if not isinstance(item[1], Tensor)), ("", None))
+        held = f"holds {name!r}, a {type(value).__name__}"
+    elif isinstance(batch, list | tuple) and batch:
+        held = f"is a {type(batch).__name__} whose first item is a {type(batch[0]).__name__}"
+    else:
+        return (
+            f"is a {type(batch).__name__}: give a tensor, a tuple whose first item is the input tensor, or a dict of "
+            "tensors (torch.from_numpy makes one of an array)"
+        )
+    return (
+        f"{held}: inputs must be tensors; leave out what forward() has a default for, and wrap a model that takes "
+        "lists or dicts in a module whose forward(a, b) takes the tensors and calls the model, with "
+        "images=[{'a': a, 'b': b}]"
+    )
+
+
 def _layout(names: tuple[str, ...] | None, shapes: list[tuple[int, ...]], dtypes: list[str]) -> str:
     parts = [f"shape {shape} and dtype {dtype}" for shape, dtype in zip(shapes, dtypes, strict=True)]
     return ", ".join(parts if names is None else [f"{n!r} of {part}" for n, part in zip(names, parts, strict=True)])
@@ -265,7 +284,9 @@ def _batches(source: object, device: torch.device, memory: int) -> Iterable[obje
         if device.type == "cuda":
             most = -(-len(source) // -(-len(source) // most))  # batches of about equal size
         return torch.split(source, most)
-    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+    if isinstance(source, Mapping):
+        raise InputError("images is a dict, which is one batch: put it in a list, images=[batch]")
+    if not isinstance(source, Iterable):
         raise InputError(
             f"images is a {type(source).__name__}: pass a tensor or an iterable of batches (a DataLoader, a list)"
         )

@@ -6,9 +6,8 @@ Surgery never edits the graph. It changes the user's own module, by parameter na
 from __future__ import annotations
 
 import hashlib
-import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +20,9 @@ from torch.utils._pytree import tree_map_only
 from ..calibration.threads import TURNS
 from ..errors import CaptureError
 from .dependence import varying
+from .exporting.export import Inputs, export
+from .exporting.inlining import inline_blocks
 from .fingerprint import fingerprint_of
-from .inlining import inline_blocks
-
-Inputs = Mapping[str, Tensor] | tuple[Tensor, ...]
 
 VIEWS = frozenset(
     "view reshape flatten unflatten slice select narrow chunk split split_with_sizes unbind permute transpose t "
@@ -160,7 +158,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
             functional form.
     """
     with TURNS.alone():
-        program = _export(model, inputs)
+        program = export(model, inputs)
         inline_blocks(program)
         rewritten = _mutates_views(program.graph.nodes)
         if rewritten:
@@ -213,38 +211,6 @@ def _check_batch(graph: Graph, program: torch.export.ExportedProgram) -> None:
         if numbers.upper < _MANY_IMAGES:
             text = f"forward() does something else with more than {numbers.upper} images: let it do the same with any"
             raise CaptureError(text)
-
-
-def _export(model: nn.Module, inputs: Inputs) -> torch.export.ExportedProgram:
-    positional = inputs if isinstance(inputs, tuple) else ()
-    named = dict(inputs) if isinstance(inputs, Mapping) else {}
-    batch = {0: torch.export.Dim.AUTO}
-
-    def two(value: Tensor) -> Tensor:  # sizes 0 and 1 are specialised by torch.export
-        return value[:2] if len(value) > 1 else torch.cat([value, value])
-
-    dynamic: dict[str, Any] | tuple[Any, ...] = dict.fromkeys(named, batch)
-    if not named:
-        each = tuple(batch for _ in positional)
-        kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
-        dynamic = (each,) if kinds and kinds[0] == inspect.Parameter.VAR_POSITIONAL else each
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            return torch.export.export(
-                model,
-                tuple(two(value) for value in positional),
-                {name: two(value) for name, value in named.items()},
-                dynamic_shapes=dynamic,
-                strict=False,
-            )
-    except Exception as error:  # user code and torch.export may raise anything
-        reason = " ".join(str(error).split()).partition(" For more information")[0][:600]
-        raise CaptureError(
-            f"torch.export cannot capture {type(model).__name__}: {reason or type(error).__name__}. What to do: make "
-            "forward() free of branches on tensor values and of .item(), or call reapx on the "
-            "submodule that holds the convolutions and linear layers"
-        ) from error
 
 
 def _mutates_views(nodes: Iterable[Node]) -> bool:

@@ -19,9 +19,14 @@ Layout = list[Channels | None]
 
 
 class ChannelTable:
-    """All channels of one network: which are joined, and which are frozen and why."""
+    """All channels of one network: which are joined, and which are frozen and why.
+
+    Attributes:
+        line: The user's line that is being analysed, with which reasons end; None where there is none.
+    """
 
     def __init__(self) -> None:
+        self.line: str | None = None
         self._parent: Channels = np.empty(0, np.int64)
         self._size = 0
         self._frozen: list[tuple[Channels, str]] = []
@@ -60,7 +65,7 @@ class ChannelTable:
 
     def freeze(self, channels: Channels, reason: str) -> None:
         """Forbid the removal of these channels; ``reason`` is shown to the user."""
-        self._frozen.append((channels.reshape(-1), reason))
+        self._frozen.append((channels.reshape(-1), reason if self.line is None else f"{reason}: {self.line}"))
 
     def freeze_layout(self, layout: Layout, reason: str, axes: Iterable[int] | None = None) -> None:
         """Freeze the channels along some axes of a layout; along all axes without ``axes``."""

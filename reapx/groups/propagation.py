@@ -9,11 +9,15 @@ import numpy as np
 from torch import Tensor
 from torch.fx import Node
 
+from ..capture.exporting.user_code import line_of_node
 from ..capture.graph import Graph, operator_name
 from ..capture.layers import LAYERS, Layer, describe, name_of
 from .analysis_state import AnalysisState, NodeLayout
 from .channel_table import Channels, Layout
 from .operator_rules import SKIPPED, rule_of
+
+WRITES = frozenset("copy slice_scatter select_scatter diagonal_scatter index_put index_copy index_fill".split())
+"""Operators that an assignment such as ``x[:, :4] = y`` becomes, which the user did not write."""
 
 
 class Propagation(AnalysisState):
@@ -65,9 +69,15 @@ class Propagation(AnalysisState):
             self.refused.append((name_of(self.graph, node), channels, layer))
             return self.freeze_inputs(node, layer)
         rule = rule_of(name)
-        if rule is None:
+        self.table.line = line_of_node(node)
+        try:
+            if rule is not None:
+                return rule(self, node)
+            if name in WRITES:
+                return self.freeze_inputs(node, "forward() writes into a part of a tensor")
             return self.freeze_inputs(node, f"operator {name} is not known to act per channel")
-        return rule(self, node)
+        finally:
+            self.table.line = None
 
     def _layer(self, node: Node, layer: Layer) -> Layout:
         self.layers.append(layer)

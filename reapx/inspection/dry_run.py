@@ -16,7 +16,8 @@ from torch.fx import Node
 
 from ..calibration.images import Images
 from ..capture.dependence import varying
-from ..capture.graph import Graph
+from ..capture.exporting.user_code import first_cause, line_of_node, place_of_error
+from ..capture.graph import Graph, operator_name
 from ..capture.layers import tail_of
 from ..capture.training import idle_parameters, training_copy
 from ..errors import ProofError
@@ -24,6 +25,13 @@ from ..groups.channel_groups import ChannelAnalysis, Frozen, Group
 from ..surgery.cut import kept_positions
 from ..surgery.emptied_layers import find_endings, shrunk_exactly
 from ..surgery.proof import TOLERANCE, difference, finite_outputs, masked_tensors, outputs_of
+from ..text import listed
+
+_ONLY = "it is the only one"
+_LONGEST = 300
+"""Largest number of characters of an error of forward() that a reason shows."""
+_SIZED = frozenset("split split_with_sizes slice narrow select view reshape unflatten expand pad".split())
+"""Operators that take sizes or positions of channels."""
 
 
 def freeze_failing(model: nn.Module, graph: Graph, channels: ChannelAnalysis, images: Images) -> ChannelAnalysis:
@@ -41,14 +49,19 @@ def freeze_failing(model: nn.Module, graph: Graph, channels: ChannelAnalysis, im
     frozen = list(channels.frozen)
     for group in channels.groups:
         if group.size == 1:
-            frozen += [Frozen(layer.name, 1, "it is the only one") for layer in group.producers]
+            frozen += _frozen(group, f"it is one unit of {group.per_unit} channels" if group.per_unit > 1 else _ONLY)
     tried = [group for group in channels.groups if group.size > 1]
     groups, failures = _passing(tried, lambda groups: _failure(model, graph, groups, images, 1))
     for group in tried:
         if group.name in failures:
             reason = f"forward() does not work with fewer of these channels: {failures[group.name]}"
-            frozen += [Frozen(layer.name, group.size, reason) for layer in group.producers]
+            frozen += _frozen(group, reason)
     return replace(channels, groups=groups, frozen=frozen)
+
+
+def _frozen(group: Group, reason: str) -> list[Frozen]:
+    """All output channels of a group's producers as frozen ones."""
+    return [Frozen(layer.name, group.cuts[layer.weight, layer.out_axis].size, reason) for layer in group.producers]
 
 
 def _passing(
@@ -92,10 +105,37 @@ def _failure(
     except torch.OutOfMemoryError:  # not caused by the channels
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, ProofError) as error:
-        return " ".join(str(error).split())[:160] or type(error).__name__
+        return _told(error, model)
     if not gap <= TOLERANCE[dtype]:
-        return f"outputs differ by {gap:.0e} (a size or position is written down as a number)"
+        lines = _literal_lines(groups)
+        which = f", perhaps in {listed(lines, 3)}" if lines else ""
+        return f"outputs differ by {gap:.0e} (a size or position is written down as a number{which})"
     return None
+
+
+def _told(error: Exception, tried: nn.Module) -> str:
+    """Where forward() failed, in the user's code, and how."""
+    first, place = first_cause(error), place_of_error(error, tried)
+    reason = " ".join(str(first).split()) or type(first).__name__
+    reason = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."
+    return f"{place}: {reason}" if place else reason
+
+
+def _literal_lines(groups: Sequence[Group]) -> list[str]:
+    """The user's lines that cut or reshape the channels of some groups by numbers, before a layer reads them."""
+    found: dict[str, None] = {}
+    layers = {consumer.layer.node for group in groups for consumer in group.consumers}
+    waiting = [layer.node for group in groups for layer in group.producers]
+    seen = set(waiting)
+    while waiting:
+        for user in waiting.pop(0).users:
+            if user not in seen and user not in layers:
+                seen.add(user)
+                waiting.append(user)
+                line = line_of_node(user) if user.op == "call_function" and operator_name(user) in _SIZED else None
+                if line is not None:
+                    found[line] = None
+    return list(found)
 
 
 def _trains(model: nn.Module, images: Images) -> bool:

@@ -23,7 +23,8 @@ from ..moments.finite_check import check_outputs
 from ..text import frozen_text, short, table
 from .argument_checks import Layers, check_arguments
 from .dry_run import find_droppable, freeze_failing
-from .validation import check_forward, check_model, layer_names, model_device, without_excluded
+from .model_checks import check_forward, check_model, model_device
+from .validation import layer_names, without_excluded
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -1,57 +1,22 @@
-"""Checks of models, images and layer names before anything is measured."""
+"""Checks of layer names and widths, and of what processes were called with, before anything is measured."""
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import glob
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import torch
 from torch import nn
 
-from .. import _native
 from ..allocation.allowed_widths import AllowedWidths, Widths
-from ..calibration.images import Images
 from ..calibration.processes import Processes
 from ..errors import InputError
 from ..groups.channel_groups import ChannelAnalysis, Frozen, Group
-from ..surgery.proof import tensors_in
 from ..text import listed
 from .argument_checks import Bounds, GivenWidths, Layers, check_arguments, is_whole
-
-
-def model_device(model: nn.Module) -> torch.device:
-    """The device of all parameters and buffers.
-
-    Raises:
-        InputError: they are on several devices, or there are none.
-        BackendError: there are no kernels for the device.
-    """
-    devices = {tensor.device for tensor in [*model.parameters(), *model.buffers()]}
-    if len(devices) > 1:
-        raise InputError(f"the model is on several devices ({devices}): move it to one, model.to(device)")
-    if not devices:
-        raise InputError("the model has no parameters, so there is nothing to prune")
-    device = devices.pop()
-    _native.require(device)
-    return device
-
-
-def check_model(model: nn.Module) -> None:
-    """Refuse values that are not a model, compiled models, and models in train mode."""
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}: give a torch.nn.Module")
-    if hasattr(model, "_orig_mod"):
-        raise InputError("this is a model compiled by torch.compile: pass the original, model._orig_mod")
-    for name, module in model.named_modules():
-        if module.training:
-            raise InputError(
-                f"the model is in train mode ({name or type(model).__name__}): call model.eval() first, so that "
-                "norms and dropout act as at inference"
-            )
+from .model_checks import check_model
 
 
 def check_settings(processes: Processes, settings: object) -> None:
@@ -59,24 +24,6 @@ def check_settings(processes: Processes, settings: object) -> None:
     rank = processes.odd(repr(settings))
     if rank is not None:
         raise InputError(f"rank {rank} was called with other arguments than rank 0: give all processes the same")
-
-
-def check_forward(model: nn.Module, images: Images) -> object:
-    """Refuse images on which the model does not run; returns the model's output for two of them."""
-    try:
-        with torch.no_grad():
-            copied = copy.deepcopy(model)  # forward() may change buffers
-            value = images.call(copied, images.example(2))
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"the model does not run on images of shape {images.shape} and dtype {images.example(1)[0].dtype}: "
-            f"{reason}. They must be as the model wants them at inference: (images, channels, height, width), "
-            "normalised, in the dtype of its weights (images.float() makes float32)"
-        ) from error
-    if not tensors_in(value):
-        raise InputError("the model returns no tensor")
-    return value
 
 
 def layer_names(model: nn.Module, layers: Layers) -> tuple[str, ...]:
@@ -106,6 +53,7 @@ def _names(model: nn.Module, layer: str | nn.Module, argument: str) -> list[str]
     """A name or pattern itself, or a module's names in the model as patterns that match nothing else."""
     if isinstance(layer, str):
         return [layer]
+    check_model(model)
     names = [name for name, module in model.named_modules(remove_duplicate=False) if module is layer]
     if not names:
         raise InputError(
@@ -134,8 +82,13 @@ def without_excluded(channels: ChannelAnalysis, patterns: Sequence[str]) -> Chan
         }
         used |= hits
         if hits:
+            reason = f"excluded by the caller, or coupled to what is ({', '.join(sorted(hits))})"
             frozen += [
-                Frozen(x.name, group.size, f"excluded by the caller, or coupled to what is ({', '.join(sorted(hits))})")
+                Frozen(
+                    x.name,
+                    group.cuts[x.weight, x.out_axis].size,
+                    f"excluded by the caller, or coupled to what is ({', '.join(sorted(hits))})",
+                )
                 for x in group.producers
             ]
         else:
@@ -163,7 +116,7 @@ def bounds_of(channels: ChannelAnalysis, bounds: Mapping[str, tuple[float, float
             reasons = [f"{x.layer}: {x.reason}" for x in channels.frozen if _matches(x.layer, pattern)]
             raise InputError(f"bounds={pattern!r} bounds nothing, its channels all stay ({'; '.join(reasons[:3])})")
         for group in met:
-            fewest, most = _units(pattern, given, group)
+            fewest, most = _units(pattern, given, group, _named(channels, group, pattern))
             low, high = found.get(group.name, (0, group.size))
             found[group.name] = (max(fewest, low), min(most, high))
     for name, (low, high) in found.items():
@@ -172,7 +125,16 @@ def bounds_of(channels: ChannelAnalysis, bounds: Mapping[str, tuple[float, float
     return found
 
 
-def _units(pattern: str, given: tuple[float, float], group: Group) -> tuple[int, int]:
+def _named(channels: ChannelAnalysis, group: Group, pattern: str) -> str:
+    """A group in the user's words: the layer that a pattern names, and what its channels leave with."""
+    layer = next(x.name for x in channels.all_producers(group) if _matches(x.name, pattern))
+    if layer == group.name:
+        return layer
+    kind = "the residual stream" if group.residual_stream else "the channel group"
+    return f"{layer}, which belongs to {kind} {group.name}"
+
+
+def _units(pattern: str, given: tuple[float, float], group: Group, named: str) -> tuple[int, int]:
     """Bounds in units; whole numbers count channels of the first producer, other numbers are shares."""
     full = group.size * group.per_unit
 
@@ -187,7 +149,7 @@ def _units(pattern: str, given: tuple[float, float], group: Group) -> tuple[int,
             return math.ceil(low / group.per_unit - 1e-9), math.floor(high / group.per_unit + 1e-9)
     coupled = "" if group.per_unit == 1 else f" that leave by {group.per_unit}"
     raise InputError(
-        f"bounds={{{pattern!r}: {given!r}}} for {group.name}, which has {full} channels{coupled}: give (fewest, most), "
+        f"bounds={{{pattern!r}: {given!r}}} for {named}, of {full} channels{coupled}: give (fewest, most), "
         "as shares such as (0.25, 1.0) or whole numbers of channels (1 is one channel, 1.0 is all)"
     )
 
@@ -212,11 +174,12 @@ def widths_of(channels: ChannelAnalysis, given: Mapping[str, float], allowed: Al
                 f"allocation={{{pattern!r}: ...}} meets no channels that can leave; layers are {names[:20]}"
             )
         for group in met:
-            found[group.name] = _width(pattern, width, group, allowed[group.name])
+            named = _named(channels, group, pattern)
+            found[group.name] = _width(pattern, width, group, allowed[group.name], named)
     return found
 
 
-def _width(pattern: str, given: float, group: Group, allowed: Widths) -> int:
+def _width(pattern: str, given: float, group: Group, allowed: Widths, named: str) -> int:
     full = group.size * group.per_unit
     if is_whole(given) and given in (allowed * group.per_unit).tolist():
         return int(given) // group.per_unit
@@ -227,6 +190,6 @@ def _width(pattern: str, given: float, group: Group, allowed: Widths) -> int:
             return int(nearest)
     able = listed([str(width * group.per_unit) for width in allowed.tolist()])
     raise InputError(
-        f"allocation={{{pattern!r}: {given!r}}} for {group.name}, which has {full} channels: give a share such as 0.5, "
+        f"allocation={{{pattern!r}: {given!r}}} for {named}, of {full} channels: give a share such as 0.5, "
         f"or one of the widths that it may have ({able})"
     )

@@ -14,7 +14,8 @@ from ..capture.precision import plain_mode
 from ..costs.budget import Budget
 from ..errors import InputError
 from ..inspection.argument_checks import RefitLayers, check_arguments
-from ..inspection.validation import check_model, check_settings
+from ..inspection.model_checks import check_model
+from ..inspection.validation import check_settings
 from ..reconstruction.layer_refit import LayerRefit
 from ..selection.paths.path import Path
 from ..surgery import storage

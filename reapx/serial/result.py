@@ -14,7 +14,7 @@ from ..capture.precision import plain_mode
 from ..costs.budget import Costs
 from ..errors import InputError, ProofError
 from ..groups.channel_groups import find_groups
-from ..inspection.validation import check_forward, check_model, model_device
+from ..inspection.model_checks import check_forward, check_model, model_device
 from ..surgery.proof import Proof, difference, difference_elsewhere
 from ..text import saving, table
 from .blocks import Link, ResidualBlock, find_chain

@@ -13,7 +13,7 @@ from ...errors import CompactionWarning, InputError
 from ...groups.channel_groups import Group
 from ...inspection.argument_checks import Layers
 from ...inspection.inspection import examine
-from ...inspection.validation import check_model
+from ...inspection.model_checks import check_model
 from .elimination import eliminate
 from .node_sizes import dead_rows
 from .random_inputs import example_of

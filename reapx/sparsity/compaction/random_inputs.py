@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
+from ...inspection.model_checks import copy_of
 from ...surgery.proof import tensors_in
 
 SIZES = (32, 28, 64, 96, 128, 224, 256, 299, 384, 512)
@@ -34,7 +33,7 @@ def example_of(model: nn.Module) -> Tensor:
     else:
         axes = weight.dim() - 2
         shapes = [(first.in_channels, *[size] * axes) for size in SIZES]
-    tried_on = copy.deepcopy(model)  # forward() may change buffers
+    tried_on = copy_of(model)  # forward() may change buffers
     generator = torch.Generator().manual_seed(0)
     for shape in shapes:
         images = torch.randn(COUNT, *shape, generator=generator).to(weight.device, weight.dtype)

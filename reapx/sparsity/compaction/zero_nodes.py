@@ -12,7 +12,7 @@ from ...capture.precision import plain_mode
 from ...errors import InputError, ProofError
 from ...groups.channel_groups import Group
 from ...inspection.inspection import Inspection
-from ...inspection.validation import check_model
+from ...inspection.model_checks import check_model
 from ...planning.apply import remove
 from ...report.node_figures import write_histogram
 from ...surgery import storage

@@ -8,7 +8,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from ..errors import CaptureError
+from ...errors import CaptureError
 
 _BLOCKS = ("wrap_with_autocast", "wrap_with_set_grad_enabled", "tag_activation_checkpoint")
 """Operators that run one graph under a setting which changes no value but by rounding."""
