@@ -83,14 +83,7 @@ def without_excluded(channels: ChannelAnalysis, patterns: Sequence[str]) -> Chan
         used |= hits
         if hits:
             reason = f"excluded by the caller, or coupled to what is ({', '.join(sorted(hits))})"
-            frozen += [
-                Frozen(
-                    x.name,
-                    group.cuts[x.weight, x.out_axis].size,
-                    f"excluded by the caller, or coupled to what is ({', '.join(sorted(hits))})",
-                )
-                for x in group.producers
-            ]
+            frozen += [Frozen(x.name, group.cuts[x.weight, x.out_axis].size, reason) for x in group.producers]
         else:
             taking.append(group)
     names = [layer.name for layer in channels.layers]
