@@ -114,7 +114,7 @@ def test_apply_and_inspect_refuse_by_the_same_table() -> None:
         (name,) = options
         with pytest.raises(reapx.InputError, match=f"^{name}="):
             reapx.inspect(model, images, **options)  # type: ignore[arg-type]
-    with pytest.raises(reapx.InputError, match=r"^model is a int: give a torch\.nn\.Module"):
+    with pytest.raises(reapx.InputError, match=r"^model is of type int: give a torch\.nn\.Module"):
         reapx.inspect(3, images)  # type: ignore[arg-type]
 
 

@@ -18,6 +18,17 @@ LOCK = ".lock"
 _PART = ".part"
 
 
+def path_of(value: object, name: str = "folder") -> Path:
+    """A path that the user gave.
+
+    Raises:
+        InputError: it is no path, or an empty one, which would be the current folder.
+    """
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str) or os.fspath(value) == "":
+        raise InputError(f"{name}={value!r}: give a path")
+    return Path(value)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A new file to write, which replaces ``path`` once the block has ended and the file is on the disk.

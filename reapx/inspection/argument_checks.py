@@ -34,6 +34,9 @@ GivenWidths = Mapping[str, float] | Mapping[nn.Module, float] | Mapping[str | nn
 ALLOCATIONS: tuple[Allocation, ...] = get_args(Allocation)
 REFIT_LAYERS: tuple[RefitLayers, ...] = get_args(RefitLayers)
 
+MOST_POINTS = 10_000
+"""More widths of a group than it has channels are measured at each of them: more points than this say nothing."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -69,8 +72,9 @@ def _is_layer(value: object) -> bool:
     return isinstance(value, str | nn.Module)
 
 
-def _whole(least: int) -> Check:
-    return Check(lambda value: is_whole(value) and value >= least, f"give a whole number from {least}")  # type: ignore[operator]
+def _whole(least: int, most: float = math.inf) -> Check:
+    limit = "" if most == math.inf else f" to {most:,}"
+    return Check(lambda value: is_whole(value) and least <= value <= most, f"give a whole number from {least}{limit}")  # type: ignore[operator]
 
 
 def _one_of(words: Iterable[str]) -> Check:
@@ -104,7 +108,7 @@ CHECKS: Mapping[str, Check] = {
         lambda value: isinstance(value, Mapping) and all(map(_is_layer, value)),
         "give a dict from layer names, patterns or modules, such as {'layer3.*': (0.25, 1.0)}",
     ),
-    "points": _whole(1),
+    "points": _whole(1, MOST_POINTS),
     "rounds": _whole(1),
     "output_error": _one_of(OUTPUT_ERRORS),
     "damping": Check(lambda value: _is_number(value) and value >= 0, "give a number from 0, such as 1e-3").or_none(  # type: ignore[operator]

@@ -119,12 +119,13 @@ def bounds_of(channels: ChannelAnalysis, bounds: Mapping[str, tuple[float, float
 
 
 def _named(channels: ChannelAnalysis, group: Group, pattern: str) -> str:
-    """A group in the user's words: the layer that a pattern names, and what its channels leave with."""
+    """A group in the user's words: the layer that a pattern names, its width, and what its channels leave with."""
     layer = next(x.name for x in channels.all_producers(group) if _matches(x.name, pattern))
+    coupled = "" if group.per_unit == 1 else f" that leave by {group.per_unit}"
+    width = f"{layer}, which has {group.size * group.per_unit} channels{coupled}"
     if layer == group.name:
-        return layer
-    kind = "the residual stream" if group.residual_stream else "the channel group"
-    return f"{layer}, which belongs to {kind} {group.name}"
+        return width
+    return f"{width} and belongs to the {'residual stream' if group.residual_stream else 'group'} {group.name}"
 
 
 def _units(pattern: str, given: tuple[float, float], group: Group, named: str) -> tuple[int, int]:
@@ -140,9 +141,8 @@ def _units(pattern: str, given: tuple[float, float], group: Group, named: str) -
         low, high = (channels(x) for x in ends)
         if 0 <= low <= high <= full + 1e-9 and high >= group.per_unit - 1e-9:
             return math.ceil(low / group.per_unit - 1e-9), math.floor(high / group.per_unit + 1e-9)
-    coupled = "" if group.per_unit == 1 else f" that leave by {group.per_unit}"
     raise InputError(
-        f"bounds={{{pattern!r}: {given!r}}} for {named}, of {full} channels{coupled}: give (fewest, most), "
+        f"bounds={{{pattern!r}: {given!r}}} for {named}: give (fewest, most), "
         "as shares such as (0.25, 1.0) or whole numbers of channels (1 is one channel, 1.0 is all)"
     )
 
@@ -173,7 +173,6 @@ def widths_of(channels: ChannelAnalysis, given: Mapping[str, float], allowed: Al
 
 
 def _width(pattern: str, given: float, group: Group, allowed: Widths, named: str) -> int:
-    full = group.size * group.per_unit
     if is_whole(given) and given in (allowed * group.per_unit).tolist():
         return int(given) // group.per_unit
     if isinstance(given, float) and 0 <= given <= 1:
@@ -183,6 +182,6 @@ def _width(pattern: str, given: float, group: Group, allowed: Widths, named: str
             return int(nearest)
     able = listed([str(width * group.per_unit) for width in allowed.tolist()])
     raise InputError(
-        f"allocation={{{pattern!r}: {given!r}}} for {named}, of {full} channels: give a share such as 0.5, "
+        f"allocation={{{pattern!r}: {given!r}}} for {named}: give a share such as 0.5, "
         f"or one of the widths that it may have ({able})"
     )

@@ -22,6 +22,7 @@ from ..costs.budget import Budget, MACs, Params
 from ..costs.latency import Latency
 from ..errors import CheckpointError, InputError
 from ..files.sealed_folder import SealedFolder
+from ..files.whole_files import path_of
 from ..groups.channel_groups import Group
 from ..selection.methods import selection_name
 from .group_plan import GroupPlan, chosen_units
@@ -60,7 +61,7 @@ def write_plan(folder: str | Path, page: Mapping[str, Any], tensors: Mapping[str
         CheckpointError: the folder cannot be written.
     """
     data = bytes_of({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-    FOLDER.write(Path(folder), _plain({"format": FORMAT, **page}), data, overwrite=True)
+    FOLDER.write(path_of(folder), _plain({"format": FORMAT, **page}), data, overwrite=True)
 
 
 def read_plan(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -69,7 +70,7 @@ def read_plan(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         CheckpointError: a file is missing, damaged, or of another version.
     """
-    return FOLDER.read(Path(folder), _known, load_file)
+    return FOLDER.read(path_of(folder), _known, load_file)
 
 
 def _known(page: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
+from ..files.whole_files import path_of
 from ..planning.plan import Plan, Result
 from ..text import output_text, share, short
 from . import plots, pro_figures
@@ -128,15 +130,18 @@ def write_report(result: Result | Plan, path: str | Path) -> Path:
         The path.
 
     Raises:
+        InputError: ``result`` or ``path`` is something else.
         ReapxError: matplotlib is not installed; nothing is written.
     """
+    if not isinstance(result, Plan | Result):
+        raise InputError(f"result is of type {type(result).__name__}: give what Plan.apply or reapx.plan returned")
     title = "reapx: pruning plan" if isinstance(result, Plan) else "reapx: pruning report"
     return write_page(page(title, result_sections(result)), path)
 
 
 def write_page(text: str, path: str | Path) -> Path:
     """Write a page to a file and return its path; the folder is created if it does not exist."""
-    target = Path(path)
+    target = path_of(path, "path")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf-8")
     return target

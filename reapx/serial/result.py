@@ -14,6 +14,7 @@ from ..capture.precision import plain_mode
 from ..costs.budget import Costs
 from ..errors import InputError, ProofError
 from ..groups.channel_groups import find_groups
+from ..inspection.argument_checks import check_arguments
 from ..inspection.model_checks import check_forward, check_model, model_device
 from ..surgery.proof import Proof, difference, difference_elsewhere
 from ..text import saving, table
@@ -127,6 +128,7 @@ def serialize(
         raise InputError(f"norms={norms!r}: give True or False")
     if projection not in ("carry", "split"):
         raise InputError(f"projection={projection!r}: choose one of carry, split")
+    check_arguments(memory=memory)
     check_model(model)
     calibration = Images(images, model_device(model), memory)
     _check_output(check_forward(model, calibration))

@@ -12,6 +12,7 @@ from ..capture.graph import tensors_of
 from ..capture.precision import plain_mode
 from ..errors import InputError
 from ..files.sealed_folder import SealedFolder
+from ..files.whole_files import path_of
 from .cut import Kept
 from .fitting import fitted, impossible_value
 from .saved_page import KEY, as_json, page_of, parse
@@ -26,7 +27,7 @@ def check_target(folder: str | Path, overwrite: bool) -> None:
     Raises:
         InputError: the path is a file, or a folder with a result that must not be overwritten.
     """
-    FOLDER.check_target(Path(folder), overwrite)
+    FOLDER.check_target(path_of(folder), overwrite)
 
 
 def save(folder: str | Path, model: nn.Module, kept: Kept, text: str, *, overwrite: bool = False) -> None:
@@ -39,7 +40,7 @@ def save(folder: str | Path, model: nn.Module, kept: Kept, text: str, *, overwri
         InputError: the folder already holds a result, or the model was changed after pruning and could not be loaded.
         CheckpointError: the files cannot be written; an earlier result can still be loaded.
     """
-    target = Path(folder)
+    target = path_of(folder)
     check_target(target, overwrite)
     page = page_of(model, kept)
     names = {*model.state_dict(), *page.kept}  # not every buffer that is cut is in the state dict
@@ -89,10 +90,13 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
         The model.
 
     Raises:
+        InputError: ``model`` is no module, or ``folder`` no path.
         CheckpointError: a file is missing, damaged, or of another result or model, or holds values that no network can
             have; the model is unchanged.
     """
-    page, tensors = FOLDER.read(Path(folder), parse, load_file)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is of type {type(model).__name__}: give reapx.load a freshly built torch.nn.Module")
+    page, tensors = FOLDER.read(path_of(folder), parse, load_file)
     smaller = fitted(model, page, tensors, str(folder))
     transplant(model, smaller, {*tensors, *page.kept})
     return model

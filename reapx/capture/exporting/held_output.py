@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
 from threading import get_ident
@@ -18,12 +18,12 @@ class HeldOutput:
 
     Attributes:
         printed: What was printed.
-        records: The log records.
+        records: The log records, each with the handler that would have written it.
     """
 
     def __init__(self, stream: TextIO) -> None:
         self.printed = StringIO()
-        self.records: list[logging.LogRecord] = []
+        self.records: list[tuple[logging.Handler, logging.LogRecord]] = []
         self._stream = stream
         self._thread = get_ident()
 
@@ -38,16 +38,20 @@ class HeldOutput:
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """As for a filter of log records: hold back those of this thread."""
-        own = record.thread == self._thread
-        if own:
-            self.records.append(record)
-        return not own
+    def filter_of(self, handler: logging.Handler) -> Callable[[logging.LogRecord], bool]:
+        """A filter of a handler's records, which holds back those of this thread."""
+
+        def passes(record: logging.LogRecord) -> bool:
+            own = record.thread == self._thread
+            if own:
+                self.records.append((handler, record))
+            return not own
+
+        return passes
 
     def text(self) -> str:
         """All that was held back; empty where nothing was."""
-        return "\n".join([*(record.getMessage() for record in self.records), self.printed.getvalue()]).strip()
+        return "\n".join([*(record.getMessage() for _, record in self.records), self.printed.getvalue()]).strip()
 
 
 @contextmanager
@@ -58,9 +62,9 @@ def held_output() -> Iterator[HeldOutput]:
     """
     stream = sys.stderr
     held = HeldOutput(stream)
-    handlers = _handlers()
-    for handler in handlers:
-        handler.addFilter(held.filter)
+    filters = [(handler, held.filter_of(handler)) for handler in _handlers()]
+    for handler, passes in filters:
+        handler.addFilter(passes)
     sys.stderr = held
     failed = True
     try:
@@ -68,18 +72,19 @@ def held_output() -> Iterator[HeldOutput]:
         failed = False
     finally:
         sys.stderr = stream
-        for handler in handlers:
-            handler.removeFilter(held.filter)
+        for handler, passes in filters:
+            handler.removeFilter(passes)
         if failed:
             LOG.debug("torch.export printed:\n%s", held.text())
         else:
-            for record in held.records:
-                logging.getLogger(record.name).handle(record)
+            for handler, record in held.records:
+                handler.handle(record)
             stream.write(held.printed.getvalue())
 
 
 def _handlers() -> set[logging.Handler]:
-    """All handlers of PyTorch's loggers."""
+    """The handlers of PyTorch's loggers that write to standard error."""
     loggers = logging.root.manager.loggerDict.items()
     own = [logger for name, logger in loggers if name.partition(".")[0] == "torch"]
-    return {handler for logger in own if isinstance(logger, logging.Logger) for handler in logger.handlers}
+    found = {handler for logger in own if isinstance(logger, logging.Logger) for handler in logger.handlers}
+    return {handler for handler in found if type(handler) is logging.StreamHandler}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...capture.precision import plain_mode
 from ...errors import CompactionWarning, InputError
 from ...groups.channel_groups import Group
-from ...inspection.argument_checks import Layers
+from ...inspection.argument_checks import Layers, check_arguments
 from ...inspection.inspection import examine
 from ...inspection.model_checks import check_model
 from .elimination import eliminate
@@ -149,6 +149,7 @@ def compact(
           (2): Linear(in_features=2, out_features=2, bias=True)
         )
     """
+    check_arguments(inplace=inplace)
     nodes = zero_nodes(model, images, relative=relative, absolute=absolute, exclude=exclude)
     reasons = nodes.reasons()
     if reasons:

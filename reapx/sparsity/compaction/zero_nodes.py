@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...capture.precision import plain_mode
 from ...errors import InputError, ProofError
 from ...groups.channel_groups import Group
+from ...inspection.argument_checks import check_arguments
 from ...inspection.inspection import Inspection
 from ...inspection.model_checks import check_model
 from ...planning.apply import remove
@@ -133,6 +134,7 @@ class ZeroNodes:
         """
         if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not tolerance >= 0:
             raise InputError(f"tolerance={tolerance!r}: give a number from 0; math.inf takes any difference")
+        check_arguments(inplace=inplace)
         check_model(self._model)
         graph, images = self._found._graph, self._found._images
         changed = graph.changed(self._model)
