@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder: a model, its weights, images."""
     monkeypatch.chdir(tmp_path)
     Path("usermodel.py").write_text(MODEL)
-    images = np.random.default_rng(0).standard_normal((60, 3, 7, 7), dtype=np.float32)
+    images = np.random.default_rng(0).standard_normal((80, 3, 7, 7), dtype=np.float32)
     np.savez("images.npz", images=images, other=np.zeros(3))
     namespace: dict[str, object] = {}
     exec(MODEL, namespace)

@@ -69,7 +69,7 @@ def test_the_number_of_images_that_changes_what_is_done_is_refused() -> None:
 def test_the_sizes_of_the_proof_are_told() -> None:
     model = lively(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.ReLU(), nn.Conv2d(6, 2, 1)))
     flat = lively(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 6)))
-    images = torch.randn(320, 3, 8, 8)
+    images = torch.randn(400, 3, 8, 8)
     for built, shapes in ((model, ((3, 8, 8), (3, 4, 4), (3, 16, 16))), (flat, ((3, 8, 8),))):
         result = reapx.prune(built, images, budget=reapx.MACs(0.8))
         done = reapx.zero_nodes(built, images).remove()

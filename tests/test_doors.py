@@ -27,7 +27,7 @@ def residual() -> tuple[nn.Module, Tensor]:
 def plain() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(54, 4))
-    return model.eval(), torch.randn(60, 3, 7, 7)
+    return model.eval(), torch.randn(80, 3, 7, 7)
 
 
 def removed_of(plan: reapx.Plan) -> dict[str, list[int]]:
@@ -42,9 +42,10 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_inspect_measure_and_find_path_take_the_steps_of_a_plan() -> None:
-    """The units that leave and the errors are those of a plan at the same widths."""
+    """The units that leave and the errors are those of a plan at the same widths, from the images that it fits."""
     model, images = residual()
-    found = reapx.inspect(model, images)
+    fitted = images[(torch.arange(len(images)) + 1) % 4 > 0]
+    found = reapx.inspect(model, fitted)
     assert [layer.name for layer in found.layers][:2] == ["stem.0", "a1.0"] and isinstance(found.groups, tuple)
     assert "\n" not in repr(found) and len(repr(found)) < 300
     moments = reapx.measure(found)
@@ -55,7 +56,7 @@ def test_inspect_measure_and_find_path_take_the_steps_of_a_plan() -> None:
         count = len(entry.removed)
         assert len(path.order) == entry.group.size
         assert torch.equal(path.removed(count), entry.removed)
-        assert path.error(count) == pytest.approx(entry.error, rel=1e-9)
+        assert path.error(count) == pytest.approx(entry.error, rel=1e-6)
 
 
 def test_moments_are_sums_over_what_the_consumer_reads() -> None:
@@ -67,7 +68,7 @@ def test_moments_are_sums_over_what_the_consumer_reads() -> None:
         read = model[:5](images).double()
     torch.testing.assert_close(own.gram, read.T @ read, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(own.total, read.sum(0), rtol=1e-5, atol=1e-4)
-    assert own.rows == 60 and group.consumers[0].layer.weight == "5.weight"
+    assert own.rows == len(images) and group.consumers[0].layer.weight == "5.weight"
 
 
 def test_find_path_follows_an_order_and_says_its_exact_error() -> None:

@@ -189,7 +189,7 @@ def test_result_is_a_model_like_others(norms: bool) -> None:
 
 def test_former_stream_can_be_pruned() -> None:
     torch.manual_seed(0)
-    model, images = lively(CifarResNet(8, 4)), torch.randn(40, 3, 12, 12)
+    model, images = lively(CifarResNet(8, 4)), torch.randn(60, 3, 12, 12)
     serial = reapx.serialize(model, images)
     groups = {group.name: group.size for group in reapx.inspect(serial.model, images).groups}
     assert groups["blocks_0_conv2"] == 4 and groups["blocks_1_conv1"] == 16 and groups["blocks_2_conv2"] == 16
