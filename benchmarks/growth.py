@@ -12,11 +12,11 @@ import torch
 from baselines import naive_seconds
 from gram import accumulate, sums_for
 from rows import seconds_text
+from tables import table
 from timing import Target, interleaved
 
 from reapx import _native
 from reapx._native import Window
-from reapx.text import table
 
 EXTRAPOLATED = "naive loop"
 Case = Callable[[int], Callable[[], object]]

@@ -23,11 +23,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import reference
+from tables import table
 from timing import Target, interleaved, parser, peak_memory, write
 from torch import Tensor, nn
 
 import reapx
-from reapx.text import table
 
 torch.manual_seed(0)
 

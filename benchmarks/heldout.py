@@ -19,11 +19,11 @@ from pathlib import Path
 
 import models
 import torch
+from tables import table
 from timing import RESULTS, Target, parser, write
 from torch import Tensor, nn
 
 import reapx
-from reapx.text import table
 
 torch.manual_seed(0)
 

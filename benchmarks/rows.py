@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from peak import Amount, Peak
+from tables import table
 from timing import Target
-
-from reapx.text import table
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ from typing import Any
 import models
 import torch
 import torch.nn.functional as F
+from tables import table
 from timing import Target, interleaved, parser, write
 from torch import Tensor, nn
 
 import reapx
 from reapx import _native
-from reapx.sparsity.training.modules import matrices_of
-from reapx.text import table
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "MLP 784-500-300-10, batch 128": (models.mnist_mlp, (128, 784), 200),
@@ -77,7 +76,9 @@ def main() -> None:
         torch.manual_seed(0)
         model = build().to(target.device)
         monitor = reapx.NodeMonitor(model)
-        weights = [matrix.detach()[0].contiguous() for matrix in matrices_of(model).values()]
+        weights = [
+            layer.weight.detach().flatten(1) for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)
+        ]
         images = torch.randn(shape, device=target.device)
         calls = [step_of(model, images), monitor.record, lambda own=weights: _native.zero_scan(own)]
         times = interleaved(calls, 2 if options.quick else rounds, target)

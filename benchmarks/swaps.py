@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import models
+from tables import table
 from timing import Target, parser, write
 
 import reapx
-from reapx.text import table
 
 SWAPS = 100
 

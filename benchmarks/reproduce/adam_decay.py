@@ -37,10 +37,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models
 from decay_curves import FLOOR, LEVELS, POINTS, Row, norms, summary
+from tables import table
 from timing import Target, parser, write
 
 import reapx
-from reapx.text import table
 
 SEEDS = (0, 1, 2)
 SIZES = (784, 64, 64, 10)

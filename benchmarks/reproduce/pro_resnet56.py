@@ -5,32 +5,25 @@
 1000 training images without labels calibrate; accuracy is counted on all test images. Beside the table: where the time
 goes; PRO's predicted error at the outputs against the error measured after ``apply`` for ten budgets of one plan,
 with all refits and with those of the consumers only; and predicted against measured milliseconds. On a GPU the rows
-of the first budget are measured warm, after a run of their own, and where the time goes in a third run, whose clock
-waits for every kernel.
+of the first budget are measured warm, after a run of their own, and where the time goes in a third run.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models
+from tables import table
 from timing import Target, parser, peak_memory, write
 from torch import Tensor, nn
 
 import reapx
-from reapx import _native
-from reapx.allocation import output_errors
-from reapx.capture import execution
-from reapx.reconstruction import rectify, streams
-from reapx.text import table
 
 SEEDS = [
     ("seeds: PRO & REAP", "x0.500", "92.8 -> 90.6", "4237"),
@@ -48,42 +41,31 @@ METHODS: dict[str, dict[str, Any]] = {
 BUDGETS = (0.5, 0.35, 0.25)
 AT_ALL_BUDGETS = ("PRO & REAP", "uniform & REAP")
 CURVE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3, 0.25)
-WORKS: dict[str, list[tuple[ModuleType, str]]] = {
-    "forward passes": [(execution, "evaluate"), (streams, "evaluate"), (output_errors, "evaluate")],
-    "gram": [(_native, "gram_accumulate"), (_native, "gram_mirror")],
-    "paths": [(_native, "basis_compute"), (_native, "path_eliminate"), (_native, "path_weights")],
-    "solves": [(_native, "batch_solve")],
-    "rectification": [(rectify, "_residuals")],
-}
+LOG = logging.getLogger("reapx")
 
 
-class Clock:
-    """Context that adds up the seconds spent in each kind of work."""
+class Steps(logging.Handler):
+    """Context that adds up the seconds of each step, as the log of reapx tells them."""
 
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self.seconds = dict.fromkeys(WORKS, 0.0)
-        self._patches = ExitStack()
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.seconds: dict[str, float] = {}
 
-    def __enter__(self) -> Clock:
-        for work, places in WORKS.items():
-            for module, name in places:
-                timed = self._timed(work, getattr(module, name))
-                self._patches.enter_context(mock.patch.object(module, name, timed))
+    def __enter__(self) -> Steps:
+        LOG.addHandler(self)
+        LOG.setLevel(logging.INFO)
         return self
 
-    def _timed(self, work: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any, **named: Any) -> Any:
-            start = self._target.now()
-            try:
-                return call(*arguments, **named)
-            finally:
-                self.seconds[work] += self._target.now() - start
-
-        return timed
+    def emit(self, record: logging.LogRecord) -> None:
+        """Add one step; of "measuring, 10 of 10 x batch", what is before the comma is its name."""
+        if record.args:
+            step, seconds = record.args
+            name = str(step).split(",")[0]
+            self.seconds[name] = self.seconds.get(name, 0.0) + float(seconds)
 
     def __exit__(self, *_: object) -> None:
-        self._patches.close()
+        LOG.removeHandler(self)
+        LOG.setLevel(logging.NOTSET)
 
 
 @dataclass
@@ -113,7 +95,7 @@ def measure(
     given = (method, budget, model, images, target)
     detailed = target.cuda and budget == BUDGETS[0]
     first = Pruned.by(*given) if detailed else None
-    watched = Clock(target)
+    watched = Steps()
     with peak_memory(target) as memory, nullcontext() if target.cuda else watched:
         done = Pruned.by(*given)
     if detailed:
@@ -132,7 +114,7 @@ def measure(
         "seconds": round(sum(done.seconds), 2),
         **({"device": target.name, "first_seconds": round(sum(first.seconds), 2)} if first else {}),
         "peak_mb": round(memory.bytes / 2**20),
-        **({"split": split} if any(split.values()) else {}),
+        **({"split": split} if split else {}),
         "widths": [entry.kept for entry in plan.groups],
         "gap": result.gap,
     }

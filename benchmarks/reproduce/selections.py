@@ -20,11 +20,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models
 from layer_errors import ERRORS, compare, means, orders
+from tables import table
 from timing import Target, parser, write
 from torch import Tensor, nn
 
 import reapx
-from reapx.text import table
 
 SEEDS = [
     ("VGG16's fully connected layer to 1/2 (89.5)", "NU 87.9, DPP 85.6"),

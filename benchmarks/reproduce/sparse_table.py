@@ -16,7 +16,6 @@ from timing import write
 from torch import Tensor, nn
 
 import reapx
-from reapx.sparsity.compaction.compact import RELATIVE
 
 Labelled = tuple[Tensor, Tensor]
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -28,6 +27,9 @@ DENSE = 0.02
 KEYS = ("method", "strength")
 THRESHOLDS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """Shares of a layer's largest node that could count as zero."""
+
+RELATIVE = 1e-4
+"""Of the largest input, up to which one counts as zero: the default of ``reapx.zero_nodes``."""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models
 from recipe import fused
+from tables import table
 from timing import ROOT, Deadline, Target
 from training import (
     CALIBRATION,
@@ -62,7 +63,6 @@ from training import (
 )
 
 import reapx
-from reapx.text import table
 
 STATE = ROOT / "build" / "srn"
 STAGES = ("srn", "pruned", "resnet", "naive")

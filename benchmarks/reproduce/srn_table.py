@@ -24,10 +24,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import models
 from recipe import fused
+from tables import table
 from timing import Target, interleaved, parser, write
 
 import reapx
-from reapx.text import table
 
 DEPTHS = (20, 32, 44, 56)
 BATCHES = (1, 4, 16)
