@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -135,10 +136,16 @@ def observed() -> nn.Module:
     return prepare(model)
 
 
+def data_parallel() -> nn.Module:
+    """On a machine without a device, whatever device other tests pretend."""
+    with mock.patch("torch.nn.parallel.data_parallel._get_available_device_type", lambda: None):
+        return nn.DataParallel(net()).eval()
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (lambda: nn.DataParallel(net()).eval(), "the module that it wraps, model.module"),
+        (data_parallel, "the module that it wraps, model.module"),
         (lambda: torch.jit.trace(net(), IMAGES[:2]), "that was traced or scripted"),
         (lambda: torch.jit.script(net()), "that was traced or scripted"),
         (lambda: torch.export.export(net(), (IMAGES[:2],)), "the torch.nn.Module that was exported"),
