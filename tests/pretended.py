@@ -72,6 +72,16 @@ class Pretended(Tensor):
     def __torch_dispatch__(cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _call(operator, args, kwargs or {})
 
+    @property
+    def data(self) -> Tensor:  # type: ignore[override]
+        """The tensor without its history; of what is set, the values count as well as the shape."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        Tensor.data.__set__(self, value)  # type: ignore[attr-defined]
+        self.inner = _inner(value)
+
     def data_ptr(self) -> int:
         return self.inner.data_ptr()
 

@@ -20,6 +20,7 @@ from reapx import _native
 from reapx._native import boundary
 from reapx.calibration.store import TensorStore
 from reapx.capture import layers
+from reapx.capture.fingerprint import fingerprint_of
 from reapx.kernels import gram_matrix, least_squares, pair_errors, reap_path, zero_rows
 
 PLACES = [*(["pretended"] if kernels.EMULATED else []), *(["cuda"] if "cuda" in kernels.DEVICES else [])]
@@ -181,6 +182,16 @@ def test_a_gpu_is_not_waited_for_more_often_with_more_batches(
         counts.append(len(record.copies))
     batches_more, measured = 2, 1
     assert counts[1] - counts[0] <= batches_more * (measured + 1)  # finite images, finite sums
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool], ids=str)
+def test_fingerprints_tell_values_shapes_and_order(dtype: torch.dtype, place: Place) -> None:
+    value = (torch.arange(12).reshape(3, 4) % 5 > 1).to(dtype)
+    other = value.clone()
+    other[1, 2] = 1 - int(other[1, 2])
+    different = [value, other, value.flip(1), value.reshape(4, 3), torch.zeros_like(value)]
+    assert len({fingerprint_of(place.moved(each)) for each in different}) == len(different)
+    assert fingerprint_of(place.moved(value.T.contiguous().T)) == fingerprint_of(place.moved(value))
 
 
 def test_in_place_and_saved(net: nn.Module, images: Tensor, place: Place, tmp_path: Path) -> None:

@@ -8,15 +8,27 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Bytes of an element -> whole numbers of the same size."""
+
 
 def fingerprint_of(tensor: Tensor) -> int:
-    """CRC-32 of a tensor's dtype, shape and values, wherever it is and however it lies in memory.
+    """Fingerprint of a tensor's dtype, shape and values, however it lies in memory.
 
-    It takes 60 ms for 100 MB on the CPU and sees what counts of writes miss, such as ``parameter.data.mul_(2)``.
+    On the CPU it is a CRC-32, which takes 60 ms for 100 MB. Elsewhere it is a sum over the values' bits, mixed with
+    their positions, which is computed where the tensor is, so that one number is copied. Both see what counts of writes
+    miss, such as ``parameter.data.mul_(2)``.
     """
     head = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    values = tensor.detach().cpu().contiguous().reshape(-1)
-    return zlib.crc32(values.view(torch.uint8).numpy().data, head)
+    values = tensor.detach()
+    values = (torch.view_as_real(values) if values.is_complex() else values).contiguous().reshape(-1)
+    if values.device.type == "cpu":
+        return zlib.crc32(values.view(torch.uint8).numpy().data, head)
+    words = values.view(_WORDS[values.element_size()]).to(torch.int64)
+    index = torch.arange(len(words), dtype=torch.int64, device=words.device)
+    mixed = words * 6364136223846793005 + index * 1442695040888963407  # whole numbers wrap around
+    mixed = (mixed ^ (mixed >> 29)) * 3202034522624059733
+    return zlib.crc32(int((mixed ^ (mixed >> 32)).sum()).to_bytes(8, "little", signed=True), head)
 
 
 def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, int]:
