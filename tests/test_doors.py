@@ -357,7 +357,7 @@ def test_on_progress_is_called_from_nothing_to_all_of_each_step(capsys: pytest.C
     calls: list[tuple[str, int, int]] = []
     reapx.prune(model, list(images.split(20)), budget=HALF, on_progress=lambda *call: calls.append(call))
     steps = list(dict.fromkeys(step for step, _, _ in calls))
-    assert steps == ["measuring", "measuring outputs", "refitting"]
+    assert steps == ["measuring", "measuring outputs", "refitting", "refitting on all images"]
     for step in steps:
         own = [(done, total) for name, done, total in calls if name == step]
         assert own == [(done, own[0][1]) for done in range(own[0][1] + 1)]

@@ -37,8 +37,7 @@ def check_pruned(seed: int) -> None:
         group.name: torch.tensor(sorted(rng.sample(range(group.size), rng.randrange(group.size))), dtype=torch.int64)
         for group in found.groups
     }
-    done = remove(model, found._graph, found.groups, removed, found._images, refit=None, damping=0.0, rectify=0,
-                  changed={})  # fmt: skip
+    done = remove(model, found, removed, refit=None, damping=0.0, rectify=0, changed={})
     smaller = done.model.double()
     for count, size in ((3, shape), (5, (3, shape[1] + 4, shape[2] + 3))):
         images = torch.randn(count, *size, dtype=torch.float64)
@@ -47,8 +46,7 @@ def check_pruned(seed: int) -> None:
         with torch.no_grad():
             torch.testing.assert_close(smaller(images), wanted, rtol=1e-9, atol=1e-9)
     if seed % 3 == 0:
-        refitted = remove(model, found._graph, found.groups, removed, found._images, refit="all", damping=1e-2,
-                          rectify=0, changed={})  # fmt: skip
+        refitted = remove(model, found, removed, refit="all", damping=1e-2, rectify=0, changed={})
         assert refitted.proof.gap < 1e-8
 
 

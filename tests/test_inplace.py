@@ -60,9 +60,9 @@ def test_apply_is_undone_wherever_it_is_interrupted(name: str) -> None:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     plan = emptied(reapx.plan(model, images, budget=reapx.MACs(0.95), allocation="uniform"), CASES[name].droppable)
-    groups, removed = [x.group for x in plan.groups], {x.group.name: x.removed for x in plan.groups}
+    removed = {x.group.name: x.removed for x in plan.groups}
     options = {"refit": None, "damping": 0.0, "rectify": 0, "progress": False, "changed": {}}
-    found = remove(model, plan._graph, groups, removed, plan._images, **options)  # type: ignore[arg-type]
+    found = remove(model, plan.inspection, removed, **options)  # type: ignore[arg-type]
     assert interrupted(model, images, lambda: found.repeat(model), "transplant.py", 23) > 20
     with torch.no_grad():
         assert torch.equal(model(images), found.model(images)) and str(model) == str(found.model)

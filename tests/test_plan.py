@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from graphs import coupled, lively, plain
+from judging import judged_network, moved
 from torch import Tensor, nn
 
 import reapx
@@ -181,11 +182,7 @@ def test_reap_predicts_the_error_that_the_refit_leaves() -> None:
     plan = reapx.plan(model, images, budget=reapx.MACs(0.5), damping=1e-10)
     result = plan.apply(damping=1e-10)
     held_out = (torch.arange(500) + 1) % 4 == 0
-    errors = []
-    for part in (images[~held_out], images[held_out]):
-        with torch.no_grad():
-            wanted, got = model(part), result.model(part)
-        errors.append(float((wanted - got).square().sum() / (wanted - wanted.mean(0)).square().sum()))
+    errors = [moved(model, judged_network(plan, 1e-10), part) for part in (images[~held_out], images[held_out])]
     assert errors[0] == pytest.approx(plan.groups[0].error, rel=1e-3)
     assert errors[1] == pytest.approx(result.fits[-1].error, rel=1e-3)
 
@@ -354,7 +351,5 @@ def test_exclude_takes_blocks_depthwise_layers_and_one_string() -> None:
 def test_result_says_how_far_the_outputs_moved() -> None:
     model, images = residual()
     result = reapx.prune(model, images, budget=reapx.MACs(0.8))
-    with torch.no_grad():
-        wanted, got = (network(images[3::4]) for network in (model, result.model))  # those that no fit has seen
-    moved = (wanted - got).square().sum() / (wanted - wanted.mean(0)).square().sum()
-    assert result.change == pytest.approx(float(moved), rel=1e-3)
+    change = moved(model, judged_network(result.plan), images[3::4])  # those that no fit has seen
+    assert result.change == pytest.approx(change, rel=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 
@@ -10,6 +11,7 @@ from ..calibration.checkpoint import digest_of
 from ..calibration.images import Images
 from ..calibration.processes import Processes, processes_of
 from ..calibration.progress import timed
+from ..calibration.sample import ImagePart, split
 from ..capture.fingerprint import fingerprints
 from ..capture.graph import Graph, capture
 from ..capture.layers import Layer
@@ -48,6 +50,11 @@ class Inspection:
     _channels: ChannelAnalysis
     _graph: Graph
     _images: Images
+
+    @cached_property
+    def _parts(self) -> tuple[ImagePart, ImagePart]:
+        """The images that fits see first, and those that judge them."""
+        return split(self._images)
 
     def __repr__(self) -> str:
         return (

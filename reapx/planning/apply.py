@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..calibration.images import Images
 from ..calibration.progress import SILENT, Progress, timed
-from ..calibration.sample import split
 from ..capture.graph import Graph, capture
 from ..costs.latency import Latency, measure_milliseconds
 from ..groups.channel_groups import Group
 from ..inspection.argument_checks import RefitLayers
+from ..inspection.inspection import Inspection
 from ..moments.few_rows import warn_few_rows
 from ..reconstruction.layer_refit import LayerRefit
-from ..reconstruction.sweep import reconstruct
+from ..reconstruction.reconstruct import Refits, reconstruct
+from ..reconstruction.sweep import Sweep
 from ..selection.paths.path import Path
 from ..selection.paths.weight_changes import cut_tensors
 from ..surgery.bare_norms import input_widths, set_widths
@@ -38,8 +38,7 @@ class Removal:
     Attributes:
         model: The smaller copy.
         kept: Qualified parameter name -> axis -> positions that stayed.
-        updates: Qualified name -> refitted parameter of the smaller network.
-        fits: Errors of each refitted layer.
+        refits: What least squares changed.
         proof: Largest difference from the masked original, and on what it was found.
         endings: What follows the layers without input channels.
         widths: Path -> number of channels of each norm that holds no tensor.
@@ -48,8 +47,7 @@ class Removal:
 
     model: nn.Module
     kept: Kept
-    updates: dict[str, Tensor]
-    fits: list[LayerRefit]
+    refits: Refits
     proof: Proof
     endings: Endings
     widths: dict[str, int]
@@ -58,17 +56,15 @@ class Removal:
     def repeat(self, model: nn.Module) -> None:
         """Make the same removal in the network itself, in place; an interruption undoes it."""
         smaller = shadow(model)
-        shrink(smaller, self.kept, self.updates, self.endings)
+        shrink(smaller, self.kept, self.refits.updates, self.endings)
         set_widths(smaller, self.widths)
-        transplant(model, smaller, {*self.kept, *self.updates})
+        transplant(model, smaller, {*self.kept, *self.refits.updates})
 
 
 def remove(
     model: nn.Module,
-    graph: Graph,
-    groups: Sequence[Group],
+    found: Inspection,
     removed: Mapping[str, Tensor],
-    images: Images,
     *,
     refit: str | None,
     damping: float | None,
@@ -80,10 +76,8 @@ def remove(
 
     Args:
         model: The network; it is not changed.
-        graph: The same network, captured.
-        groups: Channel groups.
+        found: What is known of it: its graph, its groups and the images.
         removed: Group name -> units that leave.
-        images: Calibration images.
         refit: ``"all"``, ``"consumers"``, or None for no refit.
         damping: Pull towards the old weights, a fraction of the mean diagonal of each Gram matrix; None to choose it
             for each layer by its held-out error.
@@ -97,48 +91,40 @@ def remove(
         CaptureError: torch.export refuses the smaller network, or it runs other operators.
         ProofError: the smaller network does not compute what the masked original computes.
     """
+    graph, groups, images = found._graph, found.groups, found._images
     kept = kept_positions(groups, removed, graph.tensors)
     endings = find_endings(graph, groups, kept)
-    updates: dict[str, Tensor] = {}
     if refit is None:
         updates = {
             name: narrow(value, kept.get(name, {})).to(graph.tensors[name].dtype) for name, value in changed.items()
         }
-    fits: list[LayerRefit] = []
-    if refit is not None and kept:
+        refits = Refits(updates, updates, ())
+    elif not kept:
+        refits = Refits({}, {}, ())
+    else:
         wider = kept_positions(groups, _but_one(groups, removed), graph.tensors)
         lasting = within(kept, wider)
         draft = copy.deepcopy(model)
         cut(draft, wider)
-        fitted, judged = split(images)
         captured = capture(draft, images.as_inputs(2))
-        found, fits = reconstruct(
-            graph,
-            captured,
-            wider,
-            fitted,
-            judged,
-            damping=damping,
-            refit=refit,
-            rectify=rectify,
-            progress=progress,
-            lasting=lasting,
-        )
-        updates = {name: narrow(value, lasting.get(name, {})) for name, value in found.items()}
+        refits = reconstruct(
+            Sweep(graph, captured, wider, lasting, refit, rectify, progress), images, found._parts, damping
+        ).narrowed(lasting)
         known = {consumer.layer.name for group in groups for consumer in group.consumers}  # of which the plan warned
-        warn_few_rows([(x.layer, x.rows, x.features) for x in fits if x.layer not in known], fitted, stacklevel=5)
+        rows = [(fit.layer, fit.rows, fit.features) for fit in refits.fits if fit.layer not in known]
+        warn_few_rows(rows, found._parts[0], stacklevel=5)
     pruned = copy.deepcopy(model)
-    shrink(pruned, kept, updates, endings)
+    shrink(pruned, kept, refits.updates, endings)
     widths = input_widths(pruned, images)
     set_widths(pruned, widths)
     original = Original.of(model)
-    masked = masked_tensors(graph, groups, kept, updates)
+    masked = masked_tensors(graph, groups, kept, refits.updates)
     with timed("proving"):
-        exact = shrunk_exactly(model, kept, updates, endings) if endings else pruned
+        exact = shrunk_exactly(model, kept, refits.updates, endings) if endings else pruned
         proof = prove(exact, graph, masked, images, model=model)
         if endings:
             prove(pruned, graph, masked, images, rounded=True)
-    return Removal(pruned, kept, updates, fits, proof, endings, widths, original)
+    return Removal(pruned, kept, refits, proof, endings, widths, original)
 
 
 def _but_one(groups: Sequence[Group], removed: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -181,12 +167,11 @@ def carry_out(
     if refit is None:
         made = own_tensors(graph, plan._paths, plan.groups) if plan._stored is None else plan._stored.own
         changed = {name: images.processes.share(value) for name, value in made.items()}
+    inspection = plan._found
     found = remove(
         model,
-        graph,
-        [entry.group for entry in plan.groups],
+        inspection,
         {entry.group.name: entry.removed for entry in plan.groups},
-        images,
         refit=refit,
         damping=damping,
         rectify=rectify,
@@ -194,13 +179,16 @@ def carry_out(
         changed=changed,
     )
     latency = _measured_latency(plan, found.model)
-    change = output_change(found.model, graph, split(images)[1])
+    judged = copy.deepcopy(model)
+    shrink(judged, found.kept, found.refits.judged, found.endings)
+    set_widths(judged, found.widths)
+    change = output_change(judged, graph, inspection._parts[1])
     pruned = found.model
     if inplace:
         found.repeat(model)
         pruned = model
     seconds = time.perf_counter() - start
-    return Applied(pruned, tuple(found.fits), found.proof, change, seconds, found.kept, found.original, latency)
+    return Applied(pruned, found.refits.fits, found.proof, change, seconds, found.kept, found.original, latency)
 
 
 def _measured_latency(plan: PlanState, pruned: nn.Module) -> tuple[float, float, float] | None:

@@ -17,7 +17,7 @@ from ..allocation.pro import Measurement, Tradeoff, measure_tradeoff
 from ..allocation.uniform import uniform
 from ..calibration.checkpoint import Checkpoint, fingerprint
 from ..calibration.progress import Progress, progress_of
-from ..calibration.sample import EVERY, split
+from ..calibration.sample import EVERY
 from ..costs.latency import Latency, latency_terms
 from ..errors import BudgetError
 from ..inspection.inspection import Inspection, inspect
@@ -45,7 +45,7 @@ def make_plan(model: nn.Module, images: object, settings: PlanSettings) -> Plan:
     find = partial(
         find_paths,
         found._graph,
-        split(found._images)[0],
+        found._parts[0],
         found.groups,
         selection=settings.selection,
         damping=settings.path_damping,
@@ -181,7 +181,7 @@ def _tradeoff(
     measurement = Measurement(settings.points, settings.rounds, settings.output_error, MEASURED_IMAGES)
     return measure_tradeoff(
         found._graph,
-        split(found._images)[1],
+        found._parts[1],
         found.groups,
         paths,
         found.costs,

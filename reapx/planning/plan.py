@@ -203,10 +203,12 @@ class Result:
         model: The smaller module.
         plan: The plan that was applied.
         fits: Errors of each refitted layer on held-out images, before and after, as shares of its target's variance.
+            They are those of a fit without these images; the weights that stay are fitted to all images, with the same
+            dampings.
         proof: Largest difference between the module and the masked original with the same refitted weights, in which
             dtype, and on images of which sizes. It proves that surgery was exact.
         change: Mean squared difference of the outputs from the original network's on held-out images, as a share of
-            the variance of the original's outputs.
+            the variance of the original's outputs; of the network that was fitted without these images.
         seconds: Seconds that ``Plan.apply`` took.
         kept: Qualified parameter name -> axis -> positions that stayed.
         original: The parameters of the network that was pruned, for ``reapx.carry_state``.

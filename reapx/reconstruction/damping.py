@@ -51,7 +51,7 @@ class LayerProblem:
     Attributes:
         name: The layer's, for errors.
         fitted: Moments of the images that are fitted.
-        judged: Moments of the held-out images.
+        judged: Moments of the held-out images; None where all images are fitted.
         old: (G, M, D) float64, what damping pulls towards; zero where features are not read.
         columns: (count,) int64: features whose weights may change.
         intercept: Whether an intercept is fitted.
@@ -62,7 +62,7 @@ class LayerProblem:
 
     name: str
     fitted: Accumulator
-    judged: Accumulator
+    judged: Accumulator | None
     old: Tensor
     columns: Tensor
     intercept: bool
@@ -81,7 +81,10 @@ class LayerProblem:
         return FittedWeights(weight, torch.where(self.usable, shift, self.bias))
 
     def error(self, fit: FittedWeights) -> float:
-        """Squared error on the held-out images as a share of the target's variance there, outputs weighted."""
+        """Squared error on the held-out images as a share of the target's variance there, outputs weighted; NaN
+        without such images."""
+        if self.judged is None:
+            return math.nan
         squares, variances = held_out_squares(self.judged, fit, self.intercept)
         total = float((self.weights * variances).sum())
         return max(float((self.weights * squares).sum()), 0.0) / max(total, 1e-300)
@@ -103,11 +106,14 @@ def fit_layer(problem: LayerProblem, moments: Sequence[Moments], damping: float 
 
     Args:
         moments: Of the fitted images, one per conv group, about the mean where an intercept is fitted.
-        damping: A fraction of the mean diagonal; None to choose.
+        damping: A fraction of the mean diagonal; infinite to keep the old weights; None to choose.
 
     Raises:
         NumericalError: the system is singular.
     """
+    kept = problem.with_intercept(problem.old)
+    if damping == math.inf:
+        return DampedFit(kept, damping)
     if damping is not None:
         return DampedFit(problem.with_intercept(solve(problem, moments, damping)), damping)
     found: dict[int, tuple[float, FittedWeights]] = {}
@@ -119,7 +125,6 @@ def fit_layer(problem: LayerProblem, moments: Sequence[Moments], damping: float 
         return found[index][0]
 
     best = descend(error, len(GRID), START)
-    kept = problem.with_intercept(problem.old)
     if problem.error(kept) <= error(best):
         return DampedFit(kept, math.inf)
     return DampedFit(found[best][1], GRID[best])

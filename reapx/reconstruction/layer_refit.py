@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from ..calibration.sample import ImagePart
+from ..calibration.images import Images
 from ..capture.graph import Graph
 from ..capture.layers import Layer, Tail, norm_affine
 from ..moments.measure import Accumulator, check_finite
@@ -76,9 +76,7 @@ class LayerRefit:
 class StreamPair:
     """The original and the pruned network's values for one part of the images."""
 
-    def __init__(
-        self, original: Graph, pruned: Graph, tensors: dict[str, Tensor], images: ImagePart, memory: int
-    ) -> None:
+    def __init__(self, original: Graph, pruned: Graph, tensors: dict[str, Tensor], images: Images, memory: int) -> None:
         """``tensors`` are the pruned network's, which change as layers are refitted."""
         self.images = images
         self.pruned = ValueStream(pruned, tensors, images, memory)
@@ -116,14 +114,14 @@ class StreamPair:
 
 
 def refit_layer(
-    step: RefitStep, fitted: StreamPair, judged: StreamPair, damping: float | None
+    step: RefitStep, fitted: StreamPair, judged: StreamPair | None, damping: float | None
 ) -> tuple[dict[str, Tensor], LayerRefit]:
     """New tensors of a layer by their names, and how good they are.
 
     Args:
         fitted: Values of the images that are fitted.
-        judged: Values of the held-out images.
-        damping: A fraction of the mean diagonal; None to choose it.
+        judged: Values of the held-out images; None where all are fitted, and no error is known.
+        damping: A fraction of the mean diagonal, infinite to keep the old weights; None to choose it.
     """
     layer, graph, tensors = step.layer, fitted.pruned.graph, fitted.pruned.tensors
     norm = None if step.tail.norm is None else norm_affine(graph, step.tail.norm, tensors)
@@ -158,7 +156,7 @@ def refit_layer(
 
 
 def _problem(
-    step: RefitStep, fitted: StreamPair, judged: StreamPair, norm: tuple[Tensor, Tensor] | None
+    step: RefitStep, fitted: StreamPair, judged: StreamPair | None, norm: tuple[Tensor, Tensor] | None
 ) -> LayerProblem:
     layer, tensors = step.layer, fitted.pruned.tensors
     old = layer.matrix(tensors[layer.weight])
@@ -167,8 +165,10 @@ def _problem(
     outputs = old.shape[:2].numel()
     bias = old.new_zeros(outputs) if layer.bias is None else tensors[layer.bias].double()
     every = old.new_ones(outputs, dtype=torch.bool)
-    held_out = judged.measure(step, norm, old.shape[1])
-    held_out.mirror()
+    held_out = None
+    if judged is not None:
+        held_out = judged.measure(step, norm, old.shape[1])
+        held_out.mirror()
     return LayerProblem(
         layer.name,
         fitted.measure(step, norm, old.shape[1]),

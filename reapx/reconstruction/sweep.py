@@ -7,11 +7,14 @@ repairs what the blocks before it lost.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from ..calibration.images import Images
 from ..calibration.progress import SILENT, Progress
-from ..calibration.sample import ImagePart
 from ..capture.graph import Graph, operator_name
 from ..capture.layers import MAX_FEATURES, Layer, can_refit, describe, tail_of
 from ..errors import CaptureError
@@ -21,65 +24,76 @@ from .rectify import constant_beyond
 from .schedule import schedule
 
 
-def reconstruct(
-    original: Graph,
-    pruned: Graph,
-    kept: Kept,
-    fitted: ImagePart,
-    judged: ImagePart,
-    *,
-    damping: float | None,
-    refit: str,
-    rectify: int,
-    progress: Progress = SILENT,
-    lasting: Kept | None = None,
-) -> tuple[dict[str, Tensor], list[LayerRefit]]:
-    """Refit the pruned network's layers so that it follows the original.
+@dataclass(frozen=True)
+class Sweep:
+    """The two networks of a sweep, and how the layers of the second are refitted.
 
-    Args:
+    Attributes:
         original: The network as it was.
         pruned: The same network after surgery, captured afresh.
         kept: What stays of each parameter.
-        fitted: The images that weights are fitted to.
-        judged: The held-out ones, which damping is chosen by, and errors are of.
-        damping: Pull towards the old weights, a fraction of the mean diagonal of the Gram matrix; None to choose it
-            for each layer.
+        lasting: Which positions of the pruned network's parameters will last, on the axes where not all do: layers
+            are refitted without those that will leave.
         refit: ``"all"`` layers behind the first removal, or only the ``"consumers"`` of pruned groups.
         rectify: Passes after each fit that leave out what a ReLU drops.
         progress: Who is told how many layers are done.
-        lasting: Which positions of the pruned network's parameters will last, on the axes where not all do: layers
-            are refitted without those that will leave.
-
-    Returns:
-        Qualified name -> new parameter of the pruned network, and each layer's error.
     """
-    steps = _steps(original, pruned, kept, refit, rectify, lasting or {})
-    new = dict(pruned.tensors)
-    shares = [part.count / max(fitted.count + judged.count, 1) for part in (fitted, judged)]
-    ours, theirs = (
-        StreamPair(original, pruned, new, part, int(part.memory * share) // 2)
-        for part, share in zip((fitted, judged), shares, strict=True)
-    )
-    for step in steps:
-        ours.want(step, 1 + step.rectify)
-        theirs.want(step, 1)
-    updates: dict[str, Tensor] = {}
-    fits = []
-    processes = fitted.processes
-    try:
-        for step in progress.over(steps, "refitting", unit="layer"):
-            found, fit = refit_layer(step, ours, theirs, damping)
-            changed = {name: processes.share(value) for name, value in found.items()}
-            new.update(changed)
-            updates.update(changed)
-            fits.append(processes.gather(fit)[0])
-    finally:
-        for pair in (ours, theirs):
-            pair.close()
-    return updates, fits
+
+    original: Graph
+    pruned: Graph
+    kept: Kept
+    lasting: Kept
+    refit: str
+    rectify: int
+    progress: Progress = SILENT
+
+    def run(
+        self, fitted: Images, judged: Images | None, damping: float | Mapping[str, float] | None
+    ) -> tuple[dict[str, Tensor], list[LayerRefit]]:
+        """Refit the pruned network's layers so that it follows the original.
+
+        Args:
+            fitted: The images that weights are fitted to.
+            judged: The held-out ones, which damping is chosen by, and errors are of; None where all images are fitted,
+                and errors are NaN.
+            damping: Pull towards the old weights, a fraction of the mean diagonal of the Gram matrix: of all layers, or
+                layer name -> that of each; None to choose it for each layer.
+
+        Returns:
+            Qualified name -> new parameter of the pruned network, and each layer's error.
+        """
+        steps = _steps(self)
+        new = dict(self.pruned.tensors)
+        parts = [fitted] if judged is None else [fitted, judged]
+        count = max(sum(part.count for part in parts), 1)
+        pairs = [
+            StreamPair(self.original, self.pruned, new, part, part.memory * part.count // count // 2) for part in parts
+        ]
+        ours, theirs = pairs[0], pairs[1] if judged is not None else None
+        for step in steps:
+            ours.want(step, 1 + step.rectify)
+            if theirs is not None:
+                theirs.want(step, 1)
+        updates: dict[str, Tensor] = {}
+        fits = []
+        processes = fitted.processes
+        told = "refitting" if judged is not None else "refitting on all images"
+        try:
+            for step in self.progress.over(steps, told, unit="layer"):
+                own = damping[step.layer.name] if isinstance(damping, Mapping) else damping
+                found, fit = refit_layer(step, ours, theirs, own)
+                changed = {name: processes.share(value) for name, value in found.items()}
+                new.update(changed)
+                updates.update(changed)
+                fits.append(processes.gather(fit)[0])
+        finally:
+            for pair in pairs:
+                pair.close()
+        return updates, fits
 
 
-def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str, rectify: int, lasting: Kept) -> list[RefitStep]:
+def _steps(sweep: Sweep) -> list[RefitStep]:
+    original, pruned, kept = sweep.original, sweep.pruned, sweep.kept
     ours, theirs = [[operator_name(n) for n in g.nodes] for g in (pruned, original)]
     if ours != theirs:
         raise CaptureError(
@@ -92,10 +106,10 @@ def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str, rectify: int,
         if isinstance(layer, Layer) and can_refit(pruned, layer) and layer.features <= MAX_FEATURES:
             layers.append(layer)
     pruned_here = [x for x in layers if x.in_axis in kept.get(x.weight, {})]
-    chosen = _behind(pruned, layers, pruned_here) if refit == "all" else pruned_here
+    chosen = _behind(pruned, layers, pruned_here) if sweep.refit == "all" else pruned_here
     steps = []
     for layer, residual in schedule(pruned, chosen):
-        axes = lasting.get(layer.weight, {})
+        axes = sweep.lasting.get(layer.weight, {})
         if layer.out_axis in axes and len(axes[layer.out_axis]) == 0:
             continue
         tail = tail_of(pruned, layer)
@@ -104,7 +118,7 @@ def _steps(original: Graph, pruned: Graph, kept: Kept, refit: str, rectify: int,
         limits = constant_beyond(pruned, layer, tail, residual)
         columns = _columns(layer, axes.get(layer.in_axis))
         outputs = kept.get(layer.weight, {}).get(layer.out_axis)
-        passes = 0 if limits is None else rectify
+        passes = 0 if limits is None else sweep.rectify
         steps.append(RefitStep(layer, tail, target, residual, passes, limits or (0.0, 0.0), columns, outputs))
     return steps
 

@@ -142,10 +142,8 @@ class ZeroNodes:
             raise InputError(f"{changed} has changed since the nodes were found: call reapx.zero_nodes again")
         removal = remove(
             self._model,
-            graph,
-            [entry.group for entry in self.groups],
+            self._found,
             {entry.group.name: entry.removed for entry in self.groups},
-            images,
             refit=None,
             damping=0.0,
             rectify=0,
