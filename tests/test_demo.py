@@ -40,7 +40,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[demo.
             return rows
 
         patch.setattr(demo, "compare", keep)
-        demo.run_demo(folder, images=1000, epochs=4, calibration=200, rounds=1, budgets=SHORT)
+        demo.run_demo(folder, images=1000, epochs=4, calibration=96, rounds=1, budgets=SHORT)
     return folder, rows
 
 

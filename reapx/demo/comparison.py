@@ -26,7 +26,7 @@ from ..text import share, short
 from ..text import table as text_table
 from .digits import BATCH, DigitNet, Digits, read_digits, train
 
-BUDGETS = (0.5, 0.25, 0.12)
+BUDGETS = (0.25, 0.12, 0.06)
 """Shares of the MACs that stay."""
 
 FIXED = 1e-2
@@ -109,7 +109,7 @@ def run_demo(
     seed: int = 0,
     images: int | None = None,
     epochs: int = 3,
-    calibration: int = 300,
+    calibration: int = 96,
     rounds: int = 9,
     budgets: Sequence[float] = BUDGETS,
 ) -> None:
