@@ -20,7 +20,7 @@ from .errors import (
     ReapxError,
 )
 from .groups.channel_groups import Consumer, Frozen, Group
-from .groups.operator_rules import register_operator
+from .groups.rules.operator_rules import register_operator
 from .inspection.inspection import Inspection, inspect
 from .moments.moments import Moments
 from .planning.calls import plan, prune

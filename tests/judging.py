@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 import reapx
 from reapx.planning.apply import Removal, remove
-from reapx.surgery.emptied_layers import shrink
 
 
 def removal(plan: reapx.Plan, damping: float | None = None, rectify: int = 2) -> Removal:
@@ -22,7 +21,7 @@ def judged_network(plan: reapx.Plan, damping: float | None = None, rectify: int 
     """The pruned network after the first sweep."""
     done = removal(plan, damping, rectify)
     smaller = copy.deepcopy(plan._model)
-    shrink(smaller, done.kept, done.refits.judged, done.endings)
+    done.shrink(smaller, done.refits.judged)
     return smaller
 
 

@@ -21,6 +21,7 @@ ROOMS = (
     "calibration",
     "capture.exporting",
     "capture",
+    "groups.rules",
     "groups",
     "moments",
     "kernels",

@@ -12,8 +12,8 @@ from graphs import coupled, lively
 from torch import Tensor, nn
 
 import reapx
-from reapx.groups.analysis_state import AnalysisState
-from reapx.groups.operator_rules import OPERATOR_RULES
+from reapx.groups.rules.analysis_state import AnalysisState
+from reapx.groups.rules.operator_rules import OPERATOR_RULES
 
 HALF = reapx.MACs(0.5)
 
@@ -299,7 +299,7 @@ def with_operator(operator: Any) -> tuple[nn.Module, Tensor]:
 
 @pytest.fixture(autouse=True)
 def _forget_operators(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reapx.groups.operator_rules._REGISTERED", {})
+    monkeypatch.setattr("reapx.groups.rules.operator_rules._REGISTERED", {})
 
 
 def test_an_operator_without_a_rule_freezes_even_if_aten_has_one_of_its_name() -> None:

@@ -288,7 +288,7 @@ def test_reasons_quote_the_users_line(model: Callable[[], nn.Module], words: str
 def test_reasons_of_attention_quote_its_line_and_name_its_module() -> None:
     model = nn.Sequential(nn.Linear(5, 16), Attention(), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
     reasons = reasons_of(model, torch.randn(8, 4, 5))
-    assert re.search(r"unbind is not known .*: `q, k, v = self.qkv\(x\)", reasons["1.qkv"])
+    assert re.search(r"fewer .* channels: 1 \(Attention\) at `q, k, v = self.qkv\(x\)", reasons["1.qkv"])
     assert re.search(r"fewer of these channels: 1 \(Attention\) at `return self.proj", reasons["0"])
 
 

@@ -19,10 +19,11 @@ from torch.utils._pytree import tree_map_only
 
 from ..calibration.threads import TURNS
 from ..errors import CaptureError
-from .dependence import varying
+from .dependence import ancestors, varying
 from .exporting.export import Inputs, export
 from .exporting.inlining import inline_blocks
 from .fingerprint import fingerprint_of
+from .plain_attention import with_plain_attention
 
 VIEWS = frozenset(
     "view reshape flatten unflatten slice select narrow chunk split split_with_sizes unbind permute transpose t "
@@ -158,7 +159,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
             functional form.
     """
     with TURNS.alone():
-        program = export(model, inputs)
+        program = export(with_plain_attention(model), inputs)
         inline_blocks(program)
         rewritten = _mutates_views(program.graph.nodes)
         if rewritten:
@@ -169,7 +170,10 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
     kinds = {spec.arg.name: spec for spec in signature.input_specs}
     state = {**program.state_dict, **program.constants}
     graph = Graph([], [], [], {}, {}, frozenset())
+    alive = _alive(program.graph.nodes)
     for node in program.graph.nodes:
+        if node.op == "call_function" and node not in alive:
+            continue  # such as the weights of attention, which modules return and nobody takes
         if node.op == "placeholder":
             spec = kinds[node.name]
             if spec.kind == InputKind.USER_INPUT:
@@ -223,6 +227,12 @@ def _mutates_views(nodes: Iterable[Node]) -> bool:
             if operator_name(changed) in VIEWS or any(operator_name(r) in VIEWS for r in users):
                 return True
     return False
+
+
+def _alive(nodes: Iterable[Node]) -> set[Node]:
+    """The nodes that an output depends on, and those that read parameters, which must keep fitting what they meet."""
+    ends = [node for node in nodes if node.op == "output" or any(x.op == "placeholder" for x in node.all_input_nodes)]
+    return ancestors(ends)
 
 
 def _make_functional(node: Node) -> None:

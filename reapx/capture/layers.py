@@ -141,8 +141,13 @@ def name_of(graph: Graph, node: Node) -> str:
     return str(stack[-1][0]) if stack and stack[-1][0] else node.name
 
 
-def describe(graph: Graph, node: Node) -> Layer | str | None:
-    """The layer of a node; None for other operators; as text, the reason why reapx cannot refit the layer."""
+def describe(graph: Graph, node: Node, *, computed_bias: bool = False) -> Layer | str | None:
+    """The layer of a node; None for other operators; as text, the reason why reapx cannot refit the layer.
+
+    Args:
+        computed_bias: Whether to describe a layer whose bias forward() computes, as if it had none. It cannot be
+            refitted, but its outputs can be cut.
+    """
     operator = operator_name(node)
     if operator not in LAYERS:
         return None
@@ -152,7 +157,7 @@ def describe(graph: Graph, node: Node) -> Layer | str | None:
     bias_argument = node.args[2] if len(node.args) > 2 else None
     bias = graph.parameter_of(bias_argument)
     name = name_of(graph, node)
-    if bias_argument is not None and bias is None:
+    if bias_argument is not None and bias is None and not computed_bias:
         return f"the bias of {name} is computed in forward(), not stored"
     if operator == "linear":
         count = math.prod(graph.shape(node)[:-1]) // graph.batch

@@ -95,18 +95,30 @@ class Costs:
             for key, where in group.cuts.items():
                 self._owners.setdefault(key, []).append((group, where.shape[1]))
         self.full = {group.name: group.size for group in channels.groups}
-        fixed = other_macs(graph, [layer.node for layer in channels.layers])
-        self._shapes.update({name: () for name, _ in fixed})  # these depend on no width
+        others = self._others(graph, channels)
         once = [name for name in sorted(graph.trained) if name == min(graph.tied.get(name, [name]))]
         self._terms: dict[type[Budget], list[tuple[str, Cost]]] = {
             MACs: [
                 *[(layer.weight, partial(_product, layer.positions)) for layer in channels.layers],
-                *[(name, partial(_product, count)) for name, count in fixed],
+                *others,
             ],
             Params: [(name, partial(_product, 1)) for name in once],
         }
         self._measured: dict[type[Budget], Budget] = {}
         self._terms_of_group: dict[tuple[type[Budget], str], list[tuple[str, Cost]]] = {}
+
+    def _others(self, graph: Graph, channels: ChannelAnalysis) -> list[tuple[str, Cost]]:
+        """MACs of operators that are no layers: of attention for each head, of all others at every width the same."""
+        terms: list[tuple[str, Cost]] = []
+        for node, title, count in other_macs(graph, [layer.node for layer in channels.layers]):
+            owners = [(group, group.attention[node]) for group in channels.groups if node in group.attention]
+            name = f"{title} {node.name}" if owners else title
+            heads = graph.shape(node)[-3] if owners else 1
+            self._shapes[name] = (heads,) if owners else ()
+            if owners:
+                self._owners[name, 0] = owners
+            terms.append((name, partial(_product, count // heads)))
+        return terms
 
     def use(self, budget: Budget, terms: list[tuple[str, Cost]]) -> None:
         """Set the costs that a kind of budget counts.

@@ -15,21 +15,22 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..capture.execution import evaluate
 from ..capture.graph import Graph, operator_name
 from ..capture.layers import LAYERS, name_of
-from ..groups.operator_rules import OPERATOR_RULES, SKIPPED
+from ..groups.rules.operator_rules import OPERATOR_RULES, SKIPPED
 
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "matmul", "einsum", "scaled_dot_product_attention", *LAYERS)
 
 
-def other_macs(graph: Graph, layers: Collection[Node]) -> list[tuple[str, int]]:
+def other_macs(graph: Graph, layers: Collection[Node]) -> list[tuple[Node, str, int]]:
     """Multiply-accumulates per image of the operators that are no layers, as torch's FlopCounterMode counts them.
 
-    Their channels are all frozen, so that they cost the same at every width. What depends on no image is counted once.
+    Their channels are all frozen, so that they cost the same at every width; but for attention, which costs the same
+    for each head. What depends on no image is counted once.
 
     Args:
         layers: Nodes that are counted elsewhere.
 
     Returns:
-        Module path and operator, or a layer's name; and the count, where it is not 0.
+        The operator; its module path and name, or a layer's name; and the count, where it is not 0.
     """
     found = []
     for node in graph.nodes:
@@ -41,7 +42,7 @@ def other_macs(graph: Graph, layers: Collection[Node]) -> list[tuple[str, int]]:
         if node in graph.varying:
             count //= graph.batch
         if count:
-            found.append((_title(graph, node, name), count))
+            found.append((node, _title(graph, node, name), count))
     return found
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from ..capture.graph import Graph
 from ..capture.layers import MAX_FEATURES, Layer, can_refit
+from .head_axes import find_head_axes
 from .propagation import Propagation
 
 Positions = npt.NDArray[np.int64]
@@ -52,6 +54,9 @@ class Group:
         consumers: Layers that read the channels.
         cuts: Axis of a parameter -> (units, count) int64, the positions on it that leave with each unit.
         residual_stream: Whether the channels are a sum of several layers' outputs.
+        attention: Product of attention -> how many of its heads each unit is; empty where units are channels.
+        numbers: (module path, attribute) of the whole numbers that count the units, or something in each of them; they
+            shrink in proportion.
     """
 
     name: str
@@ -60,6 +65,8 @@ class Group:
     consumers: tuple[Consumer, ...]
     cuts: dict[ParameterAxis, Positions]
     residual_stream: bool
+    attention: dict[Node, int] = field(default_factory=dict)
+    numbers: tuple[tuple[str, str], ...] = ()
 
     @property
     def per_unit(self) -> int:
@@ -69,8 +76,8 @@ class Group:
 
     @property
     def kind(self) -> str:
-        """``"stream"`` for a residual stream, ``"inside"`` for the inside of a block."""
-        return "stream" if self.residual_stream else "inside"
+        """``"stream"`` for a residual stream, ``"heads"`` of attention, ``"inside"`` for the inside of a block."""
+        return "stream" if self.residual_stream else "heads" if self.attention else "inside"
 
     @property
     def consumer_names(self) -> list[str]:
@@ -114,6 +121,7 @@ class ChannelAnalysis:
 
 @dataclass(frozen=True)
 class _Unit:
+    root: int
     axes: dict[ParameterAxis, Positions]
 
     @property
@@ -132,7 +140,7 @@ def find_groups(graph: Graph, *, measured: bool = True) -> ChannelAnalysis:
     Returns:
         Groups in the order of their first producers, and the frozen channels of every layer.
     """
-    analysis = Propagation(graph)
+    analysis = Propagation(graph, find_head_axes(graph))
     reasons = analysis.table.frozen_reasons()
     residual_streams = analysis.table.residual_stream_roots()
     producers = {(layer.weight, layer.out_axis): layer for layer in analysis.layers if not layer.depthwise}
@@ -147,7 +155,11 @@ def find_groups(graph: Graph, *, measured: bool = True) -> ChannelAnalysis:
         else:
             reasons[root] = reason
     order = {layer.weight: k for k, layer in enumerate(analysis.layers)}
-    groups = [_group(members, bool(key[1]), producers, consumers) for key, members in classes.items()]
+    attention = _attention(analysis)
+    groups = [
+        replace(_group(members, bool(key[1]), producers, consumers), attention=attention.get(members[0].root, {}))
+        for key, members in classes.items()
+    ]
     groups.sort(key=lambda group: order[group.producers[0].weight])
     frozen = _frozen(analysis, producers, reasons)
     return ChannelAnalysis(_unique_names(groups), frozen, analysis.layers)
@@ -186,9 +198,18 @@ def _units(analysis: Propagation) -> dict[int, _Unit]:
     units: dict[int, _Unit] = {}
     for start, stop in pairwise(bounds):
         root, owner = int(table[start, 0]), int(table[start, 1])
-        unit = units.setdefault(root, _Unit({}))
+        unit = units.setdefault(root, _Unit(root, {}))
         unit.axes[owners[owner]] = table[start:stop, 2]
     return units
+
+
+def _attention(analysis: Propagation) -> dict[int, dict[Node, int]]:
+    """Representative of a set of joined channels -> the products of attention whose heads it has, and how many."""
+    found: dict[int, dict[Node, int]] = {}
+    for node, channels in analysis.attention:
+        for root, count in Counter(analysis.table.find(channels).tolist()).items():
+            found.setdefault(root, {})[node] = count
+    return found
 
 
 def _group(

@@ -5,6 +5,8 @@ An operator without an operator rule freezes all axes of its inputs; no operator
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from torch import Tensor
 from torch.fx import Node
@@ -12,9 +14,9 @@ from torch.fx import Node
 from ..capture.exporting.user_code import line_of_node
 from ..capture.graph import Graph, operator_name
 from ..capture.layers import LAYERS, Layer, describe, name_of
-from .analysis_state import AnalysisState, NodeLayout
-from .channel_table import Channels, Layout
-from .operator_rules import SKIPPED, rule_of
+from .rules.analysis_state import AnalysisState, NodeLayout
+from .rules.channel_table import Channels, Layout
+from .rules.operator_rules import SKIPPED, rule_of
 
 WRITES = frozenset("copy slice_scatter select_scatter diagonal_scatter index_put index_copy index_fill".split())
 """Operators that an assignment such as ``x[:, :4] = y`` becomes, which the user did not write."""
@@ -28,8 +30,8 @@ class Propagation(AnalysisState):
         refused: (name, output channels, reason) of the other convolutions and linear layers.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        super().__init__(graph)
+    def __init__(self, graph: Graph, head_axes: Mapping[Node, frozenset[int]] | None = None) -> None:
+        super().__init__(graph, head_axes)
         self.layers: list[Layer] = []
         self.refused: list[tuple[str, int, str]] = []
         for name, tensor in graph.tensors.items():
@@ -64,6 +66,9 @@ class Propagation(AnalysisState):
         layer = describe(self.graph, node)
         if isinstance(layer, Layer):
             return self._layer(node, layer)
+        producer = describe(self.graph, node, computed_bias=True)
+        if isinstance(layer, str) and isinstance(producer, Layer):
+            return self._only_producer(node, producer, layer)
         if isinstance(layer, str):
             channels = self.graph.shape(node)[-1 if name == "linear" else 1]
             self.refused.append((name_of(self.graph, node), channels, layer))
@@ -78,6 +83,18 @@ class Propagation(AnalysisState):
             return self.freeze_inputs(node, f"operator {name} is not known to act per channel")
         finally:
             self.table.line = None
+
+    def _only_producer(self, node: Node, layer: Layer, reason: str) -> Layout:
+        """A layer whose bias forward() computes: it is not refitted, so its inputs stay; its outputs may leave."""
+        self.freeze(layer.input, reason)
+        bias = self.layout(node.args[2])[0]  # type: ignore[arg-type]
+        if bias is None:
+            self.freeze(node.args[1], reason)  # type: ignore[arg-type]
+        result = self._layer(node, layer)
+        outputs = self.parameters[layer.weight][layer.out_axis]
+        if bias is not None and outputs is not None:
+            self.table.join(outputs, bias)
+        return result
 
     def _layer(self, node: Node, layer: Layer) -> Layout:
         self.layers.append(layer)

@@ -24,12 +24,19 @@ from ..errors import ProofError
 from ..groups.channel_groups import ChannelAnalysis, Frozen, Group
 from ..surgery.cut import kept_positions
 from ..surgery.emptied_layers import find_endings, shrunk_exactly
+from ..surgery.module_numbers import numbers_after
 from ..surgery.proof import TOLERANCE, difference, finite_outputs, masked_tensors, outputs_of
 from ..text import listed
+from .head_numbers import candidates, kind_of
 
 _ONLY = "it is the only one"
 _LONGEST = 300
 """Largest number of characters of an error of forward() that a reason shows."""
+_ERRORS = (
+    *(RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError),
+    ProofError,
+)
+"""What forward() raises where it does not bear fewer channels."""
 _SIZED = frozenset("split split_with_sizes slice narrow select view reshape unflatten expand pad".split())
 """Operators that take sizes or positions of channels."""
 
@@ -51,12 +58,46 @@ def freeze_failing(model: nn.Module, graph: Graph, channels: ChannelAnalysis, im
         if group.size == 1:
             frozen += _frozen(group, f"it is one unit of {group.per_unit} channels" if group.per_unit > 1 else _ONLY)
     tried = [group for group in channels.groups if group.size > 1]
-    groups, failures = _passing(tried, lambda groups: _failure(model, graph, groups, images, 1))
+    counted, uncounted = _with_numbers(tried, model, graph, images)
+    groups, failures = _passing(counted, lambda groups: _failure(model, graph, groups, images, 1))
+    failures |= uncounted
     for group in tried:
         if group.name in failures:
             reason = f"forward() does not work with fewer of these channels: {failures[group.name]}"
             frozen += _frozen(group, reason)
     return replace(channels, groups=groups, frozen=frozen)
+
+
+def _with_numbers(
+    tried: Sequence[Group], model: nn.Module, graph: Graph, images: Images
+) -> tuple[list[Group], dict[str, str]]:
+    """The groups with the numbers that count their heads, and why forward() works with none of the likely ones.
+
+    Of attention modules of a kind, one is tried: a network has many.
+    """
+    chosen: dict[object, tuple[int, str | None]] = {}
+    found: list[Group] = []
+    failures: dict[str, str] = {}
+    for group in tried:
+        sets = candidates(model, graph, group)
+        kind = kind_of(model, group, sets)
+        if not group.attention or sets == [()]:
+            found.append(group)
+            continue
+        if kind not in chosen:
+            reasons = {}
+            for names in sets:
+                reasons[names] = _failure(model, graph, [replace(group, numbers=names)], images, 1)
+                if reasons[names] is None:
+                    break
+            passed = reasons[names] is None
+            chosen[kind] = sets.index(names), None if passed else reasons[sets[0]]
+        place, reason = chosen[kind]
+        if reason is None:
+            found.append(replace(group, numbers=sets[place]))
+        else:
+            failures[group.name] = reason
+    return found, failures
 
 
 def _frozen(group: Group, reason: str) -> list[Frozen]:
@@ -98,13 +139,14 @@ def _failure(
     removed = {group.name: torch.arange(group.size)[-(count or group.size) :] for group in groups}
     kept = kept_positions(groups, removed, graph.tensors)
     try:
-        tried = shrunk_exactly(model, kept, {}, find_endings(graph, groups, kept))
+        numbers = numbers_after(model, groups, removed)
+        tried = shrunk_exactly(model, kept, {}, find_endings(graph, groups, kept), numbers)
         gap, dtype = difference(tried, graph, masked_tensors(graph, groups, kept, {}), images, 2)
         if idle_parameters(graph) and _trains(model, images):
             outputs_of(training_copy(tried), images, images.example(2), dtype)
     except torch.OutOfMemoryError:  # not caused by the channels
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError, ProofError) as error:
+    except _ERRORS as error:
         return _told(error, model)
     if not gap <= TOLERANCE[dtype]:
         lines = _literal_lines(groups)

@@ -21,9 +21,9 @@ from ..reconstruction.reconstruct import Refits, reconstruct
 from ..reconstruction.sweep import Sweep
 from ..selection.paths.path import Path
 from ..selection.paths.weight_changes import cut_tensors
-from ..surgery.bare_norms import input_widths, set_widths
 from ..surgery.cut import Kept, cut, kept_positions, narrow, within
 from ..surgery.emptied_layers import Endings, find_endings, shrink, shrunk_exactly
+from ..surgery.module_numbers import Numbers, input_widths, numbers_after, set_numbers, set_widths
 from ..surgery.optimizer_state import Original
 from ..surgery.proof import Proof, masked_tensors, output_change, prove
 from ..surgery.transplant import shadow, transplant
@@ -42,6 +42,7 @@ class Removal:
         proof: Largest difference from the masked original, and on what it was found.
         endings: What follows the layers without input channels.
         widths: Path -> number of channels of each norm that holds no tensor.
+        numbers: Numbers of modules that count what left.
         original: The network's parameters before, for their optimizers.
     """
 
@@ -51,13 +52,18 @@ class Removal:
     proof: Proof
     endings: Endings
     widths: dict[str, int]
+    numbers: Numbers
     original: Original
+
+    def shrink(self, model: nn.Module, updates: Mapping[str, Tensor]) -> None:
+        """Make the same removal in the original architecture, in place, with the given refitted weights."""
+        shrink(model, self.kept, updates, self.endings, self.numbers)
+        set_widths(model, self.widths)
 
     def repeat(self, model: nn.Module) -> None:
         """Make the same removal in the network itself, in place; an interruption undoes it."""
         smaller = shadow(model)
-        shrink(smaller, self.kept, self.refits.updates, self.endings)
-        set_widths(smaller, self.widths)
+        self.shrink(smaller, self.refits.updates)
         transplant(model, smaller, {*self.kept, *self.refits.updates})
 
 
@@ -106,6 +112,7 @@ def remove(
         lasting = within(kept, wider)
         draft = copy.deepcopy(model)
         cut(draft, wider)
+        set_numbers(draft, numbers_after(model, groups, _but_one(groups, removed)))
         captured = capture(draft, images.as_inputs(2))
         refits = reconstruct(
             Sweep(graph, captured, wider, lasting, refit, rectify, progress), images, found._parts, damping
@@ -114,17 +121,18 @@ def remove(
         rows = [(fit.layer, fit.rows, fit.features) for fit in refits.fits if fit.layer not in known]
         warn_few_rows(rows, found._parts[0], stacklevel=5)
     pruned = copy.deepcopy(model)
-    shrink(pruned, kept, refits.updates, endings)
+    numbers = numbers_after(model, groups, removed)
+    shrink(pruned, kept, refits.updates, endings, numbers)
     widths = input_widths(pruned, images)
     set_widths(pruned, widths)
     original = Original.of(model)
     masked = masked_tensors(graph, groups, kept, refits.updates)
     with timed("proving"):
-        exact = shrunk_exactly(model, kept, refits.updates, endings) if endings else pruned
+        exact = shrunk_exactly(model, kept, refits.updates, endings, numbers) if endings else pruned
         proof = prove(exact, graph, masked, images, model=model)
         if endings:
             prove(pruned, graph, masked, images, rounded=True)
-    return Removal(pruned, kept, refits, proof, endings, widths, original)
+    return Removal(pruned, kept, refits, proof, endings, widths, numbers, original)
 
 
 def _but_one(groups: Sequence[Group], removed: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -180,8 +188,7 @@ def carry_out(
     )
     latency = _measured_latency(plan, found.model)
     judged = copy.deepcopy(model)
-    shrink(judged, found.kept, found.refits.judged, found.endings)
-    set_widths(judged, found.widths)
+    found.shrink(judged, found.refits.judged)
     change = output_change(judged, graph, inspection._parts[1])
     pruned = found.model
     if inplace:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from ..capture.plain_attention import become_plain
 from ..groups.channel_groups import Group, ParameterAxis
 
 Kept = dict[str, dict[int, Tensor]]
@@ -140,6 +141,10 @@ def _update_attributes(module: nn.Module, before: Mapping[str, torch.Size]) -> N
         size = before["weight"][0]
         module.num_channels = len(module.weight)
         module.num_groups = module.num_groups * module.num_channels // size
+    elif isinstance(module, nn.MultiheadAttention):
+        become_plain(module)
+        rows = module.in_proj_weight.shape[0] // 3 if module.in_proj_weight is not None else len(module.q_proj_weight)
+        module.num_heads = rows // module.head_dim
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
 

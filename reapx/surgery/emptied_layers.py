@@ -16,6 +16,7 @@ from ..capture.graph import VIEWS, Graph, operator_name
 from ..capture.layers import tail_of
 from ..groups.channel_groups import Group
 from .cut import ORIGIN, Kept, assign, cut, origin_of, tensors_in_module
+from .module_numbers import NO_NUMBERS, Numbers, set_numbers
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.PReLU)
@@ -180,7 +181,9 @@ def can_fold(model: nn.Module, path: str) -> bool:
     return plain and norm.running_mean is not None
 
 
-def shrink(model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings: Endings) -> None:
+def shrink(
+    model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings: Endings, numbers: Numbers = NO_NUMBERS
+) -> None:
     """Shrink a model in place: cut its parameters, set new weights, and replace layers without channels.
 
     Args:
@@ -188,8 +191,10 @@ def shrink(model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings:
         kept: Positions of each parameter that stay.
         updates: Qualified name -> refitted parameter, of the smaller size.
         endings: What follows the layers without input channels; their batch norms are folded into their constants.
+        numbers: Numbers of modules that count what leaves.
     """
     cut(model, kept)
+    set_numbers(model, numbers)
     for name, value in updates.items():
         assign(model, name, value)
     for path, kind in replaced(model, kept).items():
@@ -234,10 +239,12 @@ def _per_channel(model: nn.Module, path: str) -> dict[str, Tensor]:
     return {f"{path}.{leaf}": tensor for leaf, tensor in own.items() if tensor.dim() == 1}
 
 
-def shrunk_exactly(model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings: Endings) -> nn.Module:
+def shrunk_exactly(
+    model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings: Endings, numbers: Numbers = NO_NUMBERS
+) -> nn.Module:
     """A shrunk copy of the model in float64, whose constants are not rounded; the model is not changed."""
     exact = copy.deepcopy(model).double()
-    shrink(exact, kept, updates, endings)
+    shrink(exact, kept, updates, endings, numbers)
     return exact
 
 

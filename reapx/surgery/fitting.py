@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ..capture.graph import tensors_of
 from ..errors import CheckpointError
-from .bare_norms import bare_norms, set_widths
 from .cut import Kept, assign
 from .emptied_layers import misplaced, shrink
+from .module_numbers import bare_norms, set_widths, strange_number
 from .saved_page import Page
 from .transplant import shadow
 
@@ -31,9 +31,11 @@ def fitted(model: nn.Module, page: Page, tensors: Mapping[str, Tensor], where: s
     _check_positions(model, page.kept, where)
     strange = misplaced(model, page.kept, page.endings)
     _refuse(strange, [], where)
+    number = strange_number(model, page.numbers)
+    _refuse([] if number is None else [number], [], where)
     smaller = shadow(model)
     try:
-        shrink(smaller, page.kept, {}, page.endings)
+        shrink(smaller, page.kept, {}, page.endings, page.numbers)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where} does not fit the model: {error}. {_SAME}") from error
     _check_widths(smaller, page.widths, where)

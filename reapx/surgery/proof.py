@@ -18,8 +18,8 @@ from ..capture.precision import exact
 from ..capture.widening import computing_in, in_widest_dtype
 from ..errors import ProofError
 from ..groups.channel_groups import Group
-from .bare_norms import follow_inputs
 from .cut import Kept, assign
+from .module_numbers import follow_inputs
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 """Dtype of the proof -> largest difference of pruned and masked outputs, as a share of the largest output."""

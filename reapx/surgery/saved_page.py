@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .bare_norms import bare_norms
 from .cut import Kept, origin_of
 from .emptied_layers import Constant, Ending
+from .module_numbers import bare_norms, numbers_of
 
-FORMAT = 2
-_READ = (1, FORMAT)
+FORMAT = 3
+_READ = (1, 2, FORMAT)
 KEY = "weights"
 """Entry of the page with the SHA-256 of the weights; format 1 has no checksums."""
 
@@ -26,11 +26,13 @@ class Page:
         kept: Qualified name of a tensor of the original network -> axis -> positions that stayed.
         endings: What follows the layers without input channels.
         widths: Path -> number of channels of each norm that holds no tensor.
+        numbers: Path -> attribute -> value of each number that counts what left, such as ``num_heads``; from format 3.
     """
 
     kept: Kept
     endings: dict[str, Ending]
     widths: dict[str, int]
+    numbers: dict[str, dict[str, int]]
 
 
 def page_of(model: nn.Module, kept: Kept) -> Page:
@@ -59,7 +61,7 @@ def page_of(model: nn.Module, kept: Kept) -> Page:
                 found[above + name][1 - axis] = torch.empty(0, dtype=torch.int64)
         endings[path] = Ending(None if module.norm is None else above + module.norm, module.writable)
     widths = {path: norm.num_features for path, norm in bare_norms(model).items()}
-    return Page(found, endings, widths)
+    return Page(found, endings, widths, numbers_of(model))
 
 
 def as_json(page: Page, shapes: dict[str, list[int]], plan: str) -> dict[str, Any]:
@@ -75,7 +77,15 @@ def as_json(page: Page, shapes: dict[str, list[int]], plan: str) -> dict[str, An
     }
     constants = {path: {"norm": end.norm, "writable": end.writable} for path, end in page.endings.items()}
     more = {"shapes": shapes, "plan": plan}
-    return {"format": FORMAT, KEY: "", "cuts": cuts, "constants": constants, "norms": page.widths, **more}
+    return {
+        "format": FORMAT,
+        KEY: "",
+        "cuts": cuts,
+        "constants": constants,
+        "norms": page.widths,
+        "numbers": page.numbers,
+        **more,
+    }
 
 
 def parse(page: dict[str, Any]) -> Page:
@@ -87,12 +97,13 @@ def parse(page: dict[str, Any]) -> Page:
     form = page["format"]
     if form not in _READ:
         raise NotImplementedError(f"format {form}, this version reads {FORMAT}")
-    if form == FORMAT and KEY not in page:
+    if form > 1 and KEY not in page:
         raise KeyError(KEY)
     return Page(
         {name: _axes(axes) for name, axes in page["cuts"].items()},
         {path: _ending(given) for path, given in page.get("constants", {}).items()},
         {path: _whole(width) for path, width in page.get("norms", {}).items()},
+        {path: {name: _whole(k) for name, k in own.items()} for path, own in page.get("numbers", {}).items()},
     )
 
 

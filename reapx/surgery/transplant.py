@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..capture.graph import tensors_of
+from ..capture.plain_attention import PlainAttention, can_be_plain
 from .cut import ORIGIN, tensors_in_module
+from .module_numbers import CHANGED
 
 Step = tuple[Callable[[], None], Callable[[], None]]
 """A change, and a function that undoes it whether or not it was made."""
@@ -61,16 +63,32 @@ def _steps(model: nn.Module, smaller: nn.Module, names: frozenset[str], prefix: 
         if f"{prefix}{leaf}" in names and before[leaf] is not new:
             yield _of_tensor(before[leaf], new.detach())
     yield from (_of_entry(model.__dict__, key, value) for key, value in _numbers_that_differ(model, smaller).items())
-    if ORIGIN in smaller.__dict__:
-        yield _of_entry(model.__dict__, ORIGIN, smaller.__dict__[ORIGIN])
+    for key in (ORIGIN, CHANGED):
+        if key in smaller.__dict__:
+            yield _of_entry(model.__dict__, key, smaller.__dict__[key])
     for name, child in smaller._modules.items():
         own = model._modules[name]
         if own is None or child is None:
             continue
-        if type(own) is type(child):
+        if isinstance(child, PlainAttention) and can_be_plain(own):
+            yield _of_class(own, PlainAttention)
+            yield from _steps(own, child, names, f"{prefix}{name}.")
+        elif type(own) is type(child):
             yield from _steps(own, child, names, f"{prefix}{name}.")
         else:
             yield _of_entry(model._modules, name, child)
+
+
+def _of_class(module: nn.Module, kind: type[nn.Module]) -> Step:
+    before = type(module)
+
+    def change() -> None:
+        module.__class__ = kind
+
+    def undo() -> None:
+        module.__class__ = before
+
+    return change, undo
 
 
 def _numbers_that_differ(model: nn.Module, smaller: nn.Module) -> dict[str, object]:

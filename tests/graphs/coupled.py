@@ -217,7 +217,7 @@ class TwoOutputs(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention is frozen, the feed-forward network behind it is not."""
+    """Two heads of self-attention, and the feed-forward network behind it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -246,5 +246,5 @@ CASES = {
     "pixel_shuffle": Case(PixelShuffle, (3, 7, 7), {"one": 4, "two": 6}),
     "per_channel_buffer": Case(PerChannelBuffer, (3, 5, 5), {"one": 6}),
     "two_outputs": Case(TwoOutputs, (3, 5, 5), {"one": 6}),
-    "attention": Case(Attention, (5, 8), {"up": 16}, "not known to act per channel"),
+    "attention": Case(Attention, (5, 8), {"attend": 2, "up": 16}, "model input"),
 }

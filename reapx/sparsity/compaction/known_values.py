@@ -30,8 +30,14 @@ from ...capture.execution import evaluate, last_reads
 from ...capture.graph import Graph, arguments, operator_name
 from ...capture.layers import LAYERS, NORMS, differs_at_border
 from ...capture.widening import computing_in, in_widest_dtype
-from ...groups.operator_rules import ELEMENTWISE, OPERATOR_RULES, ORDERED, PER_CHANNEL, REDUCTIONS, SKIPPED
-from ...groups.shape_rules import axes_of
+from ...groups.rules.operator_rules import ELEMENTWISE, OPERATOR_RULES, ORDERED, PER_CHANNEL, REDUCTIONS, SKIPPED
+from ...groups.rules.shape_rules import axes_of
+
+_FOLLOWED = frozenset(OPERATOR_RULES) - frozenset(
+    "matmul bmm scaled_dot_product_attention index index_select gather unbind stack repeat repeat_interleave "
+    "im2col".split()
+)
+"""Operators whose values are followed; others combine or copy positions in ways that are not looked into."""
 
 Value = Callable[[Node], Any]
 _ADDING = ("sum", "nansum", "prod", "linalg_vector_norm", "norm", "cumsum", "count_nonzero")
@@ -109,7 +115,7 @@ def _reads_sizes(node: Node, value_of: Value, differs: bool) -> bool:
         differs: Whether the operator has other numbers among its arguments at another size.
     """
     name = operator_name(node)
-    if name in _FILLS or (name in OPERATOR_RULES and name not in ELEMENTWISE) or not _tensors(node.meta.get("val")):
+    if name in _FILLS or (name in _FOLLOWED and name not in ELEMENTWISE) or not _tensors(node.meta.get("val")):
         return False
     return differs or any(isinstance(value_of(argument), int | float) for argument in node.all_input_nodes)
 
@@ -135,7 +141,7 @@ def _value(graph: Graph, node: Node, value_of: Value, unsure: set[Node], counted
         zeros = node.all_input_nodes if name == "mul" else first if name == "div" else []
         return _emptied(_without(value), [value_of(argument) for argument in zeros])
     computed = [argument for argument in node.all_input_nodes if argument not in graph.parameters]
-    strange = name not in (*OPERATOR_RULES, *SKIPPED) and computed
+    strange = name not in (*_FOLLOWED, *SKIPPED) and computed
     if strange or name in _COUNTING or any(argument in unsure for argument in node.all_input_nodes):
         return _without(value)
     if name in ELEMENTWISE and isinstance(value, Tensor) and value.is_floating_point():

@@ -150,7 +150,7 @@ class ZeroNodes:
             changed=self._changed,
         )
         updates = {name: narrow(value, removal.kept.get(name, {})) for name, value in self._changed.items()}
-        exact = shrunk_exactly(self._model, removal.kept, updates, removal.endings)
+        exact = shrunk_exactly(self._model, removal.kept, updates, removal.endings, removal.numbers)
         proof = Proof(*difference(exact, graph, graph.tensors, images, CHECKED), (images.shape,))
         elsewhere = difference_elsewhere(exact, self._model, graph.tensors, images)
         proof = proof if elsewhere is None else proof + elsewhere

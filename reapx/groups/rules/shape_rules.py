@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch.fx import Node
 
-from ..capture.graph import arguments, operator_name
+from ...capture.graph import arguments, operator_name
 from .analysis_state import AnalysisState, NodeLayout
 from .channel_table import Channels, Layout, broadcast, reshape
 
@@ -37,7 +37,7 @@ def axes_of(value: object, rank: int) -> list[int]:
 
 def reshape_rule(state: AnalysisState, node: Node) -> Layout:
     old, new = state.graph.shape(node.all_input_nodes[0]), state.graph.shape(node)
-    return reshape(state.table, source(state, node), old, new)
+    return reshape(state.table, source(state, node), old, new, state.head_axes.get(node, ()))
 
 
 def permute_rule(state: AnalysisState, node: Node) -> Layout:

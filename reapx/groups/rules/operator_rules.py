@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 from torch.fx import Node
 
-from ..capture.graph import arguments, is_tensor, operator_name
-from ..capture.layers import LAYERS, NORMS
-from ..errors import InputError
-from . import shape_rules
+from ...capture.graph import arguments, is_tensor, operator_name
+from ...capture.layers import LAYERS, NORMS
+from ...errors import InputError
+from . import attention_rules, indexing_rules, shape_rules
 from .analysis_state import AnalysisState, NodeLayout
 from .channel_table import Layout, broadcast
 from .shape_rules import axes_of, source
@@ -62,8 +62,9 @@ def _elementwise(state: AnalysisState, node: Node) -> Layout:
     result = broadcast(state.table, operands, state.graph.shape(node), reason)
     origins = {state.origins[tensor] for tensor in tensors if tensor in state.graph.varying}
     if name in ("add", "sub", "rsub") and len(origins) > 1:
-        for channels in result:
-            if channels is not None:
+        for axis, channels in enumerate(result, -len(result)):
+            carriers = [layout for layout, _ in operands if len(layout) >= -axis and layout[axis] is not None]
+            if channels is not None and len(carriers) > 1:  # others are added to the channels from outside
                 state.table.mark_residual_stream(channels)
     return result
 
@@ -169,7 +170,17 @@ OPERATOR_RULES: dict[str, OperatorRule] = {
     "permute": shape_rules.permute_rule,
     "slice": shape_rules.slice_rule,
     "select": shape_rules.select_rule,
+    "stack": indexing_rules.stack_rule,
+    "unbind": indexing_rules.unbind_rule,
+    "index": indexing_rules.index_rule,
+    "index_select": indexing_rules.index_select_rule,
+    "gather": indexing_rules.gather_rule,
+    "repeat": indexing_rules.repeat_rule,
+    "repeat_interleave": indexing_rules.repeat_interleave_rule,
+    "im2col": indexing_rules.unfold_rule,
     "getitem": shape_rules.getitem_rule,
+    "scaled_dot_product_attention": attention_rules.attention_rule,
+    **dict.fromkeys(["matmul", "bmm"], attention_rules.matmul_rule),
     "glu": shape_rules.glu_rule,
     "channel_shuffle": shape_rules.channel_shuffle_rule,
 }

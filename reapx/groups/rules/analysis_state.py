@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor
 from torch.fx import Node
 
-from ..capture.graph import Graph
-from .channel_table import ChannelTable, Layout
+from ...capture.graph import Graph
+from .channel_table import Channels, ChannelTable, Layout
 
 NodeLayout = Layout | tuple[Layout, ...]
 """Layout of a node's value; a tuple of layouts where the node returns several values."""
@@ -21,14 +23,18 @@ class AnalysisState:
         parameters: Qualified name -> layout of that parameter.
         layouts: Node -> layout of its value.
         origins: Node -> the layers and model inputs that its value is computed from without a layer in between.
+        head_axes: Reshape -> the axes of its result along which attention heads run.
+        attention: Attention operators, each with the channels of its head axis.
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, head_axes: Mapping[Node, frozenset[int]] | None = None) -> None:
         self.graph = graph
         self.table = ChannelTable()
         self.parameters: dict[str, Layout] = {}
         self.layouts: dict[Node, NodeLayout] = {}
         self.origins: dict[Node, frozenset[Node]] = {}
+        self.head_axes = head_axes or {}
+        self.attention: list[tuple[Node, Channels]] = []
 
     def layout(self, node: Node) -> Layout:
         """Layout of a node's value; of the first value where the node returns several."""

@@ -8,7 +8,7 @@ the positions, over all parameters, that can only be removed together.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -125,7 +125,7 @@ def broadcast(
     return result
 
 
-def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
+def reshape_runs(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
     """Pairs of shortest runs of axes, of the old and of the new shape, that hold the same elements."""
     blocks, i, j = [], 0, 0
     while i < len(old) or j < len(new):
@@ -144,16 +144,22 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]
     return blocks
 
 
-def reshape(table: ChannelTable, layout: Layout, old: tuple[int, ...], new: tuple[int, ...]) -> Layout:
+def reshape(
+    table: ChannelTable,
+    layout: Layout,
+    old: tuple[int, ...],
+    new: tuple[int, ...],
+    heads: Collection[int] = (),
+) -> Layout:
     """Layout after a reshape from ``old`` to ``new``.
 
     Channels whose axes merge into one axis keep their exact positions. Where one axis is split, the longest new axis
-    keeps the channels, and channels along the other new axes are joined.
+    keeps the channels, and channels along the other new axes are joined; an axis in ``heads`` goes before the longest.
     """
     result: Layout = [None] * len(new)
     if 0 in old:
         return result
-    for source, target in _blocks(old, new):
+    for source, target in reshape_runs(old, new):
         tracked = [axis for axis in source if layout[axis] is not None]
         if not tracked:
             continue
@@ -164,7 +170,7 @@ def reshape(table: ChannelTable, layout: Layout, old: tuple[int, ...], new: tupl
             continue
         if not sizes:
             continue
-        keep = max(range(len(sizes)), key=lambda k: sizes[k])
+        keep = max(range(len(sizes)), key=lambda k: (target[k] in heads, sizes[k]))
         grid = np.moveaxis(spread.reshape(sizes), keep, 0).reshape(sizes[keep], -1)
         for column in range(1, grid.shape[1]):
             table.join(grid[:, 0], grid[:, column])

@@ -1,0 +1,1 @@
+"""Operator rules: how the channels of an operator's inputs become those of its output."""

@@ -1,0 +1,82 @@
+"""Which numbers of its modules count a group's attention heads: what forward() calls ``num_heads`` and the like.
+
+They are found by name and value, and the dry run says whether they were the right ones.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.fx import Node
+
+from ..capture.graph import Graph
+from ..groups.channel_groups import Group
+
+_SIZES = ("dim", "size", "width", "group", "channel", "scale", "index", "layer")
+"""Parts of names that count something else than heads."""
+_HEADS_TOGETHER = ("head", "attn", "attention", "inner", "qkv")
+"""Parts of names of widths that hold all heads side by side."""
+
+Names = tuple[tuple[str, str], ...]
+"""(module path, attribute) of some numbers."""
+
+
+def candidates(model: nn.Module, graph: Graph, group: Group) -> list[Names]:
+    """Sets of numbers that may count a group's heads, the likeliest first; the last is empty."""
+    if not group.attention:
+        return [()]
+    heads = {group.size, *(count * group.size for count in group.attention.values())}
+    layers = [*group.producers, *(consumer.layer for consumer in group.consumers)]
+    widths = {group.cuts[layer.weight, layer.out_axis].size for layer in group.producers}
+    widths |= {consumer.channels.size for consumer in group.consumers}
+    counts: list[tuple[str, str]] = []
+    named: list[tuple[str, str]] = []
+    others: list[tuple[str, str]] = []
+    for path in _paths(group, [layer.name for layer in layers]):
+        for name, value in vars(model.get_submodule(path)).items():
+            if not isinstance(value, int) or isinstance(value, bool):
+                continue
+            if value in heads and "head" in name.lower() and not any(part in name.lower() for part in _SIZES):
+                counts.append((path, name))
+            elif value in widths:
+                (named if any(part in name.lower() for part in _HEADS_TOGETHER) else others).append((path, name))
+    sets = [(*counts, *named), tuple(counts), (*counts, *named, *others), ()]
+    return list(dict.fromkeys(sets))
+
+
+def kind_of(model: nn.Module, group: Group, sets: list[Names]) -> object:
+    """Equal for groups of modules that do the same with the same numbers."""
+    owners = tuple(type(model.get_submodule(_owner(node))) for node in group.attention)
+    names = tuple(tuple(name for _, name in found) for found in sets)
+    return owners, names, group.size, tuple(where.shape for where in group.cuts.values())
+
+
+def _paths(group: Group, layers: list[str]) -> list[str]:
+    """The modules whose forward() computes the attention, and those around them that hold nothing but these layers."""
+    found: dict[str, None] = {}
+    common = _common(layers)
+    for node in group.attention:
+        owner = _owner(node)
+        found[owner] = None
+        while (common and owner.startswith(f"{common}.")) or owner == common != "":
+            found[owner] = None
+            if owner == common:
+                break
+            owner = owner.rpartition(".")[0]
+    return list(found)
+
+
+def _owner(node: Node) -> str:
+    """Path of the module whose forward() runs an operator."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def _common(names: list[str]) -> str:
+    """The longest path that all names lie in."""
+    parts = [name.split(".")[:-1] for name in names]
+    found: list[str] = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        found.append(level[0])
+    return ".".join(found)
