@@ -62,7 +62,7 @@ JOBS = {
     "efficientnet-lite0": Job(
         models.efficientnet_lite0, lambda: _halves(models.efficientnet_sample), (0.70, 0.85), 500
     ),
-    "squeezenet": Job(models.squeezenet, lambda: _halves(models.imagenet_sample), (0.70,), 500),
+    "squeezenet": Job(models.squeezenet, lambda: _halves(models.imagenet_sample), (0.70,), 500, {"output_error": "kl"}),
     "vgg16bn": Job(models.cifar_vgg16bn, lambda: _cifar(models.VGG_NORM), (0.5, 0.2), 1000),
     "resnet56": Job(lambda: models.cifar_resnet(56), lambda: _cifar(models.RESNET_NORM), (0.5,), 1000),
     "resnet20": Job(lambda: models.cifar_resnet(20), lambda: _cifar(models.RESNET_NORM), (0.5,), 1000),

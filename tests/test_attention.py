@@ -163,7 +163,7 @@ def test_a_network_with_other_numbers_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("weights", [True, False])
 def test_plain_attention_is_pytorchs(batch_first: bool, weights: bool) -> None:
     """With masks of all kinds, single sequences and other keys and values, in train mode as well."""
-    from reapx.capture.plain_attention import become_plain
+    from reapx.capture.exporting.plain_attention import become_plain
 
     torch.manual_seed(0)
     module = nn.MultiheadAttention(WIDTH, HEADS, batch_first=batch_first).double()

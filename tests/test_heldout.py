@@ -17,7 +17,8 @@ from reapx.calibration.images import Images
 from reapx.calibration.processes import Processes
 from reapx.calibration.sample import EVERY, split, split_counts
 from reapx.capture.graph import capture
-from reapx.capture.layers import Layer, describe, tail_of
+from reapx.capture.layers import Layer, describe
+from reapx.capture.tails import tail_of
 from reapx.moments.measure import Accumulator
 from reapx.reconstruction.damping import GRID, descend, held_out_squares
 from reapx.reconstruction.rectify import FittedWeights, constant_beyond

@@ -226,7 +226,7 @@ def _gram_of(found: reapx.Inspection, consumer: object) -> Tensor:
 
 
 def _shifts(found: reapx.Inspection, layer: object) -> bool:
-    from reapx.capture.layers import tail_of
+    from reapx.capture.tails import tail_of
 
     return layer.bias is not None or tail_of(found._graph, layer).norm is not None  # type: ignore[attr-defined,arg-type]
 

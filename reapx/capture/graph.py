@@ -22,8 +22,9 @@ from ..errors import CaptureError
 from .dependence import ancestors, varying
 from .exporting.export import Inputs, export
 from .exporting.inlining import inline_blocks
+from .exporting.plain_attention import with_plain_attention
+from .exporting.products import products_as_layers
 from .fingerprint import fingerprint_of
-from .plain_attention import with_plain_attention
 
 VIEWS = frozenset(
     "view reshape flatten unflatten slice select narrow chunk split split_with_sizes unbind permute transpose t "
@@ -161,6 +162,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
     with TURNS.alone():
         program = export(with_plain_attention(model), inputs)
         inline_blocks(program)
+        products_as_layers(program)
         rewritten = _mutates_views(program.graph.nodes)
         if rewritten:
             with warnings.catch_warnings():

@@ -7,7 +7,6 @@ feature = (input channel within the conv group, kernel row, kernel column).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,14 +15,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from .._native import HALF, Window
-from .graph import Graph, arguments, is_tensor, operator_name
+from .graph import Graph, arguments, operator_name
 
-Kind = Literal["conv", "transposed", "linear"]
+Kind = Literal["conv", "transposed", "linear", "turned"]
+"""``"turned"`` is a linear layer whose weight is stored as (inputs, outputs)."""
 LAYERS = ("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution linear").split()
 NORMS = ("batch_norm", "_native_batch_norm_legit_no_training")
 MAX_FEATURES = 16384
 """Layers with more input features are not measured: their Gram matrix would take more than 2 GB."""
-_NO_OPERATION = ("dropout", "feature_dropout", "clone", "contiguous", "detach", "alias")
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,12 @@ class Layer:
     @property
     def in_axis(self) -> int:
         """Axis of the weight along which the input channels of a conv group run."""
-        return 0 if self.kind == "transposed" else 1
+        return 0 if self.kind in ("transposed", "turned") else 1
 
     @property
     def out_axis(self) -> int:
         """Axis of the weight along which the output channels run."""
-        return 1 if self.kind == "transposed" else 0
+        return 1 if self.kind in ("transposed", "turned") else 0
 
     @property
     def depthwise(self) -> bool:
@@ -87,10 +86,14 @@ class Layer:
         if self.kind == "transposed":
             split = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2)
             weight = split.flip(tuple(range(3, split.dim()))).flatten(0, 1)
+        elif self.kind == "turned":
+            weight = weight.t().contiguous()
         return weight.detach().double().reshape(groups, weight.shape[0] // groups, -1)
 
     def weight_from(self, matrix: Tensor, like: Tensor) -> Tensor:
         """Inverse of ``matrix``: a weight of the shape and dtype of ``like``."""
+        if self.kind == "turned":
+            return matrix[0].t().to(like.dtype).contiguous()
         if self.kind != "transposed":
             return matrix.reshape(like.shape).to(like.dtype)
         groups, outputs, _ = matrix.shape
@@ -132,9 +135,16 @@ def _dense(value: Tensor) -> Tensor:
     return value.contiguous()
 
 
+def _weight_of(graph: Graph, node: Node) -> tuple[bool, str | None]:
+    """Whether a layer's operator reads a stored weight with its two axes exchanged, and the weight's name if any."""
+    argument = node.args[1]
+    turned = isinstance(argument, Node) and argument.op == "call_function" and operator_name(argument) == "t"
+    return turned, graph.parameter_of(argument.args[0] if turned else argument)  # type: ignore[union-attr]
+
+
 def name_of(graph: Graph, node: Node) -> str:
     """Module path of a layer's operator, from the name of its weight."""
-    weight = graph.parameter_of(node.args[1])
+    _, weight = _weight_of(graph, node)
     if weight is not None:
         return weight.rpartition(".")[0] or weight
     stack = list((node.meta.get("nn_module_stack") or {}).values())
@@ -151,7 +161,7 @@ def describe(graph: Graph, node: Node, *, computed_bias: bool = False) -> Layer 
     operator = operator_name(node)
     if operator not in LAYERS:
         return None
-    weight = graph.parameter_of(node.args[1])
+    turned, weight = _weight_of(graph, node)
     if weight is None or weight in graph.constants:
         return f"the weight of {node.name} is computed in forward(), not stored"
     bias_argument = node.args[2] if len(node.args) > 2 else None
@@ -161,8 +171,11 @@ def describe(graph: Graph, node: Node, *, computed_bias: bool = False) -> Layer 
         return f"the bias of {name} is computed in forward(), not stored"
     if operator == "linear":
         count = math.prod(graph.shape(node)[:-1]) // graph.batch
-        features = graph.tensors[weight].shape[1]
-        return Layer(name, node, "linear", weight, bias, 0, Window(), (1, 1), count, features)
+        features = graph.tensors[weight].shape[0 if turned else 1]
+        kind: Kind = "turned" if turned else "linear"
+        return Layer(name, node, kind, weight, bias, 0, Window(), (1, 1), count, features)
+    if turned:
+        return f"the weight of {name} is turned in forward()"
     spatial = len(graph.shape(node)) - 2
     if spatial not in (1, 2) or len(graph.tensors[weight].shape) != spatial + 2:
         return f"{name} is a convolution over {spatial} axes (1 and 2 are supported)"
@@ -229,68 +242,3 @@ def can_refit(graph: Graph, layer: Layer) -> bool:
     if layer.weight in graph.shared or layer.weight not in graph.trained:
         return False
     return layer.bias is None or layer.bias not in graph.shared
-
-
-@dataclass(frozen=True)
-class Tail:
-    """The operators behind a layer that matter for its reconstruction.
-
-    Attributes:
-        norm: The batch norm that is the only operator to read the layer, or None.
-        total: The residual add at which the branch ends, or None.
-        other: The other operand of that add, or None.
-    """
-
-    norm: Node | None = None
-    total: Node | None = None
-    other: Node | None = None
-
-
-def tail_of(graph: Graph, layer: Layer) -> Tail:
-    """Follow the layer's output through a norm and operators that change nothing, up to a residual add."""
-    node, norm = layer.node, None
-    while node not in graph.outputs:
-        users = graph.users.get(node, [])
-        if len(users) != 1:
-            break
-        user = users[0]
-        operator = operator_name(user)
-        if operator in NORMS and norm is None and _is_norm_of(graph, user, layer):
-            norm = user
-        elif operator == "add":
-            return _residual(graph, node, user, norm)
-        elif operator not in _NO_OPERATION and operator != "getitem":
-            break
-        node = user
-    return Tail(norm)
-
-
-def _is_norm_of(graph: Graph, norm: Node, layer: Layer) -> bool:
-    """Whether a batch norm normalises the layer's outputs, with a running mean that no other operator uses."""
-    mean = graph.parameter_of(norm.args[3])
-    along_outputs = layer.spatial > 0 or len(graph.shape(layer.node)) == 2
-    return along_outputs and mean is not None and mean not in graph.shared
-
-
-def _residual(graph: Graph, node: Node, add: Node, norm: Node | None) -> Tail:
-    operands = add.args[:2]
-    other = operands[1] if operands[0] is node else operands[0]
-    plain = is_tensor(other) and other in graph.varying and other is not node
-    if not plain or add.kwargs.get("alpha", 1) != 1:
-        return Tail(norm)
-    assert isinstance(other, Node)
-    if graph.shape(other) != graph.shape(node):
-        return Tail(norm)
-    return Tail(norm, add, other)
-
-
-def norm_affine(graph: Graph, norm: Node, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Per-channel scale and shift (C,), float64, of a batch norm in eval mode."""
-    weight, bias, mean, variance = (graph.parameter_of(argument) for argument in norm.args[1:5])
-    assert mean is not None and variance is not None
-    epsilon = float(arguments(norm)["eps"])
-    scale = (tensors[variance].double() + epsilon).rsqrt()
-    if weight is not None:
-        scale = scale * tensors[weight].double()
-    shift = -tensors[mean].double() * scale
-    return scale, shift if bias is None else shift + tensors[bias].double()

@@ -103,15 +103,15 @@ class Configuration:
             if name not in ("input", "weight", "bias")
         )
         shape, weight = graph.shape(layer.input), graph.tensors[layer.weight]
-        rows = layer.positions * graph.batch if layer.kind == "linear" else shape[0]
+        rows = layer.positions * graph.batch if layer.spatial == 0 else shape[0]
         return cls(
             operator=layer.node.target,
             options=options,
-            transposed=layer.kind == "transposed",
+            transposed=layer.in_axis == 0,
             depthwise=layer.depthwise,
             weight=tuple(weight.shape),
             images=max(rows * batch // graph.batch, 1),
-            spatial=() if layer.kind == "linear" else shape[2:],
+            spatial=() if layer.spatial == 0 else shape[2:],
             bias=layer.bias is not None,
             dtype=weight.dtype,
             device=weight.device,
@@ -155,6 +155,8 @@ class Configuration:
         if "groups" in given:
             given["groups"] = groups
         bias = torch.zeros(outputs, dtype=self.dtype, device=self.device) if self.bias else None
+        if self.transposed and not self.spatial:
+            weight = weight.t()
         return lambda: self.operator(input=data, weight=weight, bias=bias, **given)
 
 

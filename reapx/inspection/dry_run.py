@@ -18,7 +18,7 @@ from ..calibration.images import Images
 from ..capture.dependence import varying
 from ..capture.exporting.user_code import first_cause, line_of_node, place_of_error
 from ..capture.graph import Graph, operator_name
-from ..capture.layers import tail_of
+from ..capture.tails import tail_of
 from ..capture.training import idle_parameters, training_copy
 from ..errors import ProofError
 from ..groups.channel_groups import ChannelAnalysis, Frozen, Group

@@ -12,7 +12,8 @@ from torch.fx import Node
 
 from ..calibration.images import Images
 from ..capture.graph import Graph
-from ..capture.layers import Layer, Tail, norm_affine
+from ..capture.layers import Layer
+from ..capture.tails import Tail, norm_affine
 from ..moments.measure import Accumulator, check_finite
 from .damping import LayerProblem, fit_layer
 from .rectify import Batch, rectify

@@ -21,8 +21,9 @@ from torch.fx import Node
 from .. import _native
 from ..calibration.processes import ALONE, Processes
 from ..capture.graph import Graph, arguments, operator_name
-from ..capture.layers import Layer, Tail
+from ..capture.layers import Layer
 from ..capture.precision import exact
+from ..capture.tails import Tail
 from ..moments.moments import Moments, damp
 
 _STEP = 1.8
@@ -170,7 +171,7 @@ def _residuals(
         axis = target.dim() - 1 if layer.spatial == 0 else 1
         shape = [-1 if k == axis else 1 for k in range(target.dim())]
         with torch.enable_grad():
-            product = _product(layer.node, value, weight)
+            product = _product(layer.node, value, weight.t() if layer.kind == "turned" else weight)
         fitted = product.detach() + fit.intercept.to(product.dtype).view(shape)
         residual = target - fitted
         wanted, passed = target, fitted

@@ -6,7 +6,8 @@ from torch.fx import Node
 
 from ..capture.dependence import ancestors
 from ..capture.graph import Graph
-from ..capture.layers import Layer, tail_of
+from ..capture.layers import Layer
+from ..capture.tails import tail_of
 
 
 def schedule(graph: Graph, layers: list[Layer]) -> list[tuple[Layer, bool]]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from ..calibration.images import Images
 from ..calibration.progress import SILENT, Progress
 from ..capture.graph import Graph, operator_name
-from ..capture.layers import MAX_FEATURES, Layer, can_refit, describe, tail_of
+from ..capture.layers import MAX_FEATURES, Layer, can_refit, describe
+from ..capture.tails import tail_of
 from ..errors import CaptureError
 from ..surgery.cut import Kept
 from .layer_refit import LayerRefit, RefitStep, StreamPair, refit_layer

@@ -90,7 +90,7 @@ def modules_of(graph: Graph, node: Node) -> list[nn.Module]:
 
 
 def _linear(graph: Graph, layer: Layer) -> nn.Module:
-    weight = graph.tensors[layer.weight]
+    weight = graph.tensors[layer.weight] if layer.kind == "linear" else graph.tensors[layer.weight].t()
     made: nn.Linear = torch.nn.utils.skip_init(  # type: ignore[no-untyped-call]
         nn.Linear, weight.shape[1], weight.shape[0], layer.bias is not None, device=weight.device, dtype=weight.dtype
     )

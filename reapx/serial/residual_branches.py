@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..capture.graph import Graph, arguments, operator_name
-from ..capture.layers import NORMS, Layer, describe, norm_affine
+from ..capture.layers import NORMS, Layer, describe
+from ..capture.tails import norm_affine
 from .value_flow import ValueFlow, axes, is_idle, refusal
 
 ShortcutKind = Literal["identity", "option A", "projection"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..capture.plain_attention import become_plain
+from ..capture.exporting.plain_attention import become_plain
 from ..groups.channel_groups import Group, ParameterAxis
 
 Kept = dict[str, dict[int, Tensor]]
@@ -147,6 +147,8 @@ def _update_attributes(module: nn.Module, before: Mapping[str, torch.Size]) -> N
         module.num_heads = rows // module.head_dim
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
+    elif "weight" in before and list(before["weight"][1:]) == [module.__dict__.get("nf")]:
+        module.__dict__["nf"] = module.get_parameter("weight").shape[1]  # Conv1D of transformers, a linear layer
 
 
 def _update_convolution(module: nn.modules.conv._ConvNd, before: Mapping[str, torch.Size]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..capture.graph import VIEWS, Graph, operator_name
-from ..capture.layers import tail_of
+from ..capture.tails import tail_of
 from ..groups.channel_groups import Group
 from .cut import ORIGIN, Kept, assign, cut, origin_of, tensors_in_module
 from .module_numbers import NO_NUMBERS, Numbers, set_numbers

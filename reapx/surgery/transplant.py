@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..capture.exporting.plain_attention import PlainAttention, can_be_plain
 from ..capture.graph import tensors_of
-from ..capture.plain_attention import PlainAttention, can_be_plain
 from .cut import ORIGIN, tensors_in_module
 from .module_numbers import CHANGED
 

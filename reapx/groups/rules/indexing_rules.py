@@ -32,17 +32,16 @@ def unbind_rule(state: AnalysisState, node: Node) -> NodeLayout:
 
 
 def index_rule(state: AnalysisState, node: Node) -> NodeLayout:
-    """A tensor indexed by constants along its first axis, as tables of positions are; otherwise all is frozen."""
-    values, indices = node.args[:2]
-    assert isinstance(values, Node) and isinstance(indices, list | tuple)
-    index = indices[0]
-    constant = isinstance(index, Node) and index not in state.graph.varying
-    if not constant or any(other is not None for other in indices[1:]):
+    """A tensor indexed by constants along one axis, as tables of positions are; otherwise all is frozen."""
+    _, indices = node.args[:2]
+    assert isinstance(indices, list | tuple)
+    axes = [axis for axis, index in enumerate(indices) if index is not None]
+    index = indices[axes[0]]
+    if len(axes) > 1 or not isinstance(index, Node) or index in state.graph.varying:
         return state.freeze_inputs(node, "forward() indexes a tensor by values or along several axes")
-    assert isinstance(index, Node)
     layout = source(state, node)
-    state.table.freeze_layout(layout, _PICKED, [0])
-    return [*([None] * len(state.graph.shape(index))), *layout[1:]]
+    state.table.freeze_layout(layout, _PICKED, axes)
+    return [*layout[: axes[0]], *([None] * len(state.graph.shape(index))), *layout[axes[0] + 1 :]]
 
 
 def index_select_rule(state: AnalysisState, node: Node) -> Layout:

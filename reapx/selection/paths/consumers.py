@@ -9,7 +9,7 @@ from functools import cached_property
 from torch import Tensor
 
 from ...capture.graph import Graph
-from ...capture.layers import norm_affine, tail_of
+from ...capture.tails import norm_affine, tail_of
 from ...groups.channel_groups import Group
 from ...moments.moments import Moments
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...capture.graph import Graph
-from ...capture.layers import norm_affine, tail_of
+from ...capture.tails import norm_affine, tail_of
 from ...groups.channel_groups import Consumer, Group
 from .consumers import MeasuredConsumer
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ...capture.graph import Graph
-from ...capture.layers import Layer, differs_at_border, tail_of
+from ...capture.layers import Layer, differs_at_border
+from ...capture.tails import tail_of
 from ...groups.channel_groups import Consumer, Group
 
 Tensors = dict[str, Tensor]

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ... import _native
 from ...capture.graph import Graph
-from ...capture.layers import Layer, norm_affine, tail_of
+from ...capture.layers import Layer
+from ...capture.tails import norm_affine, tail_of
 
 
 @dataclass(frozen=True)
