@@ -34,7 +34,7 @@ def main() -> None:
     axes.set_xscale("log")
     axes.set_xticks([50, 100, 200, 500, 1000], ["50", "100", "200", "500", "1000"])
     axes.minorticks_off()
-    axes.set_ylim(bottom=-2)
+    axes.set_ylim(-2, 9)
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set_xlabel("calibration images, a quarter of them held out")
     axes.set_ylabel("points of top-1 lost, before retraining")
