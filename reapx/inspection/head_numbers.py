@@ -16,6 +16,9 @@ _SIZES = ("dim", "size", "width", "group", "channel", "scale", "index", "layer")
 _HEADS_TOGETHER = ("head", "attn", "attention", "inner", "qkv")
 """Parts of names of widths that hold all heads side by side."""
 
+_TRIED = 4
+"""So many numbers without a telling name are tried one by one."""
+
 Names = tuple[tuple[str, str], ...]
 """(module path, attribute) of some numbers."""
 
@@ -31,6 +34,7 @@ def candidates(model: nn.Module, graph: Graph, group: Group) -> list[Names]:
     counts: list[tuple[str, str]] = []
     named: list[tuple[str, str]] = []
     others: list[tuple[str, str]] = []
+    nameless: list[tuple[str, str]] = []
     for path in _paths(group, [layer.name for layer in layers]):
         for name, value in vars(model.get_submodule(path)).items():
             if not isinstance(value, int) or isinstance(value, bool):
@@ -39,7 +43,12 @@ def candidates(model: nn.Module, graph: Graph, group: Group) -> list[Names]:
                 counts.append((path, name))
             elif value in widths:
                 (named if any(part in name.lower() for part in _HEADS_TOGETHER) else others).append((path, name))
-    sets = [(*counts, *named), tuple(counts), (*counts, *named, *others), ()]
+            elif value in heads and not any(part in name.lower() for part in _SIZES):
+                nameless.append((path, name))  # such as self.h
+    likely = (*counts, *named)
+    sets = [likely, tuple(counts), (*likely, *others), (*likely, *nameless), (*likely, *nameless, *others)]
+    sets += [(*likely, one) for one in nameless[:_TRIED]]  # a size such as self.d_k may equal the number of heads
+    sets.append(())
     return list(dict.fromkeys(sets))
 
 

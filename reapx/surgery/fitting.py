@@ -146,6 +146,8 @@ def _contradiction(before: nn.Module, module: nn.Module) -> str | None:
         first, second = reversed(ends) if not module.transposed else ends
         wanted["weight"] = (first, second // module.groups, *module.kernel_size)
         wanted["bias"] = (module.out_channels,)
+    elif isinstance(module, nn.MultiheadAttention):
+        return _torn_heads(module, shapes)
     elif isinstance(module, nn.Linear):
         wanted = {"weight": (module.out_features, module.in_features), "bias": (module.out_features,)}
     elif isinstance(module, nn.modules.batchnorm._NormBase):
@@ -158,6 +160,18 @@ def _contradiction(before: nn.Module, module: nn.Module) -> str | None:
     for leaf, shape in wanted.items():
         if leaf in shapes and (shapes[leaf] != shape or 0 in shape):
             return f"would have a {leaf} of shape {shapes[leaf]} instead of {shape}"
+    return None
+
+
+def _torn_heads(module: nn.MultiheadAttention, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """How attention contradicts its number of heads; None if it has whole heads, or none at all and a constant."""
+    read = module.out_proj.weight.shape[1] if isinstance(module.out_proj, nn.Linear) else 0
+    rows = module.num_heads * module.head_dim
+    for leaf, shape in {**shapes, "out_proj.weight": (read,)}.items():
+        if leaf.startswith(("in_proj", "q_proj", "k_proj", "v_proj", "out_proj")):
+            wanted = 3 * rows if leaf.startswith("in_proj") else rows
+            if shape[0] != wanted:
+                return f"would have {shape[0]} channels in {leaf} instead of {wanted} of {module.num_heads} heads"
     return None
 
 
