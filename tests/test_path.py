@@ -100,12 +100,18 @@ def check_against_naive(task: PathTask, grams: list[Tensor]) -> None:
         (3, 25, 0, 8, 2),
         (2, 70, 0, 3, 2),
         (2, 130, 1, 4, 2),
+        # Attention heads of 64, 80 and 128 channels.
+        (6, 64, 0, 40, 5),
+        (3, 80, 2, 90, 2),
+        (4, 128, 0, 33, 3),
         (5, 2, 0, 0, 5),
         # So many outputs that the kernel keeps their Gram matrix instead of the weights.
         (9, 1, 3, 60, 9),
         (12, 1, 0, 300, 12),
         (5, 4, 2, 250, 5),
         (6, 9, 0, 900, 4),
+        (4, 64, 0, 700, 3),
+        (3, 128, 0, 800, 2),
     ],
 )
 def test_every_step_is_the_best(units: int, taps: int, extra: int, outputs: int, steps: int, core: str) -> None:
@@ -189,7 +195,7 @@ def check_against_right_looking(task: PathTask, tolerance: float) -> None:
 @pytest.mark.parametrize("core", kernels.CORES)
 @pytest.mark.parametrize(
     ("units", "taps", "outputs"),
-    [(150, 1, 40), (60, 4, 30), (40, 9, 70), (150, 1, 300), (60, 4, 600), (40, 9, 1100)],
+    [(150, 1, 40), (60, 4, 30), (40, 9, 70), (150, 1, 300), (60, 4, 600), (40, 9, 1100), (12, 64, 96), (6, 128, 70)],
 )
 def test_long_paths_against_the_right_looking_form(units: int, taps: int, outputs: int, core: str) -> None:
     """Long enough for several panels and for columns of units that left to be dropped, in both forms."""
