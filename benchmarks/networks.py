@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import RESULTS, ROOT, parser, write
+from timing import RESULTS, ROOT, known_rows, parser, write
 from torch import Tensor, nn
 
 import reapx
@@ -159,7 +159,7 @@ def main() -> None:
         return
     names = ["transformers/Bert"] if options.quick else options.only
     path = options.json or RESULTS / "networks.json"
-    rows = json.loads(path.read_text())["rows"] if path.is_file() and not options.quick else []
+    rows = [] if options.quick else known_rows(path)
     for name in names:
         if importlib.util.find_spec(name.partition("/")[0]) is None:
             print(f"skipped: {name.partition('/')[0]} is not installed")

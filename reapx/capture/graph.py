@@ -48,6 +48,12 @@ def operator_name(node: Node) -> str:
     return name if namespace in _TORCH else f"{namespace}::{name}"
 
 
+def calling_module(node: Node) -> tuple[str, str]:
+    """Path and class of the module whose forward() runs an operator; both empty where the export does not say."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return (str(stack[-1][0]), str(stack[-1][1])) if stack else ("", "")
+
+
 def arguments(node: Node) -> dict[str, Any]:
     """An operator's arguments by their names in its schema, including defaults."""
     schema = node.target._schema  # type: ignore[union-attr]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from .._native import HALF, Window
-from .graph import Graph, arguments, operator_name
+from .graph import Graph, arguments, calling_module, operator_name
 
 Kind = Literal["conv", "transposed", "linear", "turned"]
 """``"turned"`` is a linear layer whose weight is stored as (inputs, outputs)."""
@@ -147,8 +147,8 @@ def name_of(graph: Graph, node: Node) -> str:
     _, weight = _weight_of(graph, node)
     if weight is not None:
         return weight.rpartition(".")[0] or weight
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]) if stack and stack[-1][0] else node.name
+    path, _ = calling_module(node)
+    return path or node.name
 
 
 def describe(graph: Graph, node: Node, *, computed_bias: bool = False) -> Layer | str | None:

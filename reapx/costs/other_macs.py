@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..capture.execution import evaluate
-from ..capture.graph import Graph, operator_name
+from ..capture.graph import Graph, calling_module, operator_name
 from ..capture.layers import LAYERS, name_of
 from ..groups.rules.operator_rules import OPERATOR_RULES, SKIPPED
 
@@ -75,6 +75,5 @@ def _deformable(graph: Graph, node: Node) -> int:
 def _title(graph: Graph, node: Node, name: str) -> str:
     if name in LAYERS:
         return name_of(graph, node)
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]) if stack else ""
+    path, _ = calling_module(node)
     return f"{path} ({name})" if path else name

@@ -10,21 +10,22 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-import numpy as np
 from torch.fx import Node
 
 from ..capture.graph import Graph, arguments, operator_name
 from .propagation import Propagation
 from .rules.analysis_state import NodeLayout
-from .rules.channel_table import Channels, Layout, reshape_runs
+from .rules.attention_rules import ATTENTION, PRODUCTS
+from .rules.channel_table import Channels, Layout, repeated, reshape_runs
+from .rules.operator_rules import RESHAPES
 
-_RESHAPES = frozenset("reshape view _unsafe_view flatten unflatten view_as reshape_as".split())
-_PRODUCTS = {"matmul": ("self", "other"), "bmm": ("self", "mat2")}
+_OPERANDS = {ATTENTION: ("query", "key", "value"), **PRODUCTS}
+"""Operators that take heads for a batch axis -> the names of the operands that have them."""
 
 
 def find_head_axes(graph: Graph) -> dict[Node, frozenset[int]]:
     """Reshape -> the axes of its result that arrive at attention as heads."""
-    if not any(operator_name(node) in ("scaled_dot_product_attention", *_PRODUCTS) for node in graph.nodes):
+    if not any(operator_name(node) in _OPERANDS for node in graph.nodes):
         return {}
     found: dict[Node, set[int]] = {}
     for node, axis in _Search(graph).arrived:
@@ -47,14 +48,13 @@ class _Search(Propagation):
 
     def _apply(self, node: Node) -> NodeLayout:
         name = operator_name(node)
-        if name in _RESHAPES:
+        if name in RESHAPES:
             return self._reshaped(node)
-        if name == "scaled_dot_product_attention" or name in _PRODUCTS:
-            given = arguments(node)
-            for key in _PRODUCTS.get(name, ("query", "key", "value")):
-                layout = self.layout(given[key]) if isinstance(given[key], Node) else []
-                if len(layout) > 3 and layout[-3] is not None:
-                    self._arrive(layout[-3])
+        for operand in _OPERANDS.get(name, ()):
+            argument = arguments(node)[operand]
+            layout = self.layout(argument) if isinstance(argument, Node) else []
+            if len(layout) > 3 and layout[-3] is not None:
+                self._arrive(layout[-3])
         return super()._apply(node)
 
     def _reshaped(self, node: Node) -> Layout:
@@ -70,7 +70,7 @@ class _Search(Propagation):
                 for axis in long:
                     result[axis] = self._fresh(node, axis, new[axis])
             elif len(long) == 1 and len(tracked) == 1:
-                result[long[0]] = _repeated(layout[tracked[0]], tracked[0], before, old)
+                result[long[0]] = repeated(layout, tracked[0], before, old)
         return result
 
     def _fresh(self, node: Node, axis: int, size: int) -> Channels:
@@ -84,12 +84,3 @@ class _Search(Propagation):
             place = bisect_right(self._starts, channel) - 1
             if place >= 0 and channel < self._starts[place] + self._owners[place][2]:
                 self.arrived.add(self._owners[place][:2])
-
-
-def _repeated(channels: Channels | None, axis: int, run: range, shape: tuple[int, ...]) -> Channels:
-    """The channels of one axis for every element of a run of axes that are merged."""
-    assert channels is not None
-    sizes = [shape[k] for k in run]
-    view = [1] * len(sizes)
-    view[axis - run.start] = len(channels)
-    return np.broadcast_to(channels.reshape(view), sizes).reshape(-1)

@@ -7,7 +7,7 @@ that fails, bisection finds the groups that fail.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -80,24 +80,29 @@ def _with_numbers(
     failures: dict[str, str] = {}
     for group in tried:
         sets = candidates(model, graph, group)
-        kind = kind_of(model, group, sets)
-        if not group.attention or sets == [()]:
+        if sets == [()]:
             found.append(group)
             continue
+        kind = kind_of(model, group, sets)
         if kind not in chosen:
-            reasons = {}
-            for names in sets:
-                reasons[names] = _failure(model, graph, [replace(group, numbers=names)], images, 1)
-                if reasons[names] is None:
-                    break
-            passed = reasons[names] is None
-            chosen[kind] = sets.index(names), None if passed else reasons[sets[0]]
+            trials = (_failure(model, graph, [replace(group, numbers=names)], images, 1) for names in sets)
+            chosen[kind] = _first_success(trials)
         place, reason = chosen[kind]
         if reason is None:
             found.append(replace(group, numbers=sets[place]))
         else:
             failures[group.name] = reason
     return found, failures
+
+
+def _first_success(failures: Iterable[str | None]) -> tuple[int, str | None]:
+    """Place of the first trial that does not fail, and None; without one, place 0 and why the first trial failed."""
+    first = None
+    for place, reason in enumerate(failures):
+        if reason is None:
+            return place, None
+        first = first or reason
+    return 0, first
 
 
 def _frozen(group: Group, reason: str) -> list[Frozen]:

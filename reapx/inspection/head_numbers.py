@@ -6,9 +6,8 @@ They are found by name and value, and the dry run says whether they were the rig
 from __future__ import annotations
 
 from torch import nn
-from torch.fx import Node
 
-from ..capture.graph import Graph
+from ..capture.graph import Graph, calling_module
 from ..groups.channel_groups import Group
 
 _SIZES = ("dim", "size", "width", "group", "channel", "scale", "index", "layer")
@@ -54,7 +53,7 @@ def candidates(model: nn.Module, graph: Graph, group: Group) -> list[Names]:
 
 def kind_of(model: nn.Module, group: Group, sets: list[Names]) -> object:
     """Equal for groups of modules that do the same with the same numbers."""
-    owners = tuple(type(model.get_submodule(_owner(node))) for node in group.attention)
+    owners = tuple(type(model.get_submodule(calling_module(node)[0])) for node in group.attention)
     names = tuple(tuple(name for _, name in found) for found in sets)
     return owners, names, group.size, tuple(where.shape for where in group.cuts.values())
 
@@ -64,7 +63,7 @@ def _paths(group: Group, layers: list[str]) -> list[str]:
     found: dict[str, None] = {}
     common = _common(layers)
     for node in group.attention:
-        owner = _owner(node)
+        owner, _ = calling_module(node)
         found[owner] = None
         while (common and owner.startswith(f"{common}.")) or owner == common != "":
             found[owner] = None
@@ -72,12 +71,6 @@ def _paths(group: Group, layers: list[str]) -> list[str]:
                 break
             owner = owner.rpartition(".")[0]
     return list(found)
-
-
-def _owner(node: Node) -> str:
-    """Path of the module whose forward() runs an operator."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return str(stack[-1][0]) if stack else ""
 
 
 def _common(names: list[str]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..calibration.progress import SILENT, Progress, timed
+from ..capture.exporting.shadows import shadow
 from ..capture.graph import Graph, capture
 from ..costs.latency import Latency, measure_milliseconds
 from ..groups.channel_groups import Group
@@ -26,7 +27,7 @@ from ..surgery.emptied_layers import Endings, find_endings, shrink, shrunk_exact
 from ..surgery.module_numbers import Numbers, input_widths, numbers_after, set_numbers, set_widths
 from ..surgery.optimizer_state import Original
 from ..surgery.proof import Proof, masked_tensors, output_change, prove
-from ..surgery.transplant import shadow, transplant
+from ..surgery.transplant import transplant
 from .group_plan import GroupPlan
 from .plan_state import PlanState
 
@@ -108,11 +109,12 @@ def remove(
     elif not kept:
         refits = Refits({}, {}, ())
     else:
-        wider = kept_positions(groups, _but_one(groups, removed), graph.tensors)
+        first = _but_one(groups, removed)
+        wider = kept_positions(groups, first, graph.tensors)
         lasting = within(kept, wider)
         draft = copy.deepcopy(model)
         cut(draft, wider)
-        set_numbers(draft, numbers_after(model, groups, _but_one(groups, removed)))
+        set_numbers(draft, numbers_after(model, groups, first))
         captured = capture(draft, images.as_inputs(2))
         refits = reconstruct(
             Sweep(graph, captured, wider, lasting, refit, rectify, progress), images, found._parts, damping
@@ -187,8 +189,10 @@ def carry_out(
         changed=changed,
     )
     latency = _measured_latency(plan, found.model)
-    judged = copy.deepcopy(model)
-    found.shrink(judged, found.refits.judged)
+    judged = found.model
+    if found.refits.judged is not found.refits.updates:  # fitted without the images that judge
+        judged = copy.deepcopy(model)
+        found.shrink(judged, found.refits.judged)
     change = output_change(judged, graph, inspection._parts[1])
     pruned = found.model
     if inplace:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,6 +49,11 @@ class Sweep:
     rectify: int
     progress: Progress = SILENT
 
+    @cached_property
+    def _order(self) -> list[RefitStep]:
+        """The layers to refit, in the order in which they are."""
+        return _steps(self)
+
     def run(
         self, fitted: Images, judged: Images | None, damping: float | Mapping[str, float] | None
     ) -> tuple[dict[str, Tensor], list[LayerRefit]]:
@@ -63,7 +69,7 @@ class Sweep:
         Returns:
             Qualified name -> new parameter of the pruned network, and each layer's error.
         """
-        steps = _steps(self)
+        steps = self._order
         new = dict(self.pruned.tensors)
         parts = [fitted] if judged is None else [fitted, judged]
         count = max(sum(part.count for part in parts), 1)

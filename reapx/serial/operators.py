@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from ..capture.graph import Graph, arguments, is_dynamic, operator_name
+from ..capture.graph import Graph, arguments, calling_module, is_dynamic, operator_name
 from ..capture.layers import NORMS, Layer, describe, name_of
 from ..errors import InputError
 from .value_flow import DROPOUTS, is_idle
@@ -176,8 +176,7 @@ def node_name(graph: Graph, node: Node) -> str:
     """Path of the module that stands for an operator; else the path of the calling module and the operator's name."""
     if isinstance(describe(graph, node), Layer):
         return name_of(graph, node)
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path, kind = (str(part) for part in stack[-1][:2]) if stack else ("", "")
+    path, kind = calling_module(node)
     path = path.partition("@")[0]
     if path and kind.startswith("torch.nn.") and "container" not in kind:
         return path

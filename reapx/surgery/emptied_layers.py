@@ -16,7 +16,7 @@ from ..capture.graph import VIEWS, Graph, operator_name
 from ..capture.tails import tail_of
 from ..groups.channel_groups import Group
 from .cut import ORIGIN, Kept, assign, cut, origin_of, tensors_in_module
-from .module_numbers import NO_NUMBERS, Numbers, set_numbers
+from .module_numbers import Numbers, set_numbers
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.PReLU)
@@ -181,9 +181,7 @@ def can_fold(model: nn.Module, path: str) -> bool:
     return plain and norm.running_mean is not None
 
 
-def shrink(
-    model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings: Endings, numbers: Numbers = NO_NUMBERS
-) -> None:
+def shrink(model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings: Endings, numbers: Numbers) -> None:
     """Shrink a model in place: cut its parameters, set new weights, and replace layers without channels.
 
     Args:
@@ -240,7 +238,7 @@ def _per_channel(model: nn.Module, path: str) -> dict[str, Tensor]:
 
 
 def shrunk_exactly(
-    model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings: Endings, numbers: Numbers = NO_NUMBERS
+    model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings: Endings, numbers: Numbers
 ) -> nn.Module:
     """A shrunk copy of the model in float64, whose constants are not rounded; the model is not changed."""
     exact = copy.deepcopy(model).double()

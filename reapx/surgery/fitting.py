@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..capture.exporting.shadows import shadow
 from ..capture.graph import tensors_of
 from ..errors import CheckpointError
 from .cut import Kept, assign
 from .emptied_layers import misplaced, shrink
-from .module_numbers import bare_norms, set_widths, strange_number
+from .module_numbers import bare_norms, set_widths, strange_numbers
 from .saved_page import Page
-from .transplant import shadow
 
 
 def fitted(model: nn.Module, page: Page, tensors: Mapping[str, Tensor], where: str) -> nn.Module:
@@ -29,10 +29,7 @@ def fitted(model: nn.Module, page: Page, tensors: Mapping[str, Tensor], where: s
         CheckpointError: the result does not fit the model, or holds values that no network can have.
     """
     _check_positions(model, page.kept, where)
-    strange = misplaced(model, page.kept, page.endings)
-    _refuse(strange, [], where)
-    number = strange_number(model, page.numbers)
-    _refuse([] if number is None else [number], [], where)
+    _refuse([*misplaced(model, page.kept, page.endings), *strange_numbers(model, page.numbers)], [], where)
     smaller = shadow(model)
     try:
         shrink(smaller, page.kept, {}, page.endings, page.numbers)

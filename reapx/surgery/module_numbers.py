@@ -15,8 +15,6 @@ from ..groups.channel_groups import Group
 Numbers = Mapping[str, Mapping[str, int]]
 """Path of a module -> attribute -> its value in the smaller network."""
 
-NO_NUMBERS: Numbers = {}
-
 CHANGED = "_reapx_numbers"
 """Attribute of a module whose numbers were changed: their names, as plain data that copies and pickles keep."""
 
@@ -56,15 +54,19 @@ def numbers_of(model: nn.Module) -> dict[str, dict[str, int]]:
     }
 
 
-def strange_number(model: nn.Module, numbers: Numbers) -> str | None:
-    """A number that a network does not have, or that would grow; None if there is none."""
+def strange_numbers(model: nn.Module, numbers: Numbers) -> list[str]:
+    """The numbers that a network does not have, or that would grow."""
     modules = dict(model.named_modules())
-    for path, values in numbers.items():
-        for name, value in values.items():
-            own = modules[path].__dict__.get(name) if path in modules else None
-            if not isinstance(own, int) or isinstance(own, bool) or not 0 <= value <= own:
-                return f"{path}.{name}" if path else name
-    return None
+    return [
+        f"{path}.{name}" if path else name
+        for path, values in numbers.items()
+        for name, value in values.items()
+        if not _can_become(modules[path].__dict__.get(name) if path in modules else None, value)
+    ]
+
+
+def _can_become(own: object, value: int) -> bool:
+    return isinstance(own, int) and not isinstance(own, bool) and 0 <= value <= own
 
 
 # Norms without parameters and statistics, such as nn.InstanceNorm2d(16)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..capture.exporting.plain_attention import PlainAttention, can_be_plain
-from ..capture.graph import tensors_of
 from .cut import ORIGIN, tensors_in_module
 from .module_numbers import CHANGED
 
@@ -18,14 +16,6 @@ Step = tuple[Callable[[], None], Callable[[], None]]
 """A change, and a function that undoes it whether or not it was made."""
 
 _PLAIN = (int, float, str, tuple, type(None))
-
-
-def shadow(model: nn.Module) -> nn.Module:
-    """A copy of a network's modules that holds the same tensors, to be cut instead of the network.
-
-    Assignments to the copy give it its own tensors. Nothing may write into the tensors that it shares.
-    """
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors_of(model).values()})
 
 
 def transplant(model: nn.Module, smaller: nn.Module, names: Collection[str]) -> None:
@@ -37,7 +27,7 @@ def transplant(model: nn.Module, smaller: nn.Module, names: Collection[str]) -> 
 
     Args:
         model: The network; changed in place.
-        smaller: Its shrunk :func:`shadow`; it must not be used afterwards, since the network takes its tensors.
+        smaller: Its shrunk ``shadow``; it must not be used afterwards, since the network takes its tensors.
         names: Qualified names of the parameters and buffers that differ.
     """
     steps = list(_steps(model, smaller, frozenset(names)))

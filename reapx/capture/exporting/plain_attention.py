@@ -6,11 +6,11 @@ The module here has the same parameters and the same forward(), takes any number
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .shadows import shadow
 
 
 class PlainAttention(nn.MultiheadAttention):
@@ -108,17 +108,15 @@ def can_be_plain(module: nn.Module) -> bool:
 def become_plain(module: nn.Module) -> None:
     """Turn PyTorch's multi-head attention into :class:`PlainAttention`, in place."""
     module.__class__ = PlainAttention
-    module.__dict__["_qkv_same_embed_dim"] = (
-        False  # nn.TransformerEncoderLayer then takes no fused kernel, which ignores forward()
-    )
+    # nn.TransformerEncoderLayer then takes no fused kernel, which would ignore forward().
+    module.__dict__["_qkv_same_embed_dim"] = False
 
 
 def with_plain_attention(model: nn.Module) -> nn.Module:
     """The model; where it has PyTorch's attention, a copy of its modules with plain attention and the same tensors."""
     if not any(can_be_plain(module) for module in model.modules()):
         return model
-    tensors = [*model.parameters(), *model.buffers()]
-    plain = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+    plain = shadow(model)
     for module in list(plain.modules()):
         if can_be_plain(module):
             become_plain(module)

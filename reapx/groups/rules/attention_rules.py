@@ -15,6 +15,10 @@ from ...capture.graph import arguments
 from .analysis_state import AnalysisState, NodeLayout
 from .channel_table import Layout, broadcast
 
+PRODUCTS = {"matmul": ("self", "other"), "bmm": ("self", "mat2")}
+"""Products of two computed matrices -> the names of their operands."""
+ATTENTION = "scaled_dot_product_attention"
+
 _SUMS = "a product of matrices sums over these channels"
 
 
@@ -71,3 +75,6 @@ def _with_batch(
     state.attention.append((node, heads))
     state.table.freeze_layout(matrix, "all heads read these channels")
     return [*result, None, None]
+
+
+RULES = {**dict.fromkeys(PRODUCTS, matmul_rule), ATTENTION: attention_rule}

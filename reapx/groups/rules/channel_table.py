@@ -7,7 +7,6 @@ the positions, over all parameters, that can only be removed together.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
@@ -186,17 +185,17 @@ def _spread(
     tracked: list[int],
 ) -> Channels:
     """The channel of every element of a run of axes, flattened."""
-    shape = tuple(old[axis] for axis in source)
-    spread = np.empty(math.prod(shape), np.int64)
-    for axis in tracked:
-        channels = layout[axis]
-        assert channels is not None
-        view = [1] * len(shape)
-        view[axis - source.start] = old[axis]
-        values = np.broadcast_to(channels.reshape(view), shape).reshape(-1)
-        if axis == tracked[0]:
-            spread[:] = values
-        else:  # of two merged axes, no removal leaves a product of two axes
-            table.freeze(values, "two channel axes are merged by a reshape")
-            table.join(spread, values)
+    spread = repeated(layout, tracked[0], source, old)
+    for axis in tracked[1:]:  # of two merged axes, no removal leaves a product of two axes
+        values = repeated(layout, axis, source, old)
+        table.freeze(values, "two channel axes are merged by a reshape")
+        table.join(spread, values)
     return spread
+
+
+def repeated(layout: Layout, axis: int, run: range, shape: tuple[int, ...]) -> Channels:
+    """The channels of one tracked axis for every element of a run of axes, flattened."""
+    channels, sizes = layout[axis], [shape[k] for k in run]
+    assert channels is not None
+    view = [len(channels) if k == axis else 1 for k in run]
+    return np.broadcast_to(channels.reshape(view), sizes).reshape(-1)

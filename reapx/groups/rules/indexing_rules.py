@@ -94,3 +94,15 @@ def unfold_rule(state: AnalysisState, node: Node) -> Layout:
     channels = layout[-3]
     state.table.freeze_layout(layout, "unfold mixes positions", [-2, -1])
     return [*layout[:-3], None if channels is None else np.repeat(channels, taps), None]
+
+
+RULES = {
+    "stack": stack_rule,
+    "unbind": unbind_rule,
+    "index": index_rule,
+    "index_select": index_select_rule,
+    "gather": gather_rule,
+    "repeat": repeat_rule,
+    "repeat_interleave": repeat_interleave_rule,
+    "im2col": unfold_rule,
+}

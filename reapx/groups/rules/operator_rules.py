@@ -50,7 +50,8 @@ REDUCTIONS = (
 """Operators that combine all values along some axes into one, apart from max and min; some give two tensors."""
 ORDERED = ("sort", "topk", "argsort", "cummax", "cummin")
 """Operators that order the values along an axis."""
-_RESHAPES = "reshape view _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as".split()
+RESHAPES = "reshape view _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as".split()
+"""Operators that divide the same values into other axes."""
 
 
 def _elementwise(state: AnalysisState, node: Node) -> Layout:
@@ -152,7 +153,7 @@ OPERATOR_RULES: dict[str, OperatorRule] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     **dict.fromkeys(PER_CHANNEL, _pool),
     **dict.fromkeys(REDUCTIONS, _reduction),
-    **dict.fromkeys(_RESHAPES, shape_rules.reshape_rule),
+    **dict.fromkeys(RESHAPES, shape_rules.reshape_rule),
     **dict.fromkeys(NORMS, _batch_norm),
     **dict.fromkeys(["prelu", "instance_norm"], _join_parameters),
     **dict.fromkeys(["layer_norm", "rms_norm"], _layer_norm),
@@ -170,17 +171,9 @@ OPERATOR_RULES: dict[str, OperatorRule] = {
     "permute": shape_rules.permute_rule,
     "slice": shape_rules.slice_rule,
     "select": shape_rules.select_rule,
-    "stack": indexing_rules.stack_rule,
-    "unbind": indexing_rules.unbind_rule,
-    "index": indexing_rules.index_rule,
-    "index_select": indexing_rules.index_select_rule,
-    "gather": indexing_rules.gather_rule,
-    "repeat": indexing_rules.repeat_rule,
-    "repeat_interleave": indexing_rules.repeat_interleave_rule,
-    "im2col": indexing_rules.unfold_rule,
     "getitem": shape_rules.getitem_rule,
-    "scaled_dot_product_attention": attention_rules.attention_rule,
-    **dict.fromkeys(["matmul", "bmm"], attention_rules.matmul_rule),
+    **indexing_rules.RULES,
+    **attention_rules.RULES,
     "glu": shape_rules.glu_rule,
     "channel_shuffle": shape_rules.channel_shuffle_rule,
 }

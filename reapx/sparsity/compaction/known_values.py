@@ -30,13 +30,11 @@ from ...capture.execution import evaluate, last_reads
 from ...capture.graph import Graph, arguments, operator_name
 from ...capture.layers import LAYERS, NORMS, differs_at_border
 from ...capture.widening import computing_in, in_widest_dtype
+from ...groups.rules import attention_rules, indexing_rules
 from ...groups.rules.operator_rules import ELEMENTWISE, OPERATOR_RULES, ORDERED, PER_CHANNEL, REDUCTIONS, SKIPPED
 from ...groups.rules.shape_rules import axes_of
 
-_FOLLOWED = frozenset(OPERATOR_RULES) - frozenset(
-    "matmul bmm scaled_dot_product_attention index index_select gather unbind stack repeat repeat_interleave "
-    "im2col".split()
-)
+_FOLLOWED = frozenset(OPERATOR_RULES) - frozenset((*indexing_rules.RULES, *attention_rules.RULES))
 """Operators whose values are followed; others combine or copy positions in ways that are not looked into."""
 
 Value = Callable[[Node], Any]
