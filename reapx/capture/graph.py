@@ -135,6 +135,18 @@ class Graph:
             lines.append(f"{node.name} {node.target} {given}")
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
+    def readers(self, name: str) -> list[Node]:
+        """The operators that read a tensor, under whichever of its names."""
+        names = self.tied.get(name, [name])
+        return [user for node, own in self.parameters.items() if own in names for user in self.users.get(node, [])]
+
+    def aliases(self, name: str) -> list[str]:
+        """All names of a tensor, where operators read it under that name alone; else none."""
+        names = self.tied.get(name, [name])
+        read = {own for node, own in self.parameters.items() if own in names and self.users.get(node)}
+        shapes = {tuple(self.tensors[own].shape) for own in names if own in self.tensors}
+        return names if read <= {name} and len(shapes) == 1 and all(own in self.tensors for own in names) else []
+
     def parameter_of(self, argument: object) -> str | None:
         """Qualified name of the parameter that an argument stands for, or None."""
         return self.parameters.get(argument) if isinstance(argument, Node) else None

@@ -237,8 +237,30 @@ def differs_at_border(node: Node, taps: int) -> bool:
     return padded or "transpose" in name or bool(given.get("transposed", False))
 
 
+def calls_of(graph: Graph, layer: Layer) -> list[Layer]:
+    """A layer's calls in execution order: operators that read its weight and bias in the same way, itself among them.
+
+    Strides, paddings and dilations may differ from call to call. Where another operator reads the weight otherwise,
+    the layer stands alone.
+    """
+    weight = layer.node.args[1]
+    users = graph.users.get(weight, []) if isinstance(weight, Node) else []
+    calls = [describe(graph, user) for user in users]
+    alike = [x for x in calls if isinstance(x, Layer) and x.weight == layer.weight and _alike(x, layer)]
+    return alike if len(alike) == len(users) else [layer]
+
+
+def _alike(one: Layer, other: Layer) -> bool:
+    kinds = [(x.kind, x.spatial, x.window.kernel, x.window.groups, x.upsampling, x.bias) for x in (one, other)]
+    return kinds[0] == kinds[1]
+
+
 def can_refit(graph: Graph, layer: Layer) -> bool:
-    """Whether the layer's weight is a parameter, and no other operator or module uses its weight or bias."""
-    if layer.weight in graph.shared or layer.weight not in graph.trained:
+    """Whether the layer's weight is a parameter, and nothing but the layer's own calls uses its weight or bias."""
+    if layer.weight not in graph.trained:
         return False
-    return layer.bias is None or layer.bias not in graph.shared
+    names = [name for name in (layer.weight, layer.bias) if name is not None and name in graph.shared]
+    if not names:
+        return True
+    nodes = {call.node for call in calls_of(graph, layer)}
+    return all(set(graph.readers(name)) == nodes for name in names)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from .graph import Graph, arguments, is_tensor, operator_name
-from .layers import NORMS, Layer
+from .layers import NORMS, Layer, calls_of
 
 _NO_OPERATION = ("dropout", "feature_dropout", "clone", "contiguous", "detach", "alias")
 """Operators that change nothing, between a layer and the add."""
@@ -50,10 +50,21 @@ def tail_of(graph: Graph, layer: Layer) -> Tail:
 
 
 def _is_norm_of(graph: Graph, norm: Node, layer: Layer) -> bool:
-    """Whether a batch norm normalises the layer's outputs, with a running mean that no other operator uses."""
+    """Whether a batch norm normalises the layer's outputs, with a running mean that no other operator uses.
+
+    Of a layer that is called several times, the same norm must follow every call, and nothing else read it.
+    """
     mean = graph.parameter_of(norm.args[3])
     along_outputs = layer.spatial > 0 or len(graph.shape(layer.node)) == 2
-    return along_outputs and mean is not None and mean not in graph.shared
+    if not along_outputs or mean is None:
+        return False
+    calls = {call.node for call in calls_of(graph, layer)}
+    norms = graph.readers(mean)
+    if len(calls) == 1:
+        return len(norms) == 1
+    alike = all(operator_name(x) in NORMS and x.args[1:5] == norm.args[1:5] for x in norms)
+    followed = all(graph.users.get(node, []) == [x] for x in norms for node in calls if x.args[0] is node)
+    return alike and followed and len(norms) == len(calls) and {x.args[0] for x in norms} == calls
 
 
 def _residual(graph: Graph, node: Node, add: Node, norm: Node | None) -> Tail:

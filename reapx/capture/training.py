@@ -18,7 +18,7 @@ _EVALUATING = (
 
 def idle_parameters(graph: Graph) -> set[str]:
     """Qualified names of the parameters that no operator of a captured network reads."""
-    return {name for node, name in graph.parameters.items() if name in graph.trained and not graph.users.get(node)}
+    return {name for name in graph.parameters.values() if name in graph.trained and not graph.readers(name)}
 
 
 def training_copy(model: nn.Module) -> nn.Module:

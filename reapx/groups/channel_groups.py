@@ -52,7 +52,8 @@ class Group:
         size: Number of units.
         producers: Layers that write the channels, without depthwise ones.
         consumers: Layers that read the channels.
-        cuts: Axis of a parameter -> (units, count) int64, the positions on it that leave with each unit.
+        cuts: Axis of a parameter -> (units, count) int64, the positions on it that leave with each unit. A parameter
+            with several names has an entry for each.
         residual_stream: Whether the channels are a sum of several layers' outputs.
         attention: Product of attention -> how many of its heads each unit is; empty where units are channels.
         numbers: (module path, attribute) of the whole numbers that count the units, or something in each of them; they
@@ -135,16 +136,19 @@ def find_groups(graph: Graph, *, measured: bool = True) -> ChannelAnalysis:
     Args:
         graph: The captured network.
         measured: Whether the layers will be measured. If so, the inputs of layers with more than ``MAX_FEATURES``
-            features are frozen.
+            features are frozen; if not, those of layers that are called several times.
 
     Returns:
         Groups in the order of their first producers, and the frozen channels of every layer.
     """
-    analysis = Propagation(graph, find_head_axes(graph))
+    analysis = Propagation(graph, find_head_axes(graph), several_calls=measured)
     reasons = analysis.table.frozen_reasons()
     residual_streams = analysis.table.residual_stream_roots()
-    producers = {(layer.weight, layer.out_axis): layer for layer in analysis.layers if not layer.depthwise}
-    consumers = {(layer.weight, layer.in_axis): layer for layer in analysis.layers}
+    first: dict[str, Layer] = {}
+    for layer in analysis.layers:
+        first.setdefault(layer.weight, layer)  # it stands for its later calls
+    producers = {(layer.weight, layer.out_axis): layer for layer in first.values() if not layer.depthwise}
+    consumers = {(layer.weight, layer.in_axis): layer for layer in first.values()}
     classes: dict[tuple[object, ...], list[_Unit]] = {}
     for root, unit in _units(analysis).items():
         if root in reasons or not any(key in producers for key in unit.axes):
@@ -154,12 +158,13 @@ def find_groups(graph: Graph, *, measured: bool = True) -> ChannelAnalysis:
             classes.setdefault((unit.signature, root in residual_streams), []).append(unit)
         else:
             reasons[root] = reason
-    order = {layer.weight: k for k, layer in enumerate(analysis.layers)}
+    order = {weight: k for k, weight in enumerate(first)}
     attention = _attention(analysis)
-    groups = [
-        replace(_group(members, bool(key[1]), producers, consumers), attention=attention.get(members[0].root, {}))
-        for key, members in classes.items()
-    ]
+    groups = []
+    for key, members in classes.items():
+        group = _group(members, bool(key[1]), producers, consumers)
+        tied = {(x, axis): where for (name, axis), where in group.cuts.items() for x in graph.aliases(name)}
+        groups.append(replace(group, cuts={**group.cuts, **tied}, attention=attention.get(members[0].root, {})))
     groups.sort(key=lambda group: order[group.producers[0].weight])
     frozen = _frozen(analysis, producers, reasons)
     return ChannelAnalysis(_unique_names(groups), frozen, analysis.layers)

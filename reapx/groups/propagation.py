@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from ..capture.exporting.user_code import line_of_node
 from ..capture.graph import Graph, operator_name
-from ..capture.layers import LAYERS, Layer, describe, name_of
+from ..capture.layers import LAYERS, Layer, can_refit, describe, name_of
 from .rules.analysis_state import AnalysisState, NodeLayout
 from .rules.channel_table import Channels, Layout
 from .rules.operator_rules import SKIPPED, rule_of
@@ -25,12 +25,19 @@ WRITES = frozenset("copy slice_scatter select_scatter diagonal_scatter index_put
 class Propagation(AnalysisState):
     """The channel analysis of one graph.
 
+    Args:
+        graph: The captured network.
+        head_axes: Reshape -> the axes of its result along which attention heads run.
+        several_calls: Whether layers that are called several times may lose channels.
+
     Attributes:
         layers: Convolutions and linear layers that reapx can describe.
         refused: (name, output channels, reason) of the other convolutions and linear layers.
     """
 
-    def __init__(self, graph: Graph, head_axes: Mapping[Node, frozenset[int]] | None = None) -> None:
+    def __init__(
+        self, graph: Graph, head_axes: Mapping[Node, frozenset[int]] | None = None, *, several_calls: bool = True
+    ) -> None:
         super().__init__(graph, head_axes)
         self.layers: list[Layer] = []
         self.refused: list[tuple[str, int, str]] = []
@@ -39,7 +46,7 @@ class Propagation(AnalysisState):
             self.parameters[name] = layout
             if name in graph.constants:
                 self.table.freeze_layout(layout, "it meets a tensor that is a literal in forward()")
-        self._freeze_shared()
+        self._freeze_shared(several_calls)
         for node in graph.inputs:
             self.layouts[node] = self.untracked(node)
             self.trace(node, starts=True)
@@ -51,13 +58,21 @@ class Propagation(AnalysisState):
         for node in graph.outputs:
             self.freeze(node, "it is an output of the model")
 
-    def _freeze_shared(self) -> None:
-        for name, users in self.graph.shared.items():
-            vector = sum(size > 1 for size in self.graph.tensors[name].shape) < 2
-            if vector and name not in self.graph.tied:
-                continue  # what reads it is coupled by it, and nobody refits it
+    def _freeze_shared(self, several_calls: bool) -> None:
+        graph = self.graph
+        for name, users in graph.shared.items():
+            known = graph.aliases(name) if several_calls else [name] if name not in graph.tied else []
+            vector = sum(size > 1 for size in graph.tensors[name].shape) < 2
+            if known and (vector or (several_calls and self._refitted(name))):
+                continue  # what reads it is coupled by it; nobody refits it, or one layer for all its calls
             reason = f"{users} share the parameter {name}: refitting it for one would break the other"
             self.table.freeze_layout(self.parameters[name], reason)
+
+    def _refitted(self, name: str) -> bool:
+        """Whether a matrix is the weight of a layer whose calls are all that reads it, or nothing reads it."""
+        readers = self.graph.readers(name)
+        layers = [describe(self.graph, node) for node in readers]
+        return all(isinstance(x, Layer) and x.weight == name and can_refit(self.graph, x) for x in layers)
 
     def _apply(self, node: Node) -> NodeLayout:
         name = operator_name(node)

@@ -18,6 +18,7 @@ from ..calibration.images import Images
 from ..capture.dependence import varying
 from ..capture.exporting.user_code import first_cause, line_of_node, place_of_error
 from ..capture.graph import Graph, operator_name
+from ..capture.layers import calls_of
 from ..capture.tails import tail_of
 from ..capture.training import idle_parameters, training_copy
 from ..errors import ProofError
@@ -214,7 +215,10 @@ def find_droppable(model: nn.Module, graph: Graph, channels: ChannelAnalysis, im
 
 
 def _inside_branches(graph: Graph, channels: ChannelAnalysis) -> list[Group]:
-    """The groups inside of residual branches; of parallel branches without a shortcut, the last keeps its groups."""
+    """The groups inside of residual branches; of parallel branches without a shortcut, the last keeps its groups.
+
+    Groups of layers that are called several times are not among them: a branch may need what another one does not.
+    """
     others: dict[str, list[Node]] = {}
     """Weight of a layer -> the other operands of the residual adds that its outputs end in."""
     inside: list[Group] = []
@@ -224,6 +228,8 @@ def _inside_branches(graph: Graph, channels: ChannelAnalysis) -> list[Group]:
             other = tail_of(graph, layer).other
             met += [other] if other is not None else others.get(layer.weight, [])
         depending = varying(graph.inputs, graph.nodes, [layer.node for layer in channels.all_producers(group)])
+        if any(len(calls_of(graph, layer)) > 1 for layer in [*group.producers, *(c.layer for c in group.consumers)]):
+            continue
         if not group.residual_stream and any(node in depending for node in met):
             inside.append(group)
             for producer in group.producers:

@@ -18,7 +18,7 @@ from ..calibration.processes import Processes
 from ..calibration.progress import SILENT, Progress
 from ..capture.execution import run
 from ..capture.graph import Graph
-from ..capture.layers import Layer
+from ..capture.layers import Layer, calls_of
 from ..errors import NumericalError
 from .finite_check import not_finite
 from .moments import Moments
@@ -33,6 +33,7 @@ class Accumulator:
         outputs: int = 0,
         positions: int | None = None,
         before: int = 0,
+        calls: int = 1,
         *,
         device: torch.device,
     ) -> None:
@@ -43,13 +44,14 @@ class Accumulator:
             outputs: Number of targets per conv group; 0 for moments without a target.
             positions: Number of random positions that are used in each image; None for all.
             before: Number of batches in processes of lower rank, which seeds the positions.
+            calls: Number of times that the layer is called, and ``add`` therefore, for each batch.
             device: Device of the batches.
         """
         groups, features = layer.window.groups, layer.features
         self.layer = layer
         self.positions = positions
-        self._before = before
-        self.counts = torch.zeros(2, dtype=torch.int64)  # batches and rows
+        self._before = before * calls
+        self.counts = torch.zeros(2, dtype=torch.int64)  # calls of all batches, and rows
         self.gram = torch.zeros(groups, features, features, dtype=torch.float64, device=device)
         self.total = torch.zeros(groups, features, dtype=torch.float64, device=device)
         with_target = outputs > 0
@@ -66,15 +68,18 @@ class Accumulator:
         """Name -> accumulated tensor (not a copy) of moments without a target, for checkpoints."""
         return {"counts": self.counts, "gram": self.gram, "total": self.total}
 
-    def add(self, value: Tensor, shape: tuple[int, ...], target: Tensor | None = None) -> None:
+    def add(
+        self, value: Tensor, shape: tuple[int, ...], target: Tensor | None = None, call: Layer | None = None
+    ) -> None:
         """Add one batch.
 
         Args:
             value: The layer's input, with the axes of its node in the graph.
             shape: Shape of the layer's output for this batch.
             target: The layer's target, with the axes of its output in the graph; None for moments without a target.
+            call: Which of the layer's calls reads this input; None for a layer with one call.
         """
-        layer = self.layer
+        layer = self.layer if call is None else call
         patches = layer.patches_of(value)
         rows, columns = (1, 1) if layer.spatial == 0 else (1, shape[2]) if layer.spatial == 1 else shape[2:4]
         positions = self._positions(len(patches), int(rows) * int(columns))
@@ -97,7 +102,7 @@ class Accumulator:
         """(images, positions) int64 random positions, distinct in an image and equal in every run; None for all."""
         if self.positions is None or self.positions >= count:
             return None
-        # The seed is the index of the batch in all processes, so a resumed call draws the same positions.
+        # The seed is the index of the call in all processes, so a resumed run draws the same positions.
         random = torch.Generator().manual_seed(self._before + int(self.counts[0]))
         drawn = torch.rand(images, count, generator=random).topk(self.positions, dim=1).indices
         return drawn.contiguous().to(self.gram.device)
@@ -157,12 +162,13 @@ def measure(
 ) -> dict[str, list[Moments]]:
     """Measure the moments of layers' inputs in one pass over the images of each process.
 
-    Layers that read the same patches share their moments.
+    Layers that read the same patches share their moments. Those of a layer that is called several times are sums over
+    its calls.
 
     Args:
         graph: The captured network.
         images: Calibration images.
-        layers: Layers to measure.
+        layers: Layers to measure, one of the calls of each.
         tensors: Qualified name -> parameter with which the network is run.
         positions: Number of random positions that are used in each feature map; None for all. Vectors and tokens use
             all positions.
@@ -179,33 +185,39 @@ def measure(
         CheckpointError: a stored file is damaged or cannot be written.
     """
     shared: dict[object, Accumulator] = {}
-    of_layer: dict[Node, Accumulator] = {}
+    of_weight: dict[str, Accumulator] = {}
+    read_at: dict[Node, list[tuple[Accumulator, Layer]]] = {}
     for layer in layers:
-        key = (layer.input, layer.spatial, layer.window, layer.upsampling, _size(graph, layer))
+        calls = calls_of(graph, layer)
+        key = tuple((x.input, x.spatial, x.window, x.upsampling, _size(graph, x)) for x in calls)
         if key not in shared:
-            shared[key] = Accumulator(layer, positions=positions, before=images.before, device=images.device)
-        of_layer[layer.node] = shared[key]
-    first = {accumulator.layer.node: accumulator for accumulator in shared.values()}
-    last = max((node.meta["order"] for node in first), default=-1)
+            shared[key] = Accumulator(
+                layer, positions=positions, before=images.before, calls=len(calls), device=images.device
+            )
+            for call in calls:
+                read_at.setdefault(call.node, []).append((shared[key], call))
+        of_weight[layer.weight] = shared[key]
+    last = max((node.meta["order"] for node in read_at), default=-1)
 
     def visit(node: Node, values: Mapping[Node, object], value: object) -> None:
-        if node in first:
-            source = values[first[node].layer.input]
+        for accumulator, call in read_at.get(node, ()):
+            source = values[call.input]
             assert isinstance(source, Tensor) and isinstance(value, Tensor)
-            first[node].add(source, tuple(value.shape))
+            accumulator.add(source, tuple(value.shape), call=call)
 
-    accumulated = {f"{a.layer.weight}/{part}": value for a in first.values() for part, value in a.accumulated().items()}
+    sums = list(shared.values())
+    accumulated = {f"{a.layer.weight}/{part}": value for a in sums for part, value in a.accumulated().items()}
     with images.processes.together():
         done = 0 if checkpoint is None else checkpoint.restore(name, accumulated)
         for batch in progress.over(range(done, len(images)), "measuring", done=done):
             run(graph, images[batch], tensors, visit, last)
-            check_finite(first.values(), batch)
+            check_finite(sums, batch)
             if checkpoint is not None:
                 checkpoint.keep_tensors(name, batch + 1, accumulated, last=batch + 1 == len(images))
-    for accumulator in first.values():
+    for accumulator in sums:
         accumulator.join(images.processes)
-    found = {accumulator.layer.node: accumulator.moments() for accumulator in first.values()}
-    return {layer.weight: found[of_layer[layer.node].layer.node] for layer in layers}
+    found = {id(accumulator): accumulator.moments() for accumulator in sums}
+    return {weight: found[id(accumulator)] for weight, accumulator in of_weight.items()}
 
 
 def _size(graph: Graph, layer: Layer) -> tuple[int, ...]:

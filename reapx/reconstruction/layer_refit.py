@@ -21,35 +21,69 @@ from .streams import ValueStream
 
 
 @dataclass(frozen=True)
-class RefitStep:
-    """One layer to refit.
+class RefitCall:
+    """One call of a layer to refit.
 
     Attributes:
         layer, tail: In the pruned graph.
-        target: Node of the original graph that the layer, or the sum it ends in, should follow.
-        residual: Whether the target is that of the sum, less the pruned shortcut.
-        rectify: Passes after the fit that leave out what the activation drops.
-        limits: Below the first and above the second, the activation behind the layer is constant.
-        columns: (count,) int64 features that the layer reads, whose weights alone are not zero.
-        outputs: Channels of the original that the layer's outputs are, or None for all.
+        source: Its input: in the pruned graph, or in the original one where the layer is recurrent.
+        target: Node of the original graph that the call, or the sum it ends in, should follow.
     """
 
     layer: Layer
     tail: Tail
+    source: Node
     target: Node
+
+
+@dataclass(frozen=True)
+class RefitStep:
+    """One layer to refit, on all its calls together.
+
+    Attributes:
+        calls: In execution order; most layers have one.
+        residual: Whether the targets are those of the sums, less the pruned shortcuts.
+        rectify: Passes after the fit that leave out what the activation drops.
+        limits: Below the first and above the second, the activation behind the layer is constant.
+        columns: (count,) int64 features that the layer reads, whose weights alone are not zero.
+        outputs: Channels of the original that the layer's outputs are, or None for all.
+        recurrent: Whether a call depends on another: all then read the original network's values.
+        inputs: Channels of the original that the inputs of a recurrent layer are, or None for all.
+    """
+
+    calls: tuple[RefitCall, ...]
     residual: bool
     rectify: int
     limits: tuple[float, float]
     columns: Tensor
     outputs: Tensor | None
+    recurrent: bool = False
+    inputs: Tensor | None = None
+
+    @property
+    def layer(self) -> Layer:
+        """The first call, which stands for the layer."""
+        return self.calls[0].layer
+
+    @property
+    def norm(self) -> Node | None:
+        """The batch norm behind the first call, which every call has."""
+        return self.calls[0].tail.norm
+
+    @property
+    def shortcuts(self) -> list[Node]:
+        """Nodes of the pruned stream that are added behind the calls."""
+        return [call.tail.other for call in self.calls if self.residual and call.tail.other is not None]
 
     @property
     def sources(self) -> list[Node]:
-        """Nodes of the pruned stream that it reads."""
-        sources = [self.layer.input]
-        if self.residual and self.tail.other is not None:
-            sources.append(self.tail.other)
-        return sources
+        """Nodes of the pruned stream that it reads: inputs, then shortcuts."""
+        return [*([] if self.recurrent else [call.source for call in self.calls]), *self.shortcuts]
+
+    @property
+    def references(self) -> list[Node]:
+        """Nodes of the original stream that it reads: targets, then a recurrent layer's inputs."""
+        return [*(call.target for call in self.calls), *(call.source for call in self.calls if self.recurrent)]
 
 
 @dataclass(frozen=True)
@@ -85,16 +119,23 @@ class StreamPair:
 
     def want(self, step: RefitStep, times: int) -> None:
         """Announce how often a step will read its batches; fewer than were announced where ``times`` is negative."""
-        self._original.wanted[step.target] += times
+        for reference in step.references:
+            self._original.wanted[reference] += times
         for source in step.sources:
             self.pruned.wanted[source] += times
 
     def batches(self, step: RefitStep, norm: tuple[Tensor, Tensor] | None) -> Iterator[Batch]:
-        """The layer's input, what it should put out, and what is added behind it."""
-        originals = self._original.advance([step.target])
-        for value, *rest in self.pruned.advance(step.sources):
-            (wanted,) = next(originals)
-            yield value, _target(step, wanted, rest, norm), rest[0] if step.residual else None
+        """Of each call for each batch: its input, what it should put out, and what is added behind it."""
+        originals = self._original.advance(step.references)
+        count = len(step.calls)
+        for found in self.pruned.advance(step.sources):
+            wanted = next(originals)
+            inputs = (
+                [_channels(step.layer, x, step.inputs) for x in wanted[count:]] if step.recurrent else found[:count]
+            )
+            beside = found[-count:] if step.residual else [None] * count
+            for call, value, target, other in zip(step.calls, inputs, wanted[:count], beside, strict=True):
+                yield Batch(call.layer, value, _target(step, target, other, norm), other)
         next(originals, None)  # lets the stream finish its last batch
 
     def measure(self, step: RefitStep, norm: tuple[Tensor, Tensor] | None, outputs: int) -> Accumulator:
@@ -102,9 +143,9 @@ class StreamPair:
         processes = self.images.processes
         accumulator = Accumulator(step.layer, outputs, device=self.images.device)
         with processes.together():
-            for batch, (value, target, _) in enumerate(self.batches(step, norm)):
-                accumulator.add(value, tuple(target.shape), target)
-                check_finite([accumulator], batch)
+            for index, own in enumerate(self.batches(step, norm)):
+                accumulator.add(own.input, tuple(own.target.shape), own.target, own.call)
+                check_finite([accumulator], index // len(step.calls))
         accumulator.join(processes)
         return accumulator
 
@@ -125,7 +166,7 @@ def refit_layer(
         damping: A fraction of the mean diagonal, infinite to keep the old weights; None to choose it.
     """
     layer, graph, tensors = step.layer, fitted.pruned.graph, fitted.pruned.tensors
-    norm = None if step.tail.norm is None else norm_affine(graph, step.tail.norm, tensors)
+    norm = None if step.norm is None else norm_affine(graph, step.norm, tensors)
     problem = _problem(step, fitted, judged, norm)
     moments = [part.centred(problem.intercept) for part in problem.fitted.moments()]
     chosen = fit_layer(problem, moments, damping)
@@ -183,14 +224,20 @@ def _problem(
     )
 
 
-def _target(step: RefitStep, wanted: Tensor, rest: list[Tensor], norm: tuple[Tensor, Tensor] | None) -> Tensor:
+def _channels(layer: Layer, value: Tensor, channels: Tensor | None) -> Tensor:
+    """Some channels of a layer's input or output; all without ``channels``."""
+    axis = value.dim() - 1 if layer.spatial == 0 else 1
+    return value if channels is None else value.index_select(axis, channels.to(value.device))
+
+
+def _target(step: RefitStep, wanted: Tensor, other: Tensor | None, norm: tuple[Tensor, Tensor] | None) -> Tensor:
     """What the layer should put out: the original's value, or original sum - pruned shortcut before the norm."""
-    axis = wanted.dim() - 1 if step.layer.spatial == 0 else 1
-    target = wanted if step.outputs is None else wanted.index_select(axis, step.outputs.to(wanted.device))
-    if step.residual:
-        target = target - rest[0]
+    target = _channels(step.layer, wanted, step.outputs)
+    if other is not None:
+        target = target - other
         if norm is not None:
             scale, shift = norm
+            axis = target.dim() - 1 if step.layer.spatial == 0 else 1
             shape = [-1 if k == axis else 1 for k in range(target.dim())]
             safe = torch.where(_usable(scale), scale, torch.ones_like(scale))
             target = (target - shift.float().view(shape)) / safe.float().view(shape)
@@ -207,7 +254,7 @@ def _intercept(step: RefitStep, stream: ValueStream, shift: Tensor) -> dict[str,
     layer, tensors = step.layer, stream.tensors
     if layer.bias is not None:
         return {layer.bias: shift.to(tensors[layer.bias].dtype)}
-    assert step.tail.norm is not None
-    name = stream.graph.parameter_of(step.tail.norm.args[3])
+    assert step.norm is not None
+    name = stream.graph.parameter_of(step.norm.args[3])
     assert name is not None
     return {name: tensors[name] - shift.to(tensors[name].dtype)}

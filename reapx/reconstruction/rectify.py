@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,8 +37,21 @@ _CONSTANT_BEYOND = {
     "hardswish": (-3.0, math.inf),
 }
 
-Batch = tuple[Tensor, Tensor, Tensor | None]
-"""The layer's input, its target, and the shortcut that is added behind it, or None."""
+
+class Batch(NamedTuple):
+    """What one call of a layer reads and should put out, for one batch of images.
+
+    Attributes:
+        call: The call.
+        input: The layer's input.
+        target: What it should put out.
+        beside: The shortcut that is added behind it, or None.
+    """
+
+    call: Layer
+    input: Tensor
+    target: Tensor
+    beside: Tensor | None
 
 
 def constant_beyond(graph: Graph, layer: Layer, tail: Tail, residual: bool) -> tuple[float, float] | None:
@@ -166,12 +180,12 @@ def _residuals(
     weight = layer.weight_from(fit.weight, like.to(dtype)).requires_grad_()
     gradient, total = torch.zeros_like(fit.weight), torch.zeros_like(fit.intercept)
     for batch in batches:
-        value, target, beside = (None if each is None else each.to(dtype) for each in batch)
-        assert value is not None and target is not None
+        value, target = batch.input.to(dtype), batch.target.to(dtype)
+        beside = None if batch.beside is None else batch.beside.to(dtype)
         axis = target.dim() - 1 if layer.spatial == 0 else 1
         shape = [-1 if k == axis else 1 for k in range(target.dim())]
         with torch.enable_grad():
-            product = _product(layer.node, value, weight.t() if layer.kind == "turned" else weight)
+            product = _product(batch.call.node, value, weight.t() if layer.kind == "turned" else weight)
         fitted = product.detach() + fit.intercept.to(product.dtype).view(shape)
         residual = target - fitted
         wanted, passed = target, fitted

@@ -13,17 +13,17 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from ..calibration.images import Images
 from ..calibration.progress import SILENT, Progress
 from ..capture.graph import Graph, operator_name
 from ..capture.layers import MAX_FEATURES, Layer, can_refit, describe
-from ..capture.tails import tail_of
 from ..errors import CaptureError
 from ..surgery.cut import Kept
-from .layer_refit import LayerRefit, RefitStep, StreamPair, refit_layer
+from .layer_refit import LayerRefit, RefitCall, RefitStep, StreamPair, refit_layer
 from .rectify import constant_beyond
-from .schedule import schedule
+from .schedule import Turn, schedule
 
 
 @dataclass(frozen=True)
@@ -114,20 +114,47 @@ def _steps(sweep: Sweep) -> list[RefitStep]:
             layers.append(layer)
     pruned_here = [x for x in layers if x.in_axis in kept.get(x.weight, {})]
     chosen = _behind(pruned, layers, pruned_here) if sweep.refit == "all" else pruned_here
-    steps = []
-    for layer, residual in schedule(pruned, chosen):
-        axes = sweep.lasting.get(layer.weight, {})
-        if layer.out_axis in axes and len(axes[layer.out_axis]) == 0:
-            continue
-        tail = tail_of(pruned, layer)
+    weights = {layer.weight for layer in chosen}
+    turns = schedule(pruned, [layer for layer in layers if layer.weight in weights])
+    steps = [_step(sweep, turn, twin) for turn in turns]
+    return [step for step in steps if step is not None]
+
+
+def _step(sweep: Sweep, turn: Turn, twin: Mapping[Node, Node]) -> RefitStep | None:
+    """The step of one layer; None where all its outputs will leave."""
+    layer, residual, pruned = turn.calls[0], turn.residual, sweep.pruned
+    lasting, kept = (found.get(layer.weight, {}) for found in (sweep.lasting, sweep.kept))
+    if layer.out_axis in lasting and len(lasting[layer.out_axis]) == 0:
+        return None
+    calls, ends = [], set()
+    for call, tail in zip(turn.calls, turn.tails, strict=True):
         total = tail.total if residual else None
-        target = twin[layer.node if total is None else total]
-        limits = constant_beyond(pruned, layer, tail, residual)
-        columns = _columns(layer, axes.get(layer.in_axis))
-        outputs = kept.get(layer.weight, {}).get(layer.out_axis)
-        passes = 0 if limits is None else sweep.rectify
-        steps.append(RefitStep(layer, tail, target, residual, passes, limits or (0.0, 0.0), columns, outputs))
-    return steps
+        source = twin[call.input] if turn.recurrent else call.input
+        calls.append(RefitCall(call, tail, source, twin[call.node if total is None else total]))
+        ends.add(constant_beyond(pruned, call, tail, residual))
+    limits = ends.pop() if len(ends) == 1 else None
+    return RefitStep(
+        tuple(calls),
+        residual,
+        0 if limits is None else sweep.rectify,
+        limits or (0.0, 0.0),
+        _columns(layer, lasting.get(layer.in_axis)),
+        kept.get(layer.out_axis),
+        turn.recurrent,
+        _channels_read(sweep, layer, kept) if turn.recurrent else None,
+    )
+
+
+def _channels_read(sweep: Sweep, layer: Layer, kept: Mapping[int, Tensor]) -> Tensor | None:
+    """Channels of the original that a layer's inputs are, by what stays of its weight; None for all."""
+    groups, inputs = layer.window.groups, kept.get(layer.in_axis)
+    if layer.depthwise and layer.out_axis in kept:  # output c * multiplier + m reads input c
+        multiplier = sweep.pruned.tensors[layer.weight].shape[layer.out_axis] // groups
+        return torch.unique(kept[layer.out_axis] // multiplier)  # type: ignore[no-any-return]
+    if inputs is None or groups == 1:
+        return inputs
+    before = sweep.original.tensors[layer.weight].shape[layer.in_axis]
+    return (torch.arange(groups)[:, None] * before + inputs).flatten()
 
 
 def _columns(layer: Layer, channels: Tensor | None) -> Tensor:

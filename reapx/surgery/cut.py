@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,18 +72,18 @@ def narrow(tensor: Tensor, axes: Mapping[int, Tensor]) -> Tensor:
 
 def cut(model: nn.Module, kept: Kept) -> None:
     """Shrink parameters and buffers of ``model`` in place, and attributes such as ``out_channels`` that count them."""
-    owners: dict[str, list[str]] = {}
+    owners: dict[nn.Module, dict[str, str]] = {}  # of a module with several paths, one of them counts
     for name in kept:
         path, _, leaf = name.rpartition(".")
-        owners.setdefault(path, []).append(leaf)
-    for path, leaves in owners.items():
-        module = model.get_submodule(path)
-        before = {leaf: own.shape for leaf, own in tensors_in_module(module).items()}
-        for leaf in leaves:
-            name = f"{path}.{leaf}" if path else leaf
-            assign(model, name, narrow(getattr(module, leaf).detach(), kept[name]))
-            _remember(module, leaf, kept[name], before[leaf])
-        _update_attributes(module, before)
+        owners.setdefault(model.get_submodule(path), {}).setdefault(leaf, name)
+    before = {module: {leaf: own.shape for leaf, own in tensors_in_module(module).items()} for module in owners}
+    narrowed = {name: narrow(getattr(module, leaf).detach(), kept[name])
+                for module, leaves in owners.items() for leaf, name in leaves.items()}  # fmt: skip
+    assign_all(model, narrowed)
+    for module, leaves in owners.items():
+        for leaf, name in leaves.items():
+            _remember(module, leaf, kept[name], before[module][leaf])
+        _update_attributes(module, before[module])
 
 
 def tensors_in_module(module: nn.Module) -> dict[str, Tensor]:
@@ -108,16 +109,28 @@ def origin_of(module: nn.Module) -> Kept:
     return found
 
 
-def assign(model: nn.Module, name: str, value: Tensor) -> None:
-    """Replace a parameter or buffer by a tensor, which takes its device, dtype and ``requires_grad``."""
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    old = getattr(module, leaf)
-    value = laid_out_as(value.detach().to(device=old.device, dtype=old.dtype), old)
-    if leaf in module._parameters:
-        module._parameters[leaf] = nn.Parameter(value, requires_grad=old.requires_grad)
-    else:
-        module._buffers[leaf] = value
+def assign_all(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Replace parameters and buffers by tensors, which take their device, dtype and ``requires_grad``.
+
+    Parameters that are one object under several names remain one object; where several of these names are given, they
+    must have equal values.
+    """
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for leaf, own in tensors_in_module(module).items():
+            holders.setdefault(id(own), []).append((module, leaf))
+    made: set[int] = set()
+    for name, value in values.items():
+        path, _, leaf = name.rpartition(".")
+        old = getattr(model.get_submodule(path), leaf)
+        if id(old) in made:
+            continue
+        value = laid_out_as(value.detach().to(device=old.device, dtype=old.dtype), old)
+        new = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+        made.add(id(new))
+        for module, leaf in holders[id(old)]:
+            entries: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+            entries[leaf] = new
 
 
 def laid_out_as(value: Tensor, model: Tensor) -> Tensor:

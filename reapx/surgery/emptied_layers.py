@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..capture.graph import VIEWS, Graph, operator_name
 from ..capture.tails import tail_of
 from ..groups.channel_groups import Group
-from .cut import ORIGIN, Kept, assign, cut, origin_of, tensors_in_module
+from .cut import ORIGIN, Kept, assign_all, cut, origin_of, tensors_in_module
 from .module_numbers import Numbers, set_numbers
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
@@ -193,8 +193,7 @@ def shrink(model: nn.Module, kept: Kept, updates: Mapping[str, Tensor], endings:
     """
     cut(model, kept)
     set_numbers(model, numbers)
-    for name, value in updates.items():
-        assign(model, name, value)
+    assign_all(model, updates)
     for path, kind in replaced(model, kept).items():
         layer = model.get_submodule(path)
         if kind is Empty:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..capture.exporting.shadows import shadow
 from ..capture.graph import tensors_of
 from ..errors import CheckpointError
-from .cut import Kept, assign
+from .cut import Kept, assign_all
 from .emptied_layers import misplaced, shrink
 from .module_numbers import bare_norms, set_widths, strange_numbers
 from .saved_page import Page
@@ -49,8 +49,7 @@ def fitted(model: nn.Module, page: Page, tensors: Mapping[str, Tensor], where: s
     if bad is not None:
         raise CheckpointError(f"{where} is damaged: {bad}. Save the result again")
     _check_tied(own, tensors, where)
-    for name, value in tensors.items():
-        assign(smaller, name, value)
+    assign_all(smaller, tensors)
     return smaller
 
 

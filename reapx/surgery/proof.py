@@ -18,7 +18,7 @@ from ..capture.precision import exact
 from ..capture.widening import computing_in, in_widest_dtype
 from ..errors import ProofError
 from ..groups.channel_groups import Group
-from .cut import Kept, assign
+from .cut import Kept, assign_all
 from .module_numbers import follow_inputs
 
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
@@ -144,9 +144,9 @@ def difference_elsewhere(
         ProofError: the module does not run on images on which the original does.
     """
     original = copy.deepcopy(model)
-    for name, own in tensors_of(model).items():
-        if name in tensors and tensors[name].data_ptr() != own.data_ptr():
-            assign(original, name, tensors[name].clone())
+    own = tensors_of(model)
+    changed = [x for x in own if x in tensors and tensors[x].data_ptr() != own[x].data_ptr()]
+    assign_all(original, {name: tensors[name].clone() for name in changed})
     example = images.example(4)
 
     def apart(batches: list[Example]) -> Proof | None:

@@ -95,6 +95,24 @@ class Halves(nn.Module):
         return a * torch.sigmoid(b)
 
 
+class Twice(nn.Module):
+    """One module called twice: on its own output, on two inputs whose results are added, or on two sizes."""
+
+    def __init__(self, body: nn.Module, kind: str) -> None:
+        super().__init__()
+        self.body, self.kind = body, kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "chained":
+            return self.body(self.body(x))
+        if self.kind == "beside":
+            return torch.cat([self.body(x), self.body(x.flip(2))], 1)
+        if self.kind == "residual":
+            x = x + self.body(x)
+            return x + self.body(x)
+        return self.body(x) * self.body(F.avg_pool2d(x, 2, ceil_mode=True)).mean((2, 3), keepdim=True)
+
+
 def act(rng: Random, channels: int) -> nn.Module:
     kinds: list[Callable[[], nn.Module]] = [nn.ReLU, nn.ReLU, nn.SiLU, nn.LeakyReLU, nn.Hardswish, nn.Identity]
     kinds += [lambda: nn.PReLU(channels), lambda: nn.ReLU(inplace=True)]

@@ -8,7 +8,7 @@ import torch
 from graphs import lively
 from torch import Tensor, nn
 
-from .blocks import FUNCTIONS, Concat, Gate, Halves, Lambda, Residual, act, conv
+from .blocks import FUNCTIONS, Concat, Gate, Halves, Lambda, Residual, Twice, act, conv
 
 
 def _width(rng: Random) -> int:
@@ -70,8 +70,15 @@ def _shuffled(rng: Random, channels: int) -> tuple[nn.Module, int]:
     return nn.Sequential(nn.Conv2d(channels, 4 * outputs, 1), nn.PixelShuffle(2), nn.MaxPool2d(2)), outputs
 
 
+def _twice(rng: Random, channels: int) -> tuple[nn.Module, int]:
+    kind, middle = rng.choice(["chained", "beside", "residual", "gate"]), _width(rng)
+    outputs = channels if kind in ("chained", "residual") else _width(rng)
+    body = nn.Sequential(conv(rng, channels, middle), conv(rng, middle, outputs))
+    return Twice(body, kind), 2 * outputs if kind == "beside" else outputs
+
+
 BLOCKS = (_plain, _plain, _function, _function, _depthwise, _grouped, _residual, _residual, _concat, _gate, _halves,
-          _transposed, _shuffled)  # fmt: skip
+          _transposed, _shuffled, _twice)  # fmt: skip
 
 
 class Pool(nn.Module):

@@ -302,5 +302,5 @@ CASES = {
     "fixed_filter": Case(FixedFilter, (3, 8, 8), {"one": 8}),
     "many_outputs": Case(ManyOutputs, (3, 6, 6), {"one": 8}),
     "unknown_operator": Case(Unknown, (3, 5, 5), {"second": 8}, "renorm is not known"),
-    "shared_parameter": Case(Shared, (3, 5, 5), {"last": 8}, "share the parameter twice.weight"),
+    "called_twice": Case(Shared, (3, 5, 5), {"stem + twice": 8, "last": 8}),
 }  # fmt: skip
