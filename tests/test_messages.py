@@ -272,7 +272,7 @@ def reasons_of(model: nn.Module, images: Tensor = IMAGES) -> dict[str, str]:
     [
         (
             WritesSlice,
-            r"writes into a part of a tensor: `x\[:, :4\] = torch.relu\(x\[:, :4\]\)` \(test_messages.py:\d+",
+            r"written down as a number, perhaps in `x\[:, :4\] = torch.relu\(x\[:, :4\]\)` \(test_messages.py:\d+",
         ),
         (
             HardSplit,

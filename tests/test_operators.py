@@ -40,6 +40,8 @@ KEPT: dict[str, tuple[Callable[[Tensor], Tensor], nn.Module]] = {
     "sort": (lambda x: x.sort(2)[0], nn.Conv2d(8, 2, 3)),
     "roll": (lambda x: x.roll(1, 2), nn.Conv2d(8, 2, 3)),
     "unfold": (lambda x: F.unfold(x, 3, padding=1).transpose(1, 2), nn.Linear(72, 2)),
+    "windows": (lambda x: x.unfold(2, 3, 1).mean(4), nn.Conv2d(8, 2, 3)),
+    "flip": (lambda x: x.flip(1), nn.Conv2d(8, 2, 3)),
     "std_mean": (lambda x: torch.cat(torch.std_mean(x, (2, 3), keepdim=True), 2), nn.Conv2d(8, 2, 1)),
 }
 """What lies between -> the layer that reads it."""
@@ -48,6 +50,12 @@ FROZEN: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "index": (lambda x: x[:, torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])], "picks channels by their positions"),
     "index_select": (lambda x: x.index_select(1, torch.arange(8)), "picks channels by their positions"),
     "unbind": (lambda x: torch.cat([part.unsqueeze(1) for part in x.unbind(1)], 1), "single channels"),
+    "roll": (lambda x: x.roll(1, 1), "roll combines the channels"),
+    "windows": (
+        lambda x: x.unfold(1, 2, 2).flatten(1, 2).mean(3, keepdim=True).repeat(1, 1, 1, 6)[:, :8],
+        "unfold combines",
+    ),
+    "index_put": (lambda x: x.index_put((torch.tensor([0]),), torch.zeros(8, 6, 6)), "writes into a part"),
     "gather": (lambda x: x.gather(1, (0 * x).long()), "picks channels by their positions"),
     "product": (lambda x: x * (x.flatten(2).mT @ x.flatten(2)).mean((1, 2))[:, None, None, None], "sums over"),
 }

@@ -161,3 +161,26 @@ def test_other_readers_keep_a_shared_weight() -> None:
 
     with pytest.raises(reapx.InputError, match="share the parameter head"):
         reapx.inspect(Penalised().eval(), IMAGES, exclude=["a.0"])
+
+
+@pytest.mark.parametrize("groups", [8, 4])
+def test_a_recurrent_layer_of_few_channels(groups: int) -> None:
+    """One channel of a depthwise layer stays: that it was one does not show in the smaller network."""
+    torch.manual_seed(0)
+    update = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=groups), nn.ReLU(), nn.Conv2d(8, 8, 1))
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.update, self.last = nn.Conv2d(3, 8, 1), update, nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.tanh(self.first(x))
+            return self.last(torch.tanh(self.update(torch.tanh(self.update(x)))))
+
+    model = Loop().eval()
+    fewest = 1 if groups == 8 else 4
+    result = reapx.plan(model, IMAGES, allocation={"first": fewest}, progress=False).apply(damping=1e-10)
+    assert result.gap < 1e-12 and {fit.layer for fit in result.fits} == {"update.0", "update.2", "last"}
+    fits = {fit.layer: fit.error for fit in result.fits}
+    assert fits["update.0" if groups == 8 else "update.2"] < 1e-6, "its inputs are the original's, and all there"

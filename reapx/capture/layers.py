@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Node
 
@@ -26,6 +27,28 @@ MAX_FEATURES = 16384
 
 
 @dataclass(frozen=True)
+class Depth:
+    """The first of three spatial axes, along which the slices that a kernel reads become channels.
+
+    A convolution over three axes is one over two, of ``channels * kernel`` channels, at every depth that it puts out.
+    """
+
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+
+    def unfold(self, value: Tensor) -> Tensor:
+        """(images * depths, channels * kernel, height, width) of (images, channels, depth, height, width)."""
+        images, channels, size, *plane = value.shape
+        value = F.pad(value, (0, 0, 0, 0, self.padding, self.padding))
+        count = (size + 2 * self.padding - self.dilation * (self.kernel - 1) - 1) // self.stride + 1
+        reach = (count - 1) * self.stride + 1
+        taps = [value[:, :, k * self.dilation :][:, :, : reach : self.stride] for k in range(self.kernel)]
+        return torch.stack(taps, 2).movedim(3, 1).reshape(images * count, channels * self.kernel, *plane)
+
+
+@dataclass(frozen=True)
 class Layer:
     """One convolution, transposed convolution or linear layer of a captured graph.
 
@@ -34,12 +57,13 @@ class Layer:
         node: Its operator in the graph; ``node.args[0]`` is its input.
         weight: Qualified name of its weight.
         bias: Qualified name of its bias, or None.
-        spatial: Number of spatial axes: 0 for a linear layer, 1 or 2 for a convolution.
+        spatial: Number of spatial axes: 0 for a linear layer, 1 to 3 for a convolution.
         window: Kernel, stride, padding, dilation, groups; for a transposed convolution those of
             the equal plain convolution over the zero-stuffed input.
         upsampling: Zero-stuffing factor per spatial axis, (1, 1) but for transposed convolutions.
         positions: Number of positions per image at which each weight is used.
         features: Columns of the patch matrix, per conv group.
+        depth: Of a convolution over three axes, the window along the first; ``window`` then has the others.
     """
 
     name: str
@@ -52,16 +76,17 @@ class Layer:
     upsampling: tuple[int, int]
     positions: int
     features: int
+    depth: Depth | None = None
 
     @property
     def in_axis(self) -> int:
         """Axis of the weight along which the input channels of a conv group run."""
-        return 0 if self.kind in ("transposed", "turned") else 1
+        return 1 - self.out_axis
 
     @property
     def out_axis(self) -> int:
         """Axis of the weight along which the output channels run."""
-        return 1 if self.kind in ("transposed", "turned") else 0
+        return 1 if self.kind in ("transposed", "turned") and not self.depthwise else 0
 
     @property
     def depthwise(self) -> bool:
@@ -71,7 +96,7 @@ class Layer:
     @property
     def taps(self) -> int:
         """Kernel positions per input channel."""
-        return math.prod(self.window.kernel)
+        return math.prod(self.window.kernel) * (1 if self.depth is None else self.depth.kernel)
 
     @property
     def input(self) -> Node:
@@ -108,10 +133,12 @@ class Layer:
             return _dense(value.reshape(-1, value.shape[-1], 1, 1))
         if self.spatial == 1:
             value = value.unsqueeze(2)
+        if self.depth is not None:
+            value = self.depth.unfold(value)
         rows, columns = self.upsampling
         if (rows, columns) != (1, 1):
-            height, width = value.shape[2], value.shape[3]
-            stuffed = value.new_zeros(*value.shape[:2], (height - 1) * rows + 1, (width - 1) * columns + 1)
+            *outer, height, width = value.shape
+            stuffed = value.new_zeros(*outer, (height - 1) * rows + 1, (width - 1) * columns + 1)
             stuffed[:, :, ::rows, ::columns] = value
             value = stuffed
         return _dense(value)
@@ -121,7 +148,13 @@ class Layer:
         value = _in_readable_dtype(value)
         if self.spatial == 0:
             return _dense(value.reshape(-1, value.shape[-1], 1, 1))
+        if self.spatial == 3:
+            value = value.transpose(1, 2).flatten(0, 1)
         return _dense(value.unsqueeze(2) if self.spatial == 1 else value)
+
+    def plane(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Rows and columns of ``patches_of``'s result for the shape of an output."""
+        return (1, 1) if self.spatial == 0 else (1, shape[2]) if self.spatial == 1 else (shape[-2], shape[-1])
 
 
 def _in_readable_dtype(value: Tensor) -> Tensor:
@@ -130,9 +163,8 @@ def _in_readable_dtype(value: Tensor) -> Tensor:
 
 
 def _dense(value: Tensor) -> Tensor:
-    if value.is_contiguous() or value.is_contiguous(memory_format=torch.channels_last):
-        return value
-    return value.contiguous()
+    dense = value.is_contiguous() or value.is_contiguous(memory_format=torch.channels_last)
+    return value if dense else value.contiguous()
 
 
 def _weight_of(graph: Graph, node: Node) -> tuple[bool, str | None]:
@@ -177,8 +209,8 @@ def describe(graph: Graph, node: Node, *, computed_bias: bool = False) -> Layer 
     if turned:
         return f"the weight of {name} is turned in forward()"
     spatial = len(graph.shape(node)) - 2
-    if spatial not in (1, 2) or len(graph.tensors[weight].shape) != spatial + 2:
-        return f"{name} is a convolution over {spatial} axes (1 and 2 are supported)"
+    if spatial not in (1, 2, 3) or len(graph.tensors[weight].shape) != spatial + 2:
+        return f"{name} is a convolution of an input without a batch axis"
     return _convolution(graph, node, operator, name, weight, bias, spatial)
 
 
@@ -186,40 +218,41 @@ def _convolution(
     graph: Graph, node: Node, operator: str, name: str, weight: str, bias: str | None, spatial: int
 ) -> Layer | str:
     given = arguments(node)
-
-    def pair(key: str, default: int) -> tuple[int, int]:
-        value = given.get(key, default)
-        values = list(value) if isinstance(value, list | tuple) else [value] * spatial
-        values = values * (spatial if len(values) == 1 else 1)
-        neutral = 0 if key == "padding" else 1
-        return (neutral, int(values[0])) if spatial == 1 else (int(values[0]), int(values[1]))
-
-    kernel = tuple(graph.tensors[weight].shape[2:])
-    taps = (1, int(kernel[0])) if spatial == 1 else (int(kernel[0]), int(kernel[1]))
-    dilation, stride = pair("dilation", 1), pair("stride", 1)
-    if isinstance(given.get("padding"), str):
-        same = given["padding"] == "same"
-        reach = (dilation[0] * (taps[0] - 1), dilation[1] * (taps[1] - 1))
-        padding = (reach[0] // 2, reach[1] // 2) if same else (0, 0)
-    else:
-        padding = pair("padding", 0)
-    groups = int(given.get("groups", 1))
-    transposed = "transpose" in operator or bool(given.get("transposed", False))
+    groups, transposed = int(given.get("groups", 1)), "transpose" in operator or bool(given.get("transposed", False))
+    taps = tuple(int(size) for size in graph.tensors[weight].shape[2:])
+    dilation, stride = (_each_axis(given.get(key, 1), spatial) for key in ("dilation", "stride"))
+    padding = given.get("padding", 0)
+    if isinstance(padding, str):
+        same = padding == "same"
+        padding = tuple(d * (k - 1) // 2 if same else 0 for d, k in zip(dilation, taps, strict=True))
+    padding = _each_axis(padding, spatial)
+    if transposed and spatial == 3:
+        return f"{name} is a transposed convolution over 3 axes"
     used_at = graph.shape(node.args[0] if transposed else node)  # type: ignore[arg-type]
     positions = math.prod(used_at) // used_at[1] // graph.batch
+    depth = Depth(taps[0], stride[0], padding[0], dilation[0]) if spatial == 3 else None
+    kernel, steps, pads, spread = _pair(taps, 1), _pair(stride, 1), _pair(padding, 0), _pair(dilation, 1)
     if not transposed:
-        window = Window(taps, stride, padding, dilation, groups)
+        window = Window(kernel, steps, pads, spread, groups)
         features = math.prod(graph.tensors[weight].shape[1:])
-        return Layer(name, node, "conv", weight, bias, spatial, window, (1, 1), positions, features)
-    before = (
-        dilation[0] * (taps[0] - 1) - padding[0],
-        dilation[1] * (taps[1] - 1) - padding[1],
-    )
+        return Layer(name, node, "conv", weight, bias, spatial, window, (1, 1), positions, features, depth)
+    before = spread[0] * (kernel[0] - 1) - pads[0], spread[1] * (kernel[1] - 1) - pads[1]
     if min(before) < 0:
         return f"{name} is a transposed convolution whose padding is larger than its kernel's reach"
-    window = Window(taps, (1, 1), before, dilation, groups)
+    window = Window(kernel, (1, 1), before, spread, groups)
     features = graph.tensors[weight].shape[0] // groups * math.prod(taps)
-    return Layer(name, node, "transposed", weight, bias, spatial, window, stride, positions, features)
+    return Layer(name, node, "transposed", weight, bias, spatial, window, steps, positions, features)
+
+
+def _each_axis(value: Any, spatial: int) -> tuple[int, ...]:
+    """An argument that may be one number for all spatial axes."""
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    return tuple(int(number) for number in values * (spatial if len(values) == 1 else 1))
+
+
+def _pair(values: tuple[int, ...], neutral: int) -> tuple[int, int]:
+    """The numbers of the last two spatial axes; of one axis, as if there were another before it."""
+    return (neutral, values[0]) if len(values) == 1 else (values[-2], values[-1])
 
 
 def differs_at_border(node: Node, taps: int) -> bool:
@@ -230,9 +263,9 @@ def differs_at_border(node: Node, taps: int) -> bool:
         taps: Number of kernel positions.
     """
     given, name = arguments(node), operator_name(node)
+    padding = given.get("padding", 0)
     if name == "linear":
         return False
-    padding = given["padding"]
     padded = (padding == "same" and taps > 1) if isinstance(padding, str) else any(padding)
     return padded or "transpose" in name or bool(given.get("transposed", False))
 

@@ -18,7 +18,7 @@ from .rules.analysis_state import AnalysisState, NodeLayout
 from .rules.channel_table import Channels, Layout
 from .rules.operator_rules import SKIPPED, rule_of
 
-WRITES = frozenset("copy slice_scatter select_scatter diagonal_scatter index_put index_copy index_fill".split())
+WRITES = frozenset("diagonal_scatter index_copy index_fill".split())
 """Operators that an assignment such as ``x[:, :4] = y`` becomes, which the user did not write."""
 
 
@@ -130,7 +130,7 @@ class Propagation(AnalysisState):
         weight, groups = self.parameters[layer.weight], layer.window.groups
         inner, outer = weight[layer.in_axis], weight[layer.out_axis]
         fixed = "these are the model's input channels or of a fixed number"
-        if layer.kind == "transposed" and groups > 1:
+        if layer.kind == "transposed" and groups > 1 and inner is not None:
             for channels in (inputs, inner, outer):
                 if channels is not None:
                     self.table.freeze(channels, f"{layer.name} is a grouped transposed convolution")

@@ -49,7 +49,8 @@ def check_outputs(graph: Graph, layers: list[Layer], images: Images) -> None:
         if node in by_node and not culprits:
             source = values[by_node[node].input]
             assert isinstance(source, Tensor)
-            finite = torch.isfinite(by_node[node].patches_of(source)).all(0).flatten(1).all(1)
+            channels = source.shape[1 if by_node[node].spatial else -1]
+            finite = torch.isfinite(by_node[node].patches_of(source)).all(0).reshape(channels, -1).all(1)
             culprits.extend((by_node[node], int(channel)) for channel in (~finite).nonzero()[:1])
 
     outputs = run(graph, images.example(2), graph.tensors, visit)

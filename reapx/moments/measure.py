@@ -81,12 +81,12 @@ class Accumulator:
         """
         layer = self.layer if call is None else call
         patches = layer.patches_of(value)
-        rows, columns = (1, 1) if layer.spatial == 0 else (1, shape[2]) if layer.spatial == 1 else shape[2:4]
-        positions = self._positions(len(patches), int(rows) * int(columns))
+        rows, columns = layer.plane(shape)
+        positions = self._positions(len(patches), rows * columns)
         _native.gram_accumulate(
             patches,
             layer.window,
-            (int(rows), int(columns)),
+            (rows, columns),
             self.gram,
             self.total,
             target=None if target is None else layer.outputs_of(target),
@@ -95,7 +95,7 @@ class Accumulator:
             target_square=self.target_square,
             positions=positions,
         )
-        count = len(patches) * int(rows) * int(columns) if positions is None else positions.numel()
+        count = len(patches) * rows * columns if positions is None else positions.numel()
         self.counts += torch.tensor([1, count])
 
     def _positions(self, images: int, count: int) -> Tensor | None:
@@ -189,7 +189,7 @@ def measure(
     read_at: dict[Node, list[tuple[Accumulator, Layer]]] = {}
     for layer in layers:
         calls = calls_of(graph, layer)
-        key = tuple((x.input, x.spatial, x.window, x.upsampling, _size(graph, x)) for x in calls)
+        key = tuple((x.input, x.spatial, x.window, x.depth, x.upsampling, _size(graph, x)) for x in calls)
         if key not in shared:
             shared[key] = Accumulator(
                 layer, positions=positions, before=images.before, calls=len(calls), device=images.device

@@ -107,24 +107,26 @@ def _steps(sweep: Sweep) -> list[RefitStep]:
             "forward() takes another path when channels are fewer: make it free of branches on channel counts"
         )
     twin = dict(zip(pruned.nodes, original.nodes, strict=True))
-    layers = []
+    layers, whole = [], dict[str, Layer]()
     for node in pruned.nodes:
-        layer = describe(pruned, node)
+        layer, before = describe(pruned, node), describe(original, twin[node])
         if isinstance(layer, Layer) and can_refit(pruned, layer) and layer.features <= MAX_FEATURES:
+            assert isinstance(before, Layer)
             layers.append(layer)
-    pruned_here = [x for x in layers if x.in_axis in kept.get(x.weight, {})]
+            whole[layer.weight] = before  # a depthwise layer of one channel does not show that it is one
+    pruned_here = [x for x in layers if whole[x.weight].in_axis in kept.get(x.weight, {})]
     chosen = _behind(pruned, layers, pruned_here) if sweep.refit == "all" else pruned_here
     weights = {layer.weight for layer in chosen}
     turns = schedule(pruned, [layer for layer in layers if layer.weight in weights])
-    steps = [_step(sweep, turn, twin) for turn in turns]
+    steps = [_step(sweep, turn, twin, whole[turn.calls[0].weight]) for turn in turns]
     return [step for step in steps if step is not None]
 
 
-def _step(sweep: Sweep, turn: Turn, twin: Mapping[Node, Node]) -> RefitStep | None:
-    """The step of one layer; None where all its outputs will leave."""
+def _step(sweep: Sweep, turn: Turn, twin: Mapping[Node, Node], whole: Layer) -> RefitStep | None:
+    """The step of one layer, which in the original is ``whole``; None where all its outputs will leave."""
     layer, residual, pruned = turn.calls[0], turn.residual, sweep.pruned
     lasting, kept = (found.get(layer.weight, {}) for found in (sweep.lasting, sweep.kept))
-    if layer.out_axis in lasting and len(lasting[layer.out_axis]) == 0:
+    if whole.out_axis in lasting and len(lasting[whole.out_axis]) == 0:
         return None
     calls, ends = [], set()
     for call, tail in zip(turn.calls, turn.tails, strict=True):
@@ -138,23 +140,22 @@ def _step(sweep: Sweep, turn: Turn, twin: Mapping[Node, Node]) -> RefitStep | No
         residual,
         0 if limits is None else sweep.rectify,
         limits or (0.0, 0.0),
-        _columns(layer, lasting.get(layer.in_axis)),
-        kept.get(layer.out_axis),
+        _columns(layer, lasting.get(whole.in_axis)),
+        kept.get(whole.out_axis),
         turn.recurrent,
-        _channels_read(sweep, layer, kept) if turn.recurrent else None,
+        _channels_read(sweep.original, whole, kept) if turn.recurrent else None,
     )
 
 
-def _channels_read(sweep: Sweep, layer: Layer, kept: Mapping[int, Tensor]) -> Tensor | None:
+def _channels_read(graph: Graph, whole: Layer, kept: Mapping[int, Tensor]) -> Tensor | None:
     """Channels of the original that a layer's inputs are, by what stays of its weight; None for all."""
-    groups, inputs = layer.window.groups, kept.get(layer.in_axis)
-    if layer.depthwise and layer.out_axis in kept:  # output c * multiplier + m reads input c
-        multiplier = sweep.pruned.tensors[layer.weight].shape[layer.out_axis] // groups
-        return torch.unique(kept[layer.out_axis] // multiplier)  # type: ignore[no-any-return]
+    groups, inputs = whole.window.groups, kept.get(whole.in_axis)
+    if whole.depthwise and whole.out_axis in kept:  # output c * multiplier + m reads input c
+        multiplier = graph.shape(whole.node)[1] // groups
+        return torch.unique(kept[whole.out_axis] // multiplier)  # type: ignore[no-any-return]
     if inputs is None or groups == 1:
         return inputs
-    before = sweep.original.tensors[layer.weight].shape[layer.in_axis]
-    return (torch.arange(groups)[:, None] * before + inputs).flatten()
+    return (torch.arange(groups)[:, None] * (whole.features // whole.taps) + inputs).flatten()
 
 
 def _columns(layer: Layer, channels: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from ..capture.graph import Graph, is_tensor, operator_name
-from ..capture.layers import NORMS, Layer, describe
+from ..capture.layers import NORMS, Layer
 from ..errors import InputError
 from .residual_branches import (
     ACTIVATIONS,
@@ -22,7 +22,7 @@ from .residual_branches import (
     read_convolutions,
     read_shortcuts,
 )
-from .value_flow import ValueFlow, block_name, is_idle, refusal
+from .value_flow import ValueFlow, block_name, is_idle, plain_layer, refusal
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def find_chain(graph: Graph, *, signed: bool) -> list[Link]:
 
 def _append(flow: ValueFlow, chain: list[Link], node: Node) -> None:
     """Append the next operator to the chain; a norm is joined with the convolution before it."""
-    last, layer = chain[-1] if chain else None, describe(flow.graph, node)
+    last, layer = chain[-1] if chain else None, plain_layer(flow.graph, node)
     if isinstance(layer, str):
         raise InputError(f"the model cannot be serialised: {layer}")
     if len(flow.sources(node)) != 1:

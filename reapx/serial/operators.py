@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from ..capture.graph import Graph, arguments, calling_module, is_dynamic, operator_name
-from ..capture.layers import NORMS, Layer, describe, name_of
+from ..capture.layers import NORMS, Layer, name_of
 from ..errors import InputError
-from .value_flow import DROPOUTS, is_idle
+from .value_flow import DROPOUTS, is_idle, plain_layer
 
 _POOLS: dict[str, type[nn.Module]] = {
     "max_pool1d": nn.MaxPool1d,
@@ -67,7 +67,7 @@ def modules_of(graph: Graph, node: Node) -> list[nn.Module]:
         InputError: the operator reads other tensors besides its input, depends on sizes of other values, changes values
             at inference as dropout with training=True does, or gives each image no fixed shape.
     """
-    operator, layer = operator_name(node), describe(graph, node)
+    operator, layer = operator_name(node), plain_layer(graph, node)
     if isinstance(layer, Layer) and layer.kind == "linear":
         return [_linear(graph, layer)]
     if operator == "relu":
@@ -174,7 +174,7 @@ def _unknown(node: Node, fault: str) -> InputError:
 
 def node_name(graph: Graph, node: Node) -> str:
     """Path of the module that stands for an operator; else the path of the calling module and the operator's name."""
-    if isinstance(describe(graph, node), Layer):
+    if isinstance(plain_layer(graph, node), Layer):
         return name_of(graph, node)
     path, kind = calling_module(node)
     path = path.partition("@")[0]

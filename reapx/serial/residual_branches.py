@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from ..capture.graph import Graph, arguments, operator_name
-from ..capture.layers import NORMS, Layer, describe
+from ..capture.layers import NORMS, Layer
 from ..capture.tails import norm_affine
-from .value_flow import ValueFlow, axes, is_idle, refusal
+from .value_flow import ValueFlow, axes, is_idle, plain_layer, refusal
 
 ShortcutKind = Literal["identity", "option A", "projection"]
 
@@ -105,7 +105,7 @@ def branch(flow: ValueFlow, name: str, fork: Node, end: Node) -> list[Node]:
     node = end
     while node is not fork:
         sources = flow.sources(node)
-        reason = describe(flow.graph, node)
+        reason = plain_layer(flow.graph, node)
         if isinstance(reason, str):
             raise refusal(name, reason, _PLAIN)
         if len(sources) != 1:
@@ -130,7 +130,7 @@ def joined(name: str, node: Node) -> Exception:
 
 def rank(graph: Graph, nodes: Sequence[Node]) -> tuple[bool, int, int]:
     """Sort key that places f behind the shortcuts: activations, number of convolutions, size of their kernels."""
-    layers = [layer for node in nodes if isinstance(layer := describe(graph, node), Layer)]
+    layers = [layer for node in nodes if isinstance(layer := plain_layer(graph, node), Layer)]
     return is_active(nodes), len(layers), sum(layer.taps for layer in layers)
 
 
@@ -148,7 +148,7 @@ def read_convolutions(graph: Graph, name: str, nodes: Sequence[Node]) -> list[Co
     convs: list[Conv] = []
     free = True  # whether a convolution may come next: at the start, and behind a ReLU
     for node in nodes:
-        operator, layer = operator_name(node), describe(graph, node)
+        operator, layer = operator_name(node), plain_layer(graph, node)
         if isinstance(layer, Layer) and layer.kind == "conv":
             if not free:
                 raise refusal(name, f"there is no ReLU between {convs[-1].layer.name} and {layer.name}", _PLAIN)
@@ -231,7 +231,7 @@ def read_shortcut(graph: Graph, name: str, nodes: Sequence[Node], like: Tensor, 
     shift, stride = matrix.new_zeros(size), (1,) * spatial
     kind: ShortcutKind = "option A" if nodes else "identity"
     for node in nodes:
-        operator, layer = operator_name(node), describe(graph, node)
+        operator, layer = operator_name(node), plain_layer(graph, node)
         step = _subsampling(node, operator, spatial)
         padding = _channel_padding(node, operator, spatial)
         if isinstance(layer, Layer) and _is_projection(layer):

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from ..capture.dependence import ancestors
 from ..capture.graph import Graph, arguments, operator_name
-from ..capture.layers import NORMS, describe, name_of
+from ..capture.layers import NORMS, Layer, describe, name_of
 from ..errors import InputError
 
 DROPOUTS = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
@@ -131,9 +131,17 @@ def is_idle(node: Node) -> bool:
     return operator in _COPIES
 
 
+def plain_layer(graph: Graph, node: Node) -> Layer | str | None:
+    """As ``describe``, for layers that have a serial form: those over at most two spatial axes."""
+    layer = describe(graph, node)
+    if isinstance(layer, Layer) and layer.spatial > 2:
+        return f"{layer.name} is a convolution over {layer.spatial} axes"
+    return layer
+
+
 def block_name(graph: Graph, nodes: Iterable[Node]) -> str:
     """Path of the module that contains the convolutions among some nodes; first and last name if it is the model."""
-    found = {node: layer for node in nodes if (layer := describe(graph, node)) is not None}
+    found = {node: layer for node in nodes if (layer := plain_layer(graph, node)) is not None}
     stored = [node for node, layer in found.items() if not isinstance(layer, str)]
     names = [name_of(graph, node) for node in stored or found]
     if not names:

@@ -167,10 +167,10 @@ def _update_attributes(module: nn.Module, before: Mapping[str, torch.Size]) -> N
 def _update_convolution(module: nn.modules.conv._ConvNd, before: Mapping[str, torch.Size]) -> None:
     shape = module.weight.shape
     depthwise = module.groups > 1 and module.groups == module.in_channels
-    if module.transposed:
-        module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
-    elif depthwise:
+    if depthwise:
         module.groups = module.groups * shape[0] // before["weight"][0]
-        module.in_channels, module.out_channels = module.groups, shape[0]
+        module.in_channels, module.out_channels = module.groups, shape[0] * (shape[1] if module.transposed else 1)
+    elif module.transposed:
+        module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
     else:
         module.in_channels, module.out_channels = shape[1] * module.groups, shape[0]

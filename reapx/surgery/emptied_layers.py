@@ -18,7 +18,7 @@ from ..groups.channel_groups import Group
 from .cut import ORIGIN, Kept, assign_all, cut, origin_of, tensors_in_module
 from .module_numbers import Numbers, set_numbers
 
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.PReLU)
 _FORWARDS = {kind.forward for kind in _LAYERS}
 _BATCH_NORMS = {kind.forward for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)}
@@ -168,7 +168,8 @@ def replaced(model: nn.Module, kept: Kept) -> dict[str, type[nn.Module]]:
 
 
 def _out_axis(layer: nn.Module) -> int:
-    return 1 if getattr(layer, "transposed", False) else 0
+    depthwise = getattr(layer, "groups", 1) > 1 and layer.groups == layer.in_channels
+    return 1 if getattr(layer, "transposed", False) and not depthwise else 0
 
 
 def can_fold(model: nn.Module, path: str) -> bool:

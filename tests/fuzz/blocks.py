@@ -12,6 +12,29 @@ from torch import Tensor, nn
 
 Function = Callable[[Tensor], Tensor]
 
+
+def _moved(x: Tensor) -> Tensor:
+    """Each position takes the value above it; the first row stays."""
+    y = x.clone()
+    y[:, :, 1:] = x[:, :, :-1]
+    return y
+
+
+def _marked(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, :, 0, 1:] *= 0.3
+    y[y < -0.5] = 0.1
+    return y
+
+
+def _half_moved(x: Tensor) -> Tensor:
+    """Half of the channels are moved, as temporal shifts do."""
+    half, y = x.shape[1] // 2, torch.zeros_like(x)
+    y[:, :half, :, 1:] = x[:, :half, :, :-1]
+    y[:, half:] = x[:, half:]
+    return y
+
+
 FUNCTIONS: dict[str, Function] = {
     "scaled by the size": lambda x: x * x.shape[-1] ** -0.5,
     "shifted by the size": lambda x: x + x.shape[-2] / 50,
@@ -25,6 +48,13 @@ FUNCTIONS: dict[str, Function] = {
     "less the mean": lambda x: x - x.mean((2, 3), keepdim=True),
     "masked": lambda x: torch.where(x > 0.2, x, 0.1 * x),
     "cast": lambda x: x.to(torch.float32).clamp(-3, 3) if x.dtype == torch.float32 else x.clamp(-3, 3),
+    "moved": _moved,
+    "marked": _marked,
+    "half moved": _half_moved,
+    "turned": lambda x: x.flip(1),
+    "windows": lambda x: F.pad(x, (0, 0, 1, 1)).unfold(2, 3, 1).mean(-1),
+    "stacked": lambda x: torch.stack([x, x.flip(3)], 2).mean(2),
+    "sorted": lambda x: x.sort(2)[0].roll(1, 3),
     "rows": lambda x: x.flip(2).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
 }
 
@@ -111,6 +141,19 @@ class Twice(nn.Module):
             x = x + self.body(x)
             return x + self.body(x)
         return self.body(x) * self.body(F.avg_pool2d(x, 2, ceil_mode=True)).mean((2, 3), keepdim=True)
+
+
+class Volume(nn.Module):
+    """A convolution over three axes, of which the first holds moved copies of the image."""
+
+    def __init__(self, rng: Random, inputs: int, outputs: int) -> None:
+        super().__init__()
+        layer = nn.Conv3d(inputs, outputs, (rng.choice([1, 2, 3]), 3, 1), (rng.choice([1, 2]), 1, 1), (1, 1, 0))
+        pool = rng.choice([nn.Identity(), nn.MaxPool3d(3, 1, 1)])
+        self.body = nn.Sequential(layer, rng.choice([nn.BatchNorm3d(outputs), nn.Identity()]), nn.ReLU(), pool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(torch.stack([x, x.flip(2), x.roll(1, 3)], 2)).mean(2)
 
 
 def act(rng: Random, channels: int) -> nn.Module:

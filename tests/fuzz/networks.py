@@ -8,7 +8,7 @@ import torch
 from graphs import lively
 from torch import Tensor, nn
 
-from .blocks import FUNCTIONS, Concat, Gate, Halves, Lambda, Residual, Twice, act, conv
+from .blocks import FUNCTIONS, Concat, Gate, Halves, Lambda, Residual, Twice, Volume, act, conv
 
 
 def _width(rng: Random) -> int:
@@ -77,8 +77,18 @@ def _twice(rng: Random, channels: int) -> tuple[nn.Module, int]:
     return Twice(body, kind), 2 * outputs if kind == "beside" else outputs
 
 
+def _volume(rng: Random, channels: int) -> tuple[nn.Module, int]:
+    outputs = _width(rng)
+    return Volume(rng, channels, outputs), outputs
+
+
+def _spread(rng: Random, channels: int) -> tuple[nn.Module, int]:
+    up = nn.ConvTranspose2d(channels, channels, 2, 2, groups=channels, bias=rng.random() < 0.5)
+    return nn.Sequential(up, act(rng, channels), nn.AvgPool2d(2)), channels
+
+
 BLOCKS = (_plain, _plain, _function, _function, _depthwise, _grouped, _residual, _residual, _concat, _gate, _halves,
-          _transposed, _shuffled, _twice)  # fmt: skip
+          _transposed, _shuffled, _twice, _volume, _spread)  # fmt: skip
 
 
 class Pool(nn.Module):
@@ -124,12 +134,16 @@ def _outputs(block: nn.Module) -> int:
 def kill(model: nn.Module, seed: int) -> None:
     """Kill nodes of about half of the layers and norms: rows, scales or columns that are zero."""
     rng = Random(-seed)
-    modules = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d)]
+    modules = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d)
+    ]
     with torch.no_grad():
         for module in modules[:-1]:
             if module.weight is None or rng.random() < 0.5:
                 continue
-            axis = 1 if isinstance(module, nn.ConvTranspose2d) else 0
+            axis = 1 if isinstance(module, nn.ConvTranspose2d) and module.groups == 1 else 0
             unit = torch.tensor([rng.randrange(module.weight.shape[axis])])
             if not isinstance(module, nn.BatchNorm2d) and rng.random() < 0.3:
                 module.weight.index_fill_(1 - axis, torch.tensor([rng.randrange(module.weight.shape[1 - axis])]), 0)

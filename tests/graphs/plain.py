@@ -197,8 +197,7 @@ CASES = {
         lambda: _chain(nn.Conv3d(2, 8, 1), nn.ReLU(), nn.Conv3d(8, 6, 1), nn.Flatten(), nn.Linear(48, 8),
                        nn.ReLU(), nn.Linear(8, 3)),
         (2, 2, 2, 2),
-        {"4": 8},
-        "3 axes",
+        {"0": 8, "2": 6, "4": 8},
     ),
     "linear": Case(
         lambda: _chain(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 7, bias=False), nn.ReLU(),

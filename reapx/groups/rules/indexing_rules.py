@@ -96,6 +96,15 @@ def unfold_rule(state: AnalysisState, node: Node) -> Layout:
     return [*layout[:-3], None if channels is None else np.repeat(channels, taps), None]
 
 
+def windows_rule(state: AnalysisState, node: Node) -> Layout:
+    """``x.unfold(axis, size, step)``: windows of one axis along a new last one."""
+    layout = source(state, node)
+    axis = int(arguments(node)["dimension"]) % len(layout)
+    state.table.freeze_layout(layout, "unfold combines the channels", [axis])
+    layout[axis] = None
+    return [*layout, None]
+
+
 RULES = {
     "stack": stack_rule,
     "unbind": unbind_rule,
@@ -105,4 +114,5 @@ RULES = {
     "repeat": repeat_rule,
     "repeat_interleave": repeat_interleave_rule,
     "im2col": unfold_rule,
+    "unfold": windows_rule,
 }

@@ -12,7 +12,7 @@ from torch.fx import Node
 from ...capture.graph import arguments, is_tensor, operator_name
 from ...capture.layers import LAYERS, NORMS
 from ...errors import InputError
-from . import attention_rules, indexing_rules, shape_rules
+from . import attention_rules, indexing_rules, shape_rules, writing_rules
 from .analysis_state import AnalysisState, NodeLayout
 from .channel_table import Layout, broadcast
 from .shape_rules import axes_of, source
@@ -32,7 +32,7 @@ ELEMENTWISE = (
     "to _to_copy square sin cos erf reciprocal sign round floor ceil hardshrink softshrink "
     "threshold rrelu nan_to_num lift_fresh_copy add sub rsub mul div maximum minimum where "
     "lerp addcmul addcdiv eq ne lt le gt ge logical_and logical_or logical_not type_as "
-    "zeros_like ones_like full_like masked_fill"
+    "zeros_like ones_like full_like masked_fill copy fill"
 ).split()
 """Operators that act on each position by itself, with broadcasting."""
 PER_CHANNEL = (
@@ -40,7 +40,8 @@ PER_CHANNEL = (
     "avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
     "_adaptive_avg_pool2d lp_pool2d adaptive_max_pool1d adaptive_max_pool2d "
     "upsample_nearest1d upsample_nearest2d upsample_linear1d upsample_bilinear2d "
-    "upsample_bicubic2d _upsample_nearest_exact2d"
+    "upsample_bicubic2d _upsample_nearest_exact2d upsample_nearest3d upsample_trilinear3d _upsample_nearest_exact1d "
+    "_upsample_nearest_exact3d"
 ).split()
 """Operators that pool or resize the positions of each channel."""
 REDUCTIONS = (
@@ -59,7 +60,8 @@ def _elementwise(state: AnalysisState, node: Node) -> Layout:
     tensors = [argument for argument in node.all_input_nodes if is_tensor(argument)]
     operands = [(state.layout(tensor), state.graph.shape(tensor)) for tensor in tensors]
     name = operator_name(node)
-    reason = f"it meets a model input or a tensor of fixed size in {name}"
+    meeting = "it is written into" if name == "copy" else "it meets"
+    reason = f"{meeting} a model input or a tensor of fixed size{'' if name == 'copy' else f' in {name}'}"
     result = broadcast(state.table, operands, state.graph.shape(node), reason)
     origins = {state.origins[tensor] for tensor in tensors if tensor in state.graph.varying}
     if name in ("add", "sub", "rsub") and len(origins) > 1:
@@ -137,7 +139,7 @@ def _reduction(state: AnalysisState, node: Node) -> NodeLayout:
 
 
 def _along(state: AnalysisState, node: Node) -> NodeLayout:
-    """softmax, sort, flip, roll: positions along the given axes are combined or move; other axes are unchanged."""
+    """softmax, sort, roll: positions along the given axes are combined or move; other axes are unchanged."""
     layout, given = source(state, node), arguments(node)
     axes = axes_of(given.get("dim", given.get("dims")), len(layout))
     state.table.freeze_layout(layout, f"{operator_name(node)} combines the channels", axes)
@@ -157,7 +159,7 @@ OPERATOR_RULES: dict[str, OperatorRule] = {
     **dict.fromkeys(NORMS, _batch_norm),
     **dict.fromkeys(["prelu", "instance_norm"], _join_parameters),
     **dict.fromkeys(["layer_norm", "rms_norm"], _layer_norm),
-    **dict.fromkeys(["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "flip", "roll"], _along),
+    **dict.fromkeys(["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "roll"], _along),
     **dict.fromkeys(ORDERED, _along),
     **dict.fromkeys(["max", "min"], _extremum),
     **dict.fromkeys(["expand", "expand_as"], shape_rules.expand_rule),
@@ -171,8 +173,10 @@ OPERATOR_RULES: dict[str, OperatorRule] = {
     "permute": shape_rules.permute_rule,
     "slice": shape_rules.slice_rule,
     "select": shape_rules.select_rule,
+    "flip": shape_rules.flip_rule,
     "getitem": shape_rules.getitem_rule,
     **indexing_rules.RULES,
+    **writing_rules.RULES,
     **attention_rules.RULES,
     "glu": shape_rules.glu_rule,
     "channel_shuffle": shape_rules.channel_shuffle_rule,

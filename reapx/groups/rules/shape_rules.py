@@ -97,7 +97,7 @@ def pad_rule(state: AnalysisState, node: Node) -> Layout:
     return layout
 
 
-def _even_parts(state: AnalysisState, channels: Channels, parts: int) -> None:
+def even_parts(state: AnalysisState, channels: Channels, parts: int) -> None:
     """Join the channels of equal parts position by position, so that the parts stay equally long."""
     rows = channels.reshape(parts, -1)
     for row in rows[1:]:
@@ -115,7 +115,7 @@ def slice_rule(state: AnalysisState, node: Node) -> Layout:
     if step != 1 or part[axis] == 0 or size[axis] % part[axis] or start % part[axis]:
         state.table.freeze(channels, "forward() slices the channel axis at a fixed position")
     else:
-        _even_parts(state, channels, size[axis] // part[axis])
+        even_parts(state, channels, size[axis] // part[axis])
     layout[axis] = channels[start:stop:step]
     return layout
 
@@ -134,7 +134,7 @@ def chunk_rule(state: AnalysisState, node: Node) -> NodeLayout:
     if channels is None:
         return tuple(list(layout) for _ in sizes)
     if len(set(sizes)) == 1:
-        _even_parts(state, channels, len(sizes))
+        even_parts(state, channels, len(sizes))
     else:
         reason = f"{operator_name(node)} cuts the channels into unequal parts"
         state.table.freeze(channels, reason)
@@ -148,12 +148,21 @@ def getitem_rule(state: AnalysisState, node: Node) -> Layout:
     return state.layout_at(source, index)
 
 
+def flip_rule(state: AnalysisState, node: Node) -> Layout:
+    """The order of positions turned round; of channels, too: those that stay come in the turned order as well."""
+    layout = source(state, node)
+    for axis in axes_of(arguments(node)["dims"], len(layout)):
+        channels = layout[axis]
+        layout[axis] = None if channels is None else channels[::-1].copy()
+    return layout
+
+
 def glu_rule(state: AnalysisState, node: Node) -> Layout:
     layout = source(state, node)
     axis = int(arguments(node)["dim"]) % len(layout)
     channels = layout[axis]
     if channels is not None:
-        _even_parts(state, channels, 2)
+        even_parts(state, channels, 2)
         layout[axis] = channels[: len(channels) // 2]
     return layout
 
@@ -178,6 +187,6 @@ def pixel_shuffle_rule(state: AnalysisState, node: Node) -> Layout:
 def channel_shuffle_rule(state: AnalysisState, node: Node) -> Layout:
     layout, groups = source(state, node), int(arguments(node)["groups"])
     if layout[1] is not None:
-        _even_parts(state, layout[1], groups)
+        even_parts(state, layout[1], groups)
         layout[1] = layout[1].reshape(groups, -1).T.reshape(-1).copy()
     return layout

@@ -30,11 +30,13 @@ from ...capture.execution import evaluate, last_reads
 from ...capture.graph import Graph, arguments, operator_name
 from ...capture.layers import LAYERS, NORMS, differs_at_border
 from ...capture.widening import computing_in, in_widest_dtype
-from ...groups.rules import attention_rules, indexing_rules
+from ...groups.rules import attention_rules, indexing_rules, writing_rules
 from ...groups.rules.operator_rules import ELEMENTWISE, OPERATOR_RULES, ORDERED, PER_CHANNEL, REDUCTIONS, SKIPPED
 from ...groups.rules.shape_rules import axes_of
 
-_FOLLOWED = frozenset(OPERATOR_RULES) - frozenset((*indexing_rules.RULES, *attention_rules.RULES))
+_FOLLOWED = frozenset(OPERATOR_RULES) - frozenset(
+    (*indexing_rules.RULES, *attention_rules.RULES, *writing_rules.RULES, "copy", "fill")
+)
 """Operators whose values are followed; others combine or copy positions in ways that are not looked into."""
 
 Value = Callable[[Node], Any]
