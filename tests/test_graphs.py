@@ -7,12 +7,12 @@ import functools
 
 import pytest
 import torch
-from graphs import Case, computed, coupled, lively, plain, volumes
+from graphs import Case, computed, coupled, lively, plain, recurrent, volumes
 from torch import nn
 
 import reapx
 
-ALL = {**plain.CASES, **coupled.CASES, **computed.CASES, **volumes.CASES}
+ALL = {**plain.CASES, **coupled.CASES, **computed.CASES, **volumes.CASES, **recurrent.CASES}
 
 
 def built(case: Case) -> tuple[nn.Module, torch.Tensor]:

@@ -24,6 +24,7 @@ from .exporting.export import Inputs, export
 from .exporting.inlining import inline_blocks
 from .exporting.plain_attention import with_plain_attention
 from .exporting.products import products_as_layers
+from .exporting.recurrent import inputs_as_layers
 from .fingerprint import fingerprint_of
 
 VIEWS = frozenset(
@@ -181,6 +182,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
         program = export(with_plain_attention(model), inputs)
         inline_blocks(program)
         products_as_layers(program)
+        inputs_as_layers(program)
         rewritten = _mutates_views(program.graph.nodes)
         if rewritten:
             with warnings.catch_warnings():

@@ -178,7 +178,8 @@ def name_of(graph: Graph, node: Node) -> str:
     """Module path of a layer's operator, from the name of its weight."""
     _, weight = _weight_of(graph, node)
     if weight is not None:
-        return weight.rpartition(".")[0] or weight
+        path, _, leaf = weight.rpartition(".")
+        return weight if leaf.startswith("weight_ih") else path or weight  # a recurrent module has several
     path, _ = calling_module(node)
     return path or node.name
 
@@ -253,21 +254,6 @@ def _each_axis(value: Any, spatial: int) -> tuple[int, ...]:
 def _pair(values: tuple[int, ...], neutral: int) -> tuple[int, int]:
     """The numbers of the last two spatial axes; of one axis, as if there were another before it."""
     return (neutral, values[0]) if len(values) == 1 else (values[-2], values[-1])
-
-
-def differs_at_border(node: Node, taps: int) -> bool:
-    """Whether a layer maps a constant input to other values at the border than inside, as zero padding does.
-
-    Args:
-        node: The layer's operator.
-        taps: Number of kernel positions.
-    """
-    given, name = arguments(node), operator_name(node)
-    padding = given.get("padding", 0)
-    if name == "linear":
-        return False
-    padded = (padding == "same" and taps > 1) if isinstance(padding, str) else any(padding)
-    return padded or "transpose" in name or bool(given.get("transposed", False))
 
 
 def calls_of(graph: Graph, layer: Layer) -> list[Layer]:

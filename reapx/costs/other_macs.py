@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..capture.execution import evaluate
+from ..capture.exporting.recurrent import RECURRENT
 from ..capture.graph import Graph, calling_module, operator_name
 from ..capture.layers import LAYERS, name_of
 from ..groups.rules.operator_rules import OPERATOR_RULES, SKIPPED
@@ -38,7 +39,10 @@ def other_macs(graph: Graph, layers: Collection[Node]) -> list[tuple[Node, str, 
         free = name in SKIPPED or (name in OPERATOR_RULES and name not in _PRODUCTS)
         if node in layers or free:
             continue
-        count = _deformable(graph, node) if name.endswith("deform_conv2d") else _counted(node)
+        if node.target in RECURRENT:
+            count = _recurrent(graph, node)
+        else:
+            count = _deformable(graph, node) if name.endswith("deform_conv2d") else _counted(node)
         if node in graph.varying:
             count //= graph.batch
         if count:
@@ -70,6 +74,14 @@ def _deformable(graph: Graph, node: Node) -> int:
     assert isinstance(weight, Node)
     shape = graph.shape(node)
     return math.prod(graph.shape(weight)) * math.prod(shape) // shape[1]
+
+
+def _recurrent(graph: Graph, node: Node) -> int:
+    """The stored matrices of a recurrent operator at every position; the product with its input is a layer."""
+    value, weights = node.args[0], node.args[2]
+    assert isinstance(value, Node)
+    shapes = [graph.shape(weight) for weight in weights if graph.parameter_of(weight) is not None]  # type: ignore
+    return math.prod(graph.shape(value)[:-1]) * sum(math.prod(shape) for shape in shapes if len(shape) == 2)
 
 
 def _title(graph: Graph, node: Node, name: str) -> str:

@@ -34,7 +34,7 @@ class Consumer:
 
     layer: Layer
     conv_group: int
-    channels: Positions
+    channels: Positions = field(repr=False)
 
     def columns(self) -> Tensor:
         """(units, count * taps) int64: the columns of the patch matrix that belong to each unit."""
@@ -64,7 +64,7 @@ class Group:
     size: int
     producers: tuple[Layer, ...]
     consumers: tuple[Consumer, ...]
-    cuts: dict[ParameterAxis, Positions]
+    cuts: dict[ParameterAxis, Positions] = field(repr=False)
     residual_stream: bool
     attention: dict[Node, int] = field(default_factory=dict)
     numbers: tuple[tuple[str, str], ...] = ()

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 from torch.fx import Node
 
+from ..capture.exporting.recurrent import RECURRENT
 from ..capture.exporting.user_code import line_of_node
 from ..capture.graph import Graph, operator_name
 from ..capture.layers import LAYERS, Layer, can_refit, describe, name_of
@@ -93,6 +94,8 @@ class Propagation(AnalysisState):
         try:
             if rule is not None:
                 return rule(self, node)
+            if node.target in RECURRENT:
+                return self.freeze_inputs(node, "hidden sizes of recurrent layers stay")
             if name in WRITES:
                 return self.freeze_inputs(node, "forward() writes into a part of a tensor")
             return self.freeze_inputs(node, f"operator {name} is not known to act per channel")

@@ -131,6 +131,8 @@ def assign_all(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         for module, leaf in holders[id(old)]:
             entries: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
             entries[leaf] = new
+            if isinstance(module, nn.RNNBase):
+                setattr(module, leaf, new)  # it holds its weights in a list as well
 
 
 def laid_out_as(value: Tensor, model: Tensor) -> Tensor:
@@ -158,6 +160,8 @@ def _update_attributes(module: nn.Module, before: Mapping[str, torch.Size]) -> N
         become_plain(module)
         rows = module.in_proj_weight.shape[0] // 3 if module.in_proj_weight is not None else len(module.q_proj_weight)
         module.num_heads = rows // module.head_dim
+    elif isinstance(module, nn.RNNBase):
+        module.input_size = module.get_parameter("weight_ih_l0").shape[1]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
     elif "weight" in before and list(before["weight"][1:]) == [module.__dict__.get("nf")]:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ...capture.graph import Graph
-from ...capture.layers import Layer, differs_at_border
+from ...capture.layers import Layer
 from ...capture.tails import tail_of
 from ...groups.channel_groups import Consumer, Group
+from .known_values import differs_at_border
 
 Tensors = dict[str, Tensor]
 

@@ -28,7 +28,7 @@ from torch.fx import Node
 
 from ...capture.execution import evaluate, last_reads
 from ...capture.graph import Graph, arguments, operator_name
-from ...capture.layers import LAYERS, NORMS, differs_at_border
+from ...capture.layers import LAYERS, NORMS
 from ...capture.widening import computing_in, in_widest_dtype
 from ...groups.rules import attention_rules, indexing_rules, writing_rules
 from ...groups.rules.operator_rules import ELEMENTWISE, OPERATOR_RULES, ORDERED, PER_CHANNEL, REDUCTIONS, SKIPPED
@@ -274,3 +274,18 @@ def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     return [item for item in value if isinstance(item, Tensor)] if isinstance(value, list | tuple) else []
+
+
+def differs_at_border(node: Node, taps: int) -> bool:
+    """Whether a layer maps a constant input to other values at the border than inside, as zero padding does.
+
+    Args:
+        node: The layer's operator.
+        taps: Number of kernel positions.
+    """
+    given, name = arguments(node), operator_name(node)
+    padding = given.get("padding", 0)
+    if name == "linear":
+        return False
+    padded = (padding == "same" and taps > 1) if isinstance(padding, str) else any(padding)
+    return padded or "transpose" in name or bool(given.get("transposed", False))
