@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ def has_data() -> bool:
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and an option-A shortcut: subsampling and zero-padded channels."""
 
+    activation: Callable[[Tensor], Tensor] = staticmethod(F.relu)
+
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
@@ -41,12 +44,12 @@ class BasicBlock(nn.Module):
         self.stride, self.pad = stride, (outputs - inputs) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.activation(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         if self.stride > 1 or self.pad:
             x = x[:, :, :: self.stride, :: self.stride]
             x = F.pad(x, (0, 0, 0, 0, self.pad, self.pad))
-        return F.relu(out + x)
+        return self.activation(out + x)
 
 
 class CifarResNet(nn.Module):

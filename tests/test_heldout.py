@@ -20,8 +20,9 @@ from reapx.capture.graph import capture
 from reapx.capture.layers import Layer, describe
 from reapx.capture.tails import tail_of
 from reapx.moments.measure import Accumulator
+from reapx.reconstruction.activations import Activation, activations_behind, relevance
 from reapx.reconstruction.damping import GRID, descend, held_out_squares
-from reapx.reconstruction.rectify import FittedWeights, constant_beyond
+from reapx.reconstruction.rectify import FittedWeights
 from reapx.surgery.proof import output_change
 
 CPU = torch.device("cpu")
@@ -175,23 +176,72 @@ ACTIVATIONS = {
     "hardtanh": (nn.Hardtanh(-2.0, 3.0), (-2.0, 3.0)),
     "hardsigmoid": (nn.Hardsigmoid(), (-3.0, 3.0)),
     "hardswish": (nn.Hardswish(), (-3.0, math.inf)),
-    "leaky": (nn.LeakyReLU(), None),
-    "identity": (nn.Tanh(), None),
 }
+SMOOTH = {
+    "leaky": nn.LeakyReLU(0.1),
+    "steep": nn.LeakyReLU(2.0),
+    "elu": nn.ELU(),
+    "silu": nn.SiLU(),
+    "gelu": nn.GELU(),
+    "tanh form": nn.GELU(approximate="tanh"),
+    "mish": nn.Mish(),
+    "tanh": nn.Tanh(),
+}
+
+
+def _behind(activation: nn.Module) -> frozenset[Activation]:
+    model = nn.Sequential(nn.Linear(4, 4), activation, nn.Linear(4, 2)).eval()
+    graph = capture(model, (torch.randn(2, 4),))
+    layer = next(found for node in graph.nodes if isinstance(found := describe(graph, node), Layer))
+    return activations_behind(graph, layer, tail_of(graph, layer), residual=False)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_where_an_activation_is_constant(name: str) -> None:
     activation, limits = ACTIVATIONS[name]
-    model = nn.Sequential(nn.Linear(4, 4), activation, nn.Linear(4, 2)).eval()
-    graph = capture(model, (torch.randn(2, 4),))
-    layer = next(found for node in graph.nodes if isinstance(found := describe(graph, node), Layer))
-    assert constant_beyond(graph, layer, tail_of(graph, layer), residual=False) == limits
-    if limits is not None:
-        low, high = max(limits[0], -100.0), min(limits[1], 100.0)
-        assert torch.equal(activation(torch.tensor(low)), activation(torch.tensor(low - 50.0)))
-        if limits[1] < math.inf:
-            assert torch.equal(activation(torch.tensor(high)), activation(torch.tensor(high + 50.0)))
+    assert _behind(activation) == {Activation(*limits)}
+    low, high = max(limits[0], -100.0), min(limits[1], 100.0)
+    assert torch.equal(activation(torch.tensor(low)), activation(torch.tensor(low - 50.0)))
+    if limits[1] < math.inf:
+        assert torch.equal(activation(torch.tensor(high)), activation(torch.tensor(high + 50.0)))
+    wanted, passed = torch.tensor([-7.0, -7.0, 9.0, 0.5]), torch.tensor([-8.0, 9.0, 10.0, 0.6])
+    differs = activation(wanted) != activation(passed)
+    assert torch.equal(relevance(_behind(activation), wanted, passed), differs.float())
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_a_smooth_activation_weighs_by_how_much_it_passes_on(name: str) -> None:
+    """The weight is never less than the square of what the activation leaves of a difference, and at most 1."""
+    activation, generator = SMOOTH[name], torch.Generator().manual_seed(0)
+    wanted, passed = 6 * torch.randn(2, 2000, generator=generator)
+    passed[:500] = wanted[:500] + 1e-3
+    passed[500] = wanted[500]
+    weights = relevance(_behind(activation), wanted, passed)
+    steepest = max((activation(x + 1e-3) - activation(x)).abs().max() / 1e-3 for x in [torch.linspace(-9, 9, 4000)])
+    left = (activation(wanted) - activation(passed)).double() / (wanted - passed).double() / steepest.double()
+    left[500] = 0
+    assert float(weights.max()) <= 1 and bool((weights >= left.square() - 2e-2).all())
+    assert float(weights.min()) < 0.3
+
+
+def test_operators_that_are_no_activations_are_not_rectified() -> None:
+    assert _behind(nn.Identity()) == _behind(nn.Softmax(1)) == frozenset()
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.GELU, nn.LeakyReLU])
+def test_rectification_pays_in_front_of_smooth_activations(activation: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    front = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), activation(), nn.Conv2d(24, 24, 3, padding=1), activation())
+    model = nn.Sequential(front, nn.Conv2d(24, 4, 1)).eval()
+    generator = torch.Generator().manual_seed(1)
+    images, fresh = torch.randn(2, 150, 3, 6, 6, generator=generator).mul_(2)
+    plan = reapx.plan(model, images, budget=reapx.MACs(0.6), bounds={"0.0": (10, 10)}, allocation="uniform")
+    errors = []
+    for passes in (0, 1):
+        pruned = plan.apply(rectify=passes).model
+        with torch.no_grad():
+            errors.append(float((pruned(fresh) - model(fresh)).square().mean()))
+    assert errors[1] < errors[0]
 
 
 def test_depthwise_layers_are_refitted() -> None:

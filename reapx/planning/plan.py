@@ -144,8 +144,8 @@ class Plan(PlanState):
                 errors assume a refit in any case.
             refit: ``"all"`` refits every layer behind the first removal; ``"consumers"`` only those that read pruned
                 channels.
-            rectify: Number of passes over the images after each fit, which ignore values that a ReLU sets to zero
-                anyway; 0 for plain least squares.
+            rectify: Number of passes over the images after each fit, which weigh every value by how much of it the
+                activation passes on; 0 for plain least squares.
             damping: Pull towards the old weights, as a fraction of the mean diagonal of each Gram matrix; by default
                 the plan's damping.
             inplace: Change the user's model instead of a copy; done last, after the proof, as a whole or not at all.

@@ -15,6 +15,7 @@ from ..capture.graph import Graph
 from ..capture.layers import Layer
 from ..capture.tails import Tail, norm_affine
 from ..moments.measure import Accumulator, check_finite
+from .activations import Activation
 from .damping import LayerProblem, fit_layer
 from .rectify import Batch, rectify
 from .streams import ValueStream
@@ -43,8 +44,8 @@ class RefitStep:
     Attributes:
         calls: In execution order; most layers have one.
         residual: Whether the targets are those of the sums, less the pruned shortcuts.
-        rectify: Passes after the fit that leave out what the activation drops.
-        limits: Below the first and above the second, the activation behind the layer is constant.
+        rectify: Passes after the fit that weigh values by what the activation passes on.
+        activations: The activations behind the layer.
         columns: (count,) int64 features that the layer reads, whose weights alone are not zero.
         outputs: Channels of the original that the layer's outputs are, or None for all.
         recurrent: Whether a call depends on another: all then read the original network's values.
@@ -54,7 +55,7 @@ class RefitStep:
     calls: tuple[RefitCall, ...]
     residual: bool
     rectify: int
-    limits: tuple[float, float]
+    activations: frozenset[Activation]
     columns: Tensor
     outputs: Tensor | None
     recurrent: bool = False
@@ -184,7 +185,7 @@ def refit_layer(
             norm,
             problem.usable,
             problem.columns,
-            limits=step.limits,
+            activations=step.activations,
             intercept=problem.intercept,
             damping=chosen.damping,
             processes=fitted.images.processes,

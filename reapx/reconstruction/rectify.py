@@ -1,8 +1,9 @@
-"""Rectification: refine weights in front of a ReLU after the least-squares fit.
+"""Rectification: refine weights in front of an activation after the least-squares fit.
 
 A ReLU maps negative values to zero. Where both the original and the fitted value are negative, the outputs agree
 already and the residual does not matter. Rectification sets such entries of the residual to zero, and solves the
-least-squares step again with the same Gram matrix.
+least-squares step again with the same Gram matrix. In front of a smooth activation, each entry is weighed by the
+square of the activation's slope.
 
 Source: the nonlinear case of X. Zhang et al., "Accelerating Very Deep Convolutional Networks for Classification and
 Detection", IEEE TPAMI 38(10), 2016, which alternates between the fit and auxiliary targets in the same way.
@@ -10,7 +11,6 @@ Detection", IEEE TPAMI 38(10), 2016, which alternates between the fit and auxili
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,21 +21,13 @@ from torch.fx import Node
 
 from .. import _native
 from ..calibration.processes import ALONE, Processes
-from ..capture.graph import Graph, arguments, operator_name
 from ..capture.layers import Layer
 from ..capture.precision import exact
-from ..capture.tails import Tail
 from ..moments.moments import Moments, damp
+from .activations import Activation, relevance
 
 _STEP = 1.8
 """Factor of each step (over-relaxation): targets move with the fit, so plain steps end short of the fixed point."""
-
-_CONSTANT_BEYOND = {
-    "relu": (0.0, math.inf),
-    "relu6": (0.0, 6.0),
-    "hardsigmoid": (-3.0, 3.0),
-    "hardswish": (-3.0, math.inf),
-}
 
 
 class Batch(NamedTuple):
@@ -52,39 +44,6 @@ class Batch(NamedTuple):
     input: Tensor
     target: Tensor
     beside: Tensor | None
-
-
-def constant_beyond(graph: Graph, layer: Layer, tail: Tail, residual: bool) -> tuple[float, float] | None:
-    """Where the activations that read all a layer computes, after its norm and residual add, are constant.
-
-    Returns:
-        (low, high): constant up to ``low``, and from ``high`` on; None where a value always matters.
-    """
-    node = tail.total if residual else tail.norm or layer.node
-    if node is None or node in graph.outputs or (tail.total is not None and not residual):
-        return None
-    users = graph.users.get(node, [])
-    while users and all(operator_name(user) == "getitem" for user in users):
-        users = [reader for user in users for reader in graph.users.get(user, [])]
-    found = [_constant_beyond(user) for user in users]
-    if not found or any(limits is None for limits in found):
-        return None
-    lows, highs = zip(*(limits for limits in found if limits is not None), strict=True)
-    return None if min(lows) == -math.inf and max(highs) == math.inf else (min(lows), max(highs))
-
-
-def _constant_beyond(node: Node) -> tuple[float, float] | None:
-    """The same of one activation; None for other operators."""
-    name = operator_name(node)
-    if name in _CONSTANT_BEYOND:
-        return _CONSTANT_BEYOND[name]
-    if name not in ("hardtanh", "clamp"):
-        return None
-    given, default = arguments(node), (-1.0, 1.0) if name == "hardtanh" else (-math.inf, math.inf)
-    keys = ("min_val", "max_val") if name == "hardtanh" else ("min", "max")
-    ends = [given.get(key, end) for key, end in zip(keys, default, strict=True)]
-    low, high = (end if given_end is None else given_end for given_end, end in zip(ends, default, strict=True))
-    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -111,12 +70,12 @@ def rectify(
     usable: Tensor,
     columns: Tensor,
     *,
-    limits: tuple[float, float],
+    activations: frozenset[Activation],
     intercept: bool,
     damping: float,
     processes: Processes = ALONE,
 ) -> FittedWeights:
-    """One step towards the weights that reproduce the values behind the ReLU.
+    """One step towards the weights that reproduce the values behind the activation.
 
     Args:
         layer: A layer of the pruned network.
@@ -128,7 +87,7 @@ def rectify(
         norm: Scale and shift of the batch norm behind the layer, (outputs,) each, or None.
         usable: (groups * outputs,) bool: outputs whose weights may change.
         columns: (count,) int64: features whose weights may change.
-        limits: Values up to the first, and from the second on, are all the same to what follows.
+        activations: Those that read the values.
         intercept: Whether an intercept is fitted.
         damping: The damping of the fit.
         processes: Processes that share the images.
@@ -137,7 +96,7 @@ def rectify(
         The refined weights; the given ones where the system is singular.
     """
     with processes.together():
-        gradient, total = _residuals(layer, like, fit, batches, norm, limits)
+        gradient, total = _residuals(layer, like, fit, batches, norm, activations)
     processes.sum(gradient, total)
     gradient, gone = gradient[:, :, columns], (fit.weight - old)[:, :, columns]
     moments = [own.of_columns(columns) for own in moments]
@@ -173,7 +132,7 @@ def _residuals(
     fit: FittedWeights,
     batches: Iterable[Batch],
     norm: tuple[Tensor, Tensor] | None,
-    limits: tuple[float, float],
+    activations: frozenset[Activation],
 ) -> tuple[Tensor, Tensor]:
     """RᵀX (groups, outputs, features) and the column sums of R (groups * outputs,), with R the rectified residual."""
     dtype = torch.promote_types(like.dtype, torch.float32)
@@ -194,11 +153,7 @@ def _residuals(
             wanted, passed = wanted * scale + shift, passed * scale + shift
         if beside is not None:
             wanted, passed = wanted + beside, passed + beside
-        low, high = limits
-        if low > -math.inf:
-            residual[(wanted < low) & (passed < low)] = 0
-        if high < math.inf:
-            residual[(wanted > high) & (passed > high)] = 0
+        residual = residual.mul_(relevance(activations, wanted, passed))
         gradient += layer.matrix(torch.autograd.grad(product, weight, residual)[0])
         total += residual.double().sum([k for k in range(residual.dim()) if k != axis])
     return gradient, total

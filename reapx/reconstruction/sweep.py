@@ -21,8 +21,8 @@ from ..capture.graph import Graph, operator_name
 from ..capture.layers import MAX_FEATURES, Layer, can_refit, describe
 from ..errors import CaptureError
 from ..surgery.cut import Kept
+from .activations import activations_behind
 from .layer_refit import LayerRefit, RefitCall, RefitStep, StreamPair, refit_layer
-from .rectify import constant_beyond
 from .schedule import Turn, schedule
 
 
@@ -37,7 +37,7 @@ class Sweep:
         lasting: Which positions of the pruned network's parameters will last, on the axes where not all do: layers
             are refitted without those that will leave.
         refit: ``"all"`` layers behind the first removal, or only the ``"consumers"`` of pruned groups.
-        rectify: Passes after each fit that leave out what a ReLU drops.
+        rectify: Passes after each fit that leave out what an activation drops.
         progress: Who is told how many layers are done.
     """
 
@@ -133,13 +133,13 @@ def _step(sweep: Sweep, turn: Turn, twin: Mapping[Node, Node], whole: Layer) -> 
         total = tail.total if residual else None
         source = twin[call.input] if turn.recurrent else call.input
         calls.append(RefitCall(call, tail, source, twin[call.node if total is None else total]))
-        ends.add(constant_beyond(pruned, call, tail, residual))
-    limits = ends.pop() if len(ends) == 1 else None
+        ends.add(activations_behind(pruned, call, tail, residual))
+    activations = ends.pop() if len(ends) == 1 else frozenset()
     return RefitStep(
         tuple(calls),
         residual,
-        0 if limits is None else sweep.rectify,
-        limits or (0.0, 0.0),
+        sweep.rectify if activations else 0,
+        activations,
         _columns(layer, lasting.get(whole.in_axis)),
         kept.get(whole.out_axis),
         turn.recurrent,
