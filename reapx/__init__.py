@@ -23,13 +23,15 @@ from .groups.channel_groups import Consumer, Frozen, Group
 from .groups.rules.operator_rules import register_operator
 from .inspection.inspection import Inspection, inspect
 from .moments.moments import Moments
+from .planning.apply import Result
 from .planning.calls import plan, prune
 from .planning.group_plan import GroupPlan
 from .planning.pipeline import load_plan
-from .planning.plan import Plan, Result
+from .planning.plan import Plan
 from .planning.settings import PlanSettings
 from .planning.steps import find_path, measure, measured_consumers
 from .reconstruction.layer_refit import LayerRefit
+from .refinement.refine import Refinement, refine
 from .report.page import write_report
 from .selection.methods import SELECTIONS
 from .selection.paths.consumers import MeasuredConsumer
@@ -78,6 +80,7 @@ __all__ = [
     "PlanSettings",
     "ProofError",
     "ReapxError",
+    "Refinement",
     "Result",
     "Serialized",
     "TradeoffPoint",
@@ -97,6 +100,7 @@ __all__ = [
     "measured_consumers",
     "plan",
     "prune",
+    "refine",
     "register_operator",
     "serialize",
     "write_report",

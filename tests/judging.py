@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import reapx
-from reapx.planning.apply import Removal, remove
+from reapx.removal.remove import Removal, remove
 
 
 def removal(plan: reapx.Plan, damping: float | None = None, rectify: int = 2) -> Removal:

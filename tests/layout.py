@@ -33,6 +33,8 @@ ROOMS = (
     "surgery",
     "reconstruction",
     "inspection",
+    "removal",
+    "refinement",
     "planning",
     "report",
     "behavior",

@@ -18,7 +18,7 @@ from torch import nn
 
 import reapx
 from reapx.inspection.inspection import examine
-from reapx.planning.apply import remove
+from reapx.removal.remove import remove
 
 FIRST = int(os.environ.get("REAPX_FUZZ_FROM", "0"))
 SEEDS = range(FIRST, FIRST + int(os.environ.get("REAPX_FUZZ", "60")))

@@ -15,7 +15,7 @@ from interrupts import at_line
 from torch import Tensor, nn
 
 import reapx
-from reapx.planning.apply import remove
+from reapx.removal.remove import remove
 
 
 def interrupt() -> None:

@@ -174,6 +174,10 @@ class Images:
     def __getitem__(self, batch: int) -> tuple[Tensor, ...]:
         return tuple(self._store.get((batch, index)) for index in range(len(self._shapes)))
 
+    def pick(self, batch: int, rows: Tensor) -> tuple[Tensor, ...]:
+        """Some images of a batch, by their indices (count,) int64."""
+        return tuple(value[rows.to(value.device)] for value in self[batch])
+
     def __len__(self) -> int:
         return self.batches
 

@@ -47,6 +47,11 @@ class ImagePart(Images):
         index, rows = self._pieces[batch]
         return tuple(value[rows.to(value.device)] for value in self.source[index])
 
+    def pick(self, batch: int, rows: Tensor) -> tuple[Tensor, ...]:
+        """Some images of a batch, read from the source without the others."""
+        index, own = self._pieces[batch]
+        return self.source.pick(index, own[rows])
+
     def example(self, count: int) -> tuple[Tensor, ...]:
         """Copies of the first images of the source, as ``Images.example``."""
         return self.source.example(count)

@@ -155,3 +155,11 @@ def _entry(entries: dict[str, Any], key: str, path: str) -> Any:
     if key not in entries:
         raise InputError(f"--images {path}: name one of its arrays, {path}:KEY; there are {', '.join(entries)}")
     return entries[key]
+
+
+def count_of(text: str) -> int:
+    """A whole number from 1."""
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("give a whole number from 1")
+    return count

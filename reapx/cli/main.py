@@ -17,16 +17,18 @@ from ..calibration.processes import Processes, launched, process_group
 from ..errors import InputError, ReapxError
 from ..inspection.argument_checks import ALLOCATIONS, REFIT_LAYERS
 from ..inspection.inspection import inspect
+from ..planning.apply import Result
 from ..planning.calls import plan
-from ..planning.plan import Plan, Result
+from ..planning.plan import Plan
 from ..report import plots
 from ..report.node_figures import checked_target
+from ..refinement.refine import STEPS
 from ..report.page import write_report
 from ..selection.methods import SELECTIONS
 from ..sparsity.compaction.compact import RELATIVE, zero_nodes
 from ..sparsity.compaction.zero_nodes import TOLERANCE
 from ..surgery.storage import check_target
-from .arguments import BUDGETS, bounds_of, budget_of, device_of, images_of, model_of
+from .arguments import BUDGETS, bounds_of, budget_of, count_of, device_of, images_of, model_of
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -81,7 +83,7 @@ def _add_prune(commands: Commands) -> None:
     )
     _add_model(prune)
     prune.add_argument("--budget", required=True, help="macs=0.5, params=0.4, latency=0.6, or absolute numbers")
-    prune.add_argument("--batch", type=_count, help="images in a batch, for latency; by default 1")
+    prune.add_argument("--batch", type=count_of, help="images in a batch, for latency; by default 1")
     prune.add_argument("--out", type=Path, help="folder to write")
     prune.add_argument("--force", action="store_true", help="replace a result that --out holds")
     prune.add_argument("--selection", default="reap", choices=SELECTIONS, help=_lines(SELECTIONS))
@@ -89,9 +91,13 @@ def _add_prune(commands: Commands) -> None:
     prune.add_argument("--round-to", type=int, default=1, help="kept widths are multiples of this")
     prune.add_argument("--damping", type=float, help="default: chosen for each layer by its held-out error")
     prune.add_argument("--swaps", type=int, default=0, help="exchange up to this many channels of a group afterwards")
-    prune.add_argument("--positions", type=_count, help="random positions of each feature map that selection looks at")
+    prune.add_argument("--positions", type=count_of, help="random positions of each feature map that selection looks at")
     prune.add_argument("--refit", default="all", choices=REFIT_LAYERS)
     prune.add_argument("--no-reconstruct", action="store_true", help="do not refit")
+    prune.add_argument(
+        "--refine", nargs="?", const=STEPS, type=count_of, metavar="STEPS",
+        help="then train the network to follow the original, without labels; so many steps, or %(const)s",
+    )  # fmt: skip
     prune.add_argument("--resume", type=Path, metavar="FOLDER", help="keep what is measured there; go on after a kill")
     prune.add_argument("--report", type=Path, metavar="FILE.html", help="write a page with plots")
     prune.add_argument("--tradeoff", type=Path, metavar="FILE.json", help="write cost, error and widths at all budgets")
@@ -138,16 +144,9 @@ def _add_allocation(parser: argparse.ArgumentParser) -> None:
         metavar="LAYER=FEWEST:MOST",
         help="output channels of a layer or pattern that stay: shares with a dot, else whole channels; repeatable",
     )
-    parser.add_argument("--points", type=_count, default=POINTS, help="widths of each group that are measured (pro)")
-    parser.add_argument("--rounds", type=_count, default=1, help="measure so often on the way to the budget (pro)")
+    parser.add_argument("--points", type=count_of, default=POINTS, help="widths of each group that are measured (pro)")
+    parser.add_argument("--rounds", type=count_of, default=1, help="measure so often on the way to the budget (pro)")
     parser.add_argument("--output-error", default="squared", choices=OUTPUT_ERRORS, help="what is measured (pro)")
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError("give a whole number from 1")
-    return count
 
 
 def _add_model(parser: argparse.ArgumentParser, images: bool = True) -> None:
@@ -159,7 +158,7 @@ def _add_model(parser: argparse.ArgumentParser, images: bool = True) -> None:
         help=".npy, .npz or .safetensors with (images, ...) as the model wants them, optionally FILE:KEY; or "
         "module:callable that returns an iterable of batches" + ("" if images else "; by default random ones"),
     )
-    parser.add_argument("--count", type=_count, help="use only the first so many images of a file")
+    parser.add_argument("--count", type=count_of, help="use only the first so many images of a file")
     parser.add_argument(
         "--device",
         default="cpu",
@@ -204,6 +203,8 @@ def _prune_with(options: argparse.Namespace, processes: Processes) -> None:
     if options.dry_run:
         return
     result = planned.apply(reconstruct=not options.no_reconstruct, refit=options.refit, damping=options.damping)
+    if options.refine is not None:
+        result = result.refine(steps=options.refine)
     if processes.rank == 0:
         _tell_result(options, result)
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ..costs.budget import MACs
 from ..errors import CheckpointError
 from ..inspection.argument_checks import Allocation
+from ..planning.apply import Result
 from ..planning.calls import plan
-from ..planning.plan import Plan, Result
+from ..planning.plan import Plan
 from ..report import page as html
 from ..report import plots
 from ..selection.methods import Selection

@@ -92,6 +92,8 @@ def _is_folder(value: object) -> bool:
 
 SWITCH = Check(lambda value: isinstance(value, bool), "give True or False")
 
+_POSITIVE = Check(lambda value: _is_number(value) and value > 0, "give a number above 0")  # type: ignore[operator]
+
 CHECKS: Mapping[str, Check] = {
     "budget": Check(
         lambda value: isinstance(value, Budget), "give reapx.MACs(0.5), reapx.Params(0.5) or reapx.Latency(0.5)"
@@ -125,6 +127,16 @@ CHECKS: Mapping[str, Check] = {
     "refit": _one_of(REFIT_LAYERS),
     "rectify": _whole(0),
     "inplace": SWITCH,
+    "refine": SWITCH,
+    "steps": _whole(1).or_none("a default"),
+    "minutes": _POSITIVE.or_none("a number of steps"),
+    "learning_rate": _POSITIVE,
+    "batch": _whole(1),
+    "augment": Check(callable, "give a function from a batch of images to variants of them").or_none(
+        "shifts and flips"
+    ),
+    "precision": _one_of(("float32", "bfloat16")).or_none("what is quicker"),
+    "seed": _whole(0),
 }
 """Name of an argument -> its check, for every function that takes it."""
 

@@ -1,157 +1,65 @@
-"""Apply a plan: cut channels out of a copy of the network, refit the copy, and prove it."""
+"""Apply a plan: the smaller network, how good it is, and its refinement."""
 
 from __future__ import annotations
 
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..calibration.progress import SILENT, Progress, timed
-from ..capture.exporting.shadows import shadow
-from ..capture.graph import Graph, capture
+from ..calibration.progress import OnProgress, Progress
+from ..capture.graph import Graph
+from ..capture.precision import plain_mode
 from ..costs.latency import Latency, measure_milliseconds
-from ..groups.channel_groups import Group
+from ..errors import InputError
 from ..inspection.argument_checks import RefitLayers
-from ..inspection.inspection import Inspection
-from ..moments.few_rows import warn_few_rows
 from ..reconstruction.layer_refit import LayerRefit
-from ..reconstruction.reconstruct import Refits, reconstruct
-from ..reconstruction.sweep import Sweep
+from ..refinement.augmentation import Augment
+from ..refinement.execution import Precision
+from ..refinement.refine import BATCH, RATE, Refinement, Settings, parts_of, run
+from ..removal.remove import remove
 from ..selection.paths.path import Path
 from ..selection.paths.weight_changes import cut_tensors
-from ..surgery.cut import Kept, cut, kept_positions, narrow, within
-from ..surgery.emptied_layers import Endings, find_endings, shrink, shrunk_exactly
-from ..surgery.module_numbers import Numbers, input_widths, numbers_after, set_numbers, set_widths
+from ..surgery import storage
+from ..surgery.cut import Kept
 from ..surgery.optimizer_state import Original
-from ..surgery.proof import Proof, masked_tensors, output_change, prove
-from ..surgery.transplant import transplant
+from ..surgery.proof import Proof, output_change
+from ..text import change_advice, damping_text, latency_text, share, table
 from .group_plan import GroupPlan
 from .plan_state import PlanState
 
+if TYPE_CHECKING:
+    from .plan import Plan
 
-@dataclass(frozen=True)
-class Removal:
-    """Channels that were removed from a copy of a network.
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """A pruned network.
 
     Attributes:
-        model: The smaller copy.
+        model: The smaller module.
+        plan: The plan that was applied.
+        fits: Errors of each refitted layer on held-out images, before and after, as shares of its target's variance.
+            They are those of a fit without these images; the weights that stay are fitted to all images, with the same
+            dampings.
+        proof: Largest difference between the module and the masked original with the same refitted weights, in which
+            dtype, and on images of which sizes. It proves that surgery was exact.
+        change: Mean squared difference of the outputs from the original network's on held-out images, as a share of
+            the variance of the original's outputs; of the network that was fitted without these images.
+        seconds: Seconds that ``Plan.apply`` took.
         kept: Qualified parameter name -> axis -> positions that stayed.
-        refits: What least squares changed.
-        proof: Largest difference from the masked original, and on what it was found.
-        endings: What follows the layers without input channels.
-        widths: Path -> number of channels of each norm that holds no tensor.
-        numbers: Numbers of modules that count what left.
-        original: The network's parameters before, for their optimizers.
+        original: The parameters of the network that was pruned, for ``reapx.carry_state``.
+        latency: Milliseconds per batch: (before, predicted, measured after); None unless the budget is a latency.
+        refinement: How the network was trained to follow the original; None if it was not. ``fits`` and ``proof`` are
+            those before it.
     """
 
     model: nn.Module
-    kept: Kept
-    refits: Refits
-    proof: Proof
-    endings: Endings
-    widths: dict[str, int]
-    numbers: Numbers
-    original: Original
-
-    def shrink(self, model: nn.Module, updates: Mapping[str, Tensor]) -> None:
-        """Make the same removal in the original architecture, in place, with the given refitted weights."""
-        shrink(model, self.kept, updates, self.endings, self.numbers)
-        set_widths(model, self.widths)
-
-    def repeat(self, model: nn.Module) -> None:
-        """Make the same removal in the network itself, in place; an interruption undoes it."""
-        smaller = shadow(model)
-        self.shrink(smaller, self.refits.updates)
-        transplant(model, smaller, {*self.kept, *self.refits.updates})
-
-
-def remove(
-    model: nn.Module,
-    found: Inspection,
-    removed: Mapping[str, Tensor],
-    *,
-    refit: str | None,
-    damping: float | None,
-    rectify: int,
-    progress: Progress = SILENT,
-    changed: Mapping[str, Tensor],
-) -> Removal:
-    """Remove units from a copy of a network, refit it, and prove that it equals the masked original.
-
-    Args:
-        model: The network; it is not changed.
-        found: What is known of it: its graph, its groups and the images.
-        removed: Group name -> units that leave.
-        refit: ``"all"``, ``"consumers"``, or None for no refit.
-        damping: Pull towards the old weights, a fraction of the mean diagonal of each Gram matrix; None to choose it
-            for each layer by its held-out error.
-        rectify: Number of rectification passes after each fit.
-        progress: Where the progress is shown.
-        changed: Qualified name -> tensor of full size, zero where removed units are read. It replaces the network's own
-            tensor where ``refit`` is None.
-
-    Raises:
-        NumericalError: an activation is NaN or infinite, or a least-squares system is singular at this damping.
-        CaptureError: torch.export refuses the smaller network, or it runs other operators.
-        ProofError: the smaller network does not compute what the masked original computes.
-    """
-    graph, groups, images = found._graph, found.groups, found._images
-    kept = kept_positions(groups, removed, graph.tensors)
-    endings = find_endings(graph, groups, kept)
-    if refit is None:
-        updates = {
-            name: narrow(value, kept.get(name, {})).to(graph.tensors[name].dtype) for name, value in changed.items()
-        }
-        refits = Refits(updates, updates, ())
-    elif not kept:
-        refits = Refits({}, {}, ())
-    else:
-        first = _but_one(groups, removed)
-        wider = kept_positions(groups, first, graph.tensors)
-        lasting = within(kept, wider)
-        draft = copy.deepcopy(model)
-        cut(draft, wider)
-        set_numbers(draft, numbers_after(model, groups, first))
-        captured = capture(draft, images.as_inputs(2))
-        refits = reconstruct(
-            Sweep(graph, captured, wider, lasting, refit, rectify, progress), images, found._parts, damping
-        ).narrowed(lasting)
-        known = {consumer.layer.name for group in groups for consumer in group.consumers}  # of which the plan warned
-        rows = [(fit.layer, fit.rows, fit.features) for fit in refits.fits if fit.layer not in known]
-        warn_few_rows(rows, found._parts[0], stacklevel=5)
-    pruned = copy.deepcopy(model)
-    numbers = numbers_after(model, groups, removed)
-    shrink(pruned, kept, refits.updates, endings, numbers)
-    widths = input_widths(pruned, images)
-    set_widths(pruned, widths)
-    original = Original.of(model)
-    masked = masked_tensors(graph, groups, kept, refits.updates)
-    with timed("proving"):
-        exact = shrunk_exactly(model, kept, refits.updates, endings, numbers) if endings else pruned
-        proof = prove(exact, graph, masked, images, model=model)
-        if endings:
-            prove(pruned, graph, masked, images, rounded=True)
-    return Removal(pruned, kept, refits, proof, endings, widths, numbers, original)
-
-
-def _but_one(groups: Sequence[Group], removed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The units to remove, except for one unit of each group that would leave as a whole.
-
-    With this unit, the network runs the same operators as the original, which the sweep needs. Layers are refitted
-    without it.
-    """
-    sizes = {group.name: group.size for group in groups}
-    return {name: units[:-1] if len(units) == sizes[name] else units for name, units in removed.items()}
-
-
-@dataclass(frozen=True)
-class Applied:
-    """What applying a plan gives; see ``Result``, which has the same attributes."""
-
-    model: nn.Module
+    plan: Plan
     fits: tuple[LayerRefit, ...]
     proof: Proof
     change: float
@@ -159,17 +67,113 @@ class Applied:
     kept: Kept
     original: Original
     latency: tuple[float, float, float] | None
+    _judged: nn.Module
+    refinement: Refinement | None = None
+
+    @property
+    def gap(self) -> float:
+        """The proof's largest difference, as a share of the largest output."""
+        return self.proof.gap
+
+    def __repr__(self) -> str:
+        return (
+            f"Result({self.plan.savings}; outputs differ by {share(self.change)} of their variance; pruned equals "
+            f"masked to {self.gap:.0e})"
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            f"Pruned: {self.plan.savings}",
+            f"outputs differ from the original's by {share(self.change)} of their variance on held-out images; "
+            f"pruned equals masked to {self.gap:.0e} {self.proof}; {self.seconds:.1f} s",
+            *latency_text(self.plan.budget, self.latency),
+            *([] if self.refinement is None else [str(self.refinement)]),
+            *change_advice(self.change, self.plan.images[1]),
+        ]
+        if self.fits:
+            rows = [[fit.layer, share(fit.before), share(fit.error), damping_text(fit.damping)] for fit in self.fits]
+            lines += ["", table(rows, ["refitted layer", "held-out error before its refit", "after", "damping"])]
+        return "\n".join(lines)
+
+    @plain_mode()
+    def refine(
+        self,
+        images: object | None = None,
+        *,
+        steps: int | None = None,
+        minutes: float | None = None,
+        learning_rate: float = RATE,
+        batch: int = BATCH,
+        augment: Augment | None = None,
+        precision: Precision | None = None,
+        seed: int = 0,
+        resume: str | FilePath | None = None,
+        progress: bool | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Result:
+        """Train the pruned network to follow the original, without labels; see ``reapx.refine``.
+
+        Args:
+            images: More images, of which one in four judges; by default those of the plan, of which the same ones judge
+                that judged the plan.
+            steps, minutes, learning_rate, batch, augment, precision, seed, resume, progress, on_progress: As for
+                ``reapx.refine``.
+
+        Returns:
+            A result with the refined network, its ``refinement``, and the new ``change``. If training brought the
+            network no closer to the original on held-out images, it is the network of this result.
+
+        Raises:
+            InputError: an argument is not allowed, or the plan was applied in place, so that the original is gone.
+            NumericalError: the loss is NaN or infinite.
+            CheckpointError: a file in ``resume`` is damaged or cannot be written.
+        """
+        settings = Settings(
+            steps, minutes, learning_rate, batch, augment, precision, seed, resume, progress, on_progress
+        )
+        original = self.plan._model
+        if original is self.model:
+            raise InputError(
+                "the plan was applied in place, so the original is gone: call reapx.refine(result.model, original, "
+                "images) with a copy of it"
+            )
+        if images is None:
+            found = run(self._judged, original, self.plan._found._parts, settings, self.change)
+        else:
+            every = self.plan._images
+            parts = parts_of(self.model, original, images, every.memory, every.processes)
+            found = run(self.model, original, parts, settings)
+        better = found.after < found.before
+        model = found.model if better else self.model
+        return replace(self, model=model, change=found.after, refinement=found, _judged=model)
+
+    def save(self, folder: str | FilePath, *, overwrite: bool = False) -> None:
+        """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``.
+
+        Whatever interrupts it, the folder holds the earlier result or this one, and both files carry checksums. Of a
+        network that was cut before, such as a pruned one that is pruned again, all cuts are saved: the first original
+        loads them.
+
+        Args:
+            folder: Made if need be.
+            overwrite: Whether a result that the folder holds is replaced.
+
+        Raises:
+            InputError: the folder holds a result, or the model was changed so that it could not be loaded.
+            CheckpointError: the folder cannot be written to.
+        """
+        storage.save(folder, self.model, self.kept, str(self.plan), overwrite=overwrite)
 
 
 def carry_out(
-    plan: PlanState,
+    plan: Plan,
     *,
     refit: RefitLayers | None,
     damping: float | None,
     rectify: int,
     inplace: bool,
     progress: Progress,
-) -> Applied:
+) -> Result:
     """Apply a plan whose arguments were checked; ``refit`` is None for no refit."""
     start = time.perf_counter()
     model, graph, images = plan._model, plan._graph, plan._images
@@ -199,7 +203,8 @@ def carry_out(
         found.repeat(model)
         pruned = model
     seconds = time.perf_counter() - start
-    return Applied(pruned, found.refits.fits, found.proof, change, seconds, found.kept, found.original, latency)
+    fits = found.refits.fits
+    return Result(pruned, plan, fits, found.proof, change, seconds, found.kept, found.original, latency, judged)
 
 
 def _measured_latency(plan: PlanState, pruned: nn.Module) -> tuple[float, float, float] | None:

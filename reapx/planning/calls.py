@@ -12,11 +12,13 @@ from ..calibration.processes import processes_of
 from ..calibration.progress import OnProgress
 from ..capture.precision import plain_mode
 from ..costs.budget import Budget, MACs
+from ..errors import InputError
 from ..inspection.argument_checks import Allocation, Bounds, GivenWidths, Layers, RefitLayers, check_arguments
 from ..inspection.validation import bounds_by_name, check_settings, layer_names, widths_by_name
 from ..selection.methods import Selection, SelectionRule
+from .apply import Result
 from .pipeline import make_plan
-from .plan import Plan, Result
+from .plan import Plan
 from .settings import RECTIFY, PlanSettings
 
 NO_LIMIT = MACs(1.0)
@@ -172,10 +174,13 @@ def prune(
     refit: RefitLayers = "all",
     rectify: int = RECTIFY,
     inplace: bool = False,
+    refine: bool = False,
 ) -> Result:
-    """``reapx.plan`` and ``Plan.apply`` in one call.
+    """``reapx.plan`` and ``Plan.apply`` in one call, and ``Result.refine`` if wanted.
 
     Args:
+        refine: Whether to train the pruned network to follow the original afterwards, on the same images; for other
+            images and settings call ``Result.refine``.
         reconstruct, refit, rectify, inplace: As for ``Plan.apply``.
         damping, progress, on_progress: For both.
         budget and all other arguments: As for ``reapx.plan``.
@@ -196,7 +201,9 @@ def prune(
     """
     check_arguments(distributed=distributed)
     with processes_of(distributed, model).together():
-        check_arguments(reconstruct=reconstruct, refit=refit, rectify=rectify, inplace=inplace)
+        check_arguments(reconstruct=reconstruct, refit=refit, rectify=rectify, inplace=inplace, refine=refine)
+        if refine and inplace:
+            raise InputError("refine=True needs the original, which inplace=True replaces: leave one of them out")
     planned = plan(
         model,
         images,
@@ -219,7 +226,7 @@ def prune(
         on_progress=on_progress,
         distributed=distributed,
     )
-    return planned.apply(
+    result = planned.apply(
         reconstruct=reconstruct,
         refit=refit,
         rectify=rectify,
@@ -228,3 +235,4 @@ def prune(
         progress=progress,
         on_progress=on_progress,
     )
+    return result.refine(progress=progress, on_progress=on_progress) if refine else result

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 
-from torch import nn
-
 from ..calibration.progress import OnProgress, progress_of
 from ..capture.precision import plain_mode
 from ..costs.budget import Budget
@@ -16,15 +14,10 @@ from ..errors import InputError
 from ..inspection.argument_checks import RefitLayers, check_arguments
 from ..inspection.model_checks import check_model
 from ..inspection.validation import check_settings
-from ..reconstruction.layer_refit import LayerRefit
 from ..selection.paths.path import Path
-from ..surgery import storage
-from ..surgery.cut import Kept
-from ..surgery.optimizer_state import Original
-from ..surgery.proof import Proof
-from ..text import change_advice, damping_text, latency_text, listed, share, table
+from ..text import listed
 from . import saved_plan
-from .apply import carry_out, own_tensors
+from .apply import Result, carry_out, own_tensors
 from .group_plan import Units, plan_groups, replaced
 from .plan_state import PlanState
 from .settings import RECTIFY
@@ -174,7 +167,7 @@ class Plan(PlanState):
                 raise InputError(f"{changed} has changed since the plan was made: plan again")
         kept = [(entry.group.name, entry.removed.tolist()) for entry in self.groups]
         check_settings(processes, (kept, reconstruct, refit, rectify, damping))
-        found = carry_out(
+        return carry_out(
             self,
             refit=refit if reconstruct else None,
             damping=damping,
@@ -182,86 +175,3 @@ class Plan(PlanState):
             inplace=inplace,
             progress=progress_of(progress, on_progress or self.settings.on_progress, told=processes.rank == 0),
         )
-        return Result(
-            found.model,
-            self,
-            found.fits,
-            found.proof,
-            found.change,
-            found.seconds,
-            found.kept,
-            found.original,
-            found.latency,
-        )
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Result:
-    """A pruned network.
-
-    Attributes:
-        model: The smaller module.
-        plan: The plan that was applied.
-        fits: Errors of each refitted layer on held-out images, before and after, as shares of its target's variance.
-            They are those of a fit without these images; the weights that stay are fitted to all images, with the same
-            dampings.
-        proof: Largest difference between the module and the masked original with the same refitted weights, in which
-            dtype, and on images of which sizes. It proves that surgery was exact.
-        change: Mean squared difference of the outputs from the original network's on held-out images, as a share of
-            the variance of the original's outputs; of the network that was fitted without these images.
-        seconds: Seconds that ``Plan.apply`` took.
-        kept: Qualified parameter name -> axis -> positions that stayed.
-        original: The parameters of the network that was pruned, for ``reapx.carry_state``.
-        latency: Milliseconds per batch: (before, predicted, measured after); None unless the budget is a latency.
-    """
-
-    model: nn.Module
-    plan: Plan
-    fits: tuple[LayerRefit, ...]
-    proof: Proof
-    change: float
-    seconds: float
-    kept: Kept
-    original: Original
-    latency: tuple[float, float, float] | None = None
-
-    @property
-    def gap(self) -> float:
-        """The proof's largest difference, as a share of the largest output."""
-        return self.proof.gap
-
-    def __repr__(self) -> str:
-        return (
-            f"Result({self.plan.savings}; outputs differ by {share(self.change)} of their variance; pruned equals "
-            f"masked to {self.gap:.0e})"
-        )
-
-    def __str__(self) -> str:
-        lines = [
-            f"Pruned: {self.plan.savings}",
-            f"outputs differ from the original's by {share(self.change)} of their variance on held-out images; "
-            f"pruned equals masked to {self.gap:.0e} {self.proof}; {self.seconds:.1f} s",
-            *latency_text(self.plan.budget, self.latency),
-            *change_advice(self.change, self.plan.images[1]),
-        ]
-        if self.fits:
-            rows = [[fit.layer, share(fit.before), share(fit.error), damping_text(fit.damping)] for fit in self.fits]
-            lines += ["", table(rows, ["refitted layer", "held-out error before its refit", "after", "damping"])]
-        return "\n".join(lines)
-
-    def save(self, folder: str | FilePath, *, overwrite: bool = False) -> None:
-        """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``.
-
-        Whatever interrupts it, the folder holds the earlier result or this one, and both files carry checksums. Of a
-        network that was cut before, such as a pruned one that is pruned again, all cuts are saved: the first original
-        loads them.
-
-        Args:
-            folder: Made if need be.
-            overwrite: Whether a result that the folder holds is replaced.
-
-        Raises:
-            InputError: the folder holds a result, or the model was changed so that it could not be loaded.
-            CheckpointError: the folder cannot be written to.
-        """
-        storage.save(folder, self.model, self.kept, str(self.plan), overwrite=overwrite)

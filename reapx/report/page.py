@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from ..files.whole_files import path_of
-from ..planning.plan import Plan, Result
+from ..planning.apply import Result
+from ..planning.plan import Plan
+from ..refinement.refine import Refinement
 from ..text import output_text, share, short
 from . import plots, pro_figures
 
@@ -116,6 +118,8 @@ def result_sections(result: Result | Plan) -> list[str]:
     found.append(_widths(plan))
     if isinstance(result, Result):
         found.append(_errors(result))
+        if result.refinement is not None:
+            found.append(_refinement(result.refinement))
     return [*found, _frozen(plan)]
 
 
@@ -259,6 +263,15 @@ def _errors(result: Result) -> str:
         figure(plots.errors_figure(result.fits), caption),
         table(["layer", "before its refit", "after"], rows),
     )
+
+
+def _refinement(refinement: Refinement) -> str:
+    points = [(0, refinement.before), *refinement.points]
+    drawing = plots.lines_figure(
+        [("held-out images", points)], "step", "change of the outputs", level=("before", refinement.before)
+    )
+    caption = "How far the outputs are from the original's on held-out images, as a share of their variance."
+    return section("Refinement", paragraph(f"{refinement}."), figure(drawing, caption))
 
 
 def _frozen(plan: Plan) -> str:

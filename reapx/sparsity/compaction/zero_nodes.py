@@ -14,7 +14,7 @@ from ...groups.channel_groups import Group
 from ...inspection.argument_checks import check_arguments
 from ...inspection.inspection import Inspection
 from ...inspection.model_checks import check_model
-from ...planning.apply import remove
+from ...removal.remove import remove
 from ...report.node_figures import write_histogram
 from ...surgery import storage
 from ...surgery.cut import Kept, narrow

@@ -1,0 +1,1 @@
+"""Removing channels from a copy of a network: cut, refitted, proved."""
