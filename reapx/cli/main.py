@@ -20,9 +20,9 @@ from ..inspection.inspection import inspect
 from ..planning.apply import Result
 from ..planning.calls import plan
 from ..planning.plan import Plan
+from ..refinement.refine import STEPS
 from ..report import plots
 from ..report.node_figures import checked_target
-from ..refinement.refine import STEPS
 from ..report.page import write_report
 from ..selection.methods import SELECTIONS
 from ..sparsity.compaction.compact import RELATIVE, zero_nodes
@@ -91,7 +91,9 @@ def _add_prune(commands: Commands) -> None:
     prune.add_argument("--round-to", type=int, default=1, help="kept widths are multiples of this")
     prune.add_argument("--damping", type=float, help="default: chosen for each layer by its held-out error")
     prune.add_argument("--swaps", type=int, default=0, help="exchange up to this many channels of a group afterwards")
-    prune.add_argument("--positions", type=count_of, help="random positions of each feature map that selection looks at")
+    prune.add_argument(
+        "--positions", type=count_of, help="random positions of each feature map that selection looks at"
+    )
     prune.add_argument("--refit", default="all", choices=REFIT_LAYERS)
     prune.add_argument("--no-reconstruct", action="store_true", help="do not refit")
     prune.add_argument(
