@@ -60,17 +60,17 @@ class ImagePart(Images):
         return self.source[0]
 
 
-def split(images: Images) -> tuple[ImagePart, ImagePart]:
-    """The images that fits see, and those that judge them: of every ``EVERY`` images, the last one.
+def split(images: Images, every: int = EVERY) -> tuple[ImagePart, ImagePart]:
+    """The images that fits see, and those that judge them: of every ``every`` images, the last one.
 
     Images are counted over all batches of all processes, so that the split depends neither on the batches nor on the
-    processes. Of fewer than ``EVERY`` images, the last one is held out. Each batch of the source gives one batch of
+    processes. Of fewer than ``every`` images, the last one is held out. Each batch of the source gives one batch of
     each part, if it has images of it.
 
     Warns:
         CalibrationWarning: there is only one image, which is then in both parts.
     """
-    step = min(EVERY, images.count)
+    step = min(every, images.count)
     if step == 1:
         warnings.warn(
             "one image: none can be held out, so that errors are those on the image that was fitted; give at least 2",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from ..calibration.progress import OnProgress, Progress
+from ..calibration.sample import split
 from ..capture.graph import Graph
 from ..capture.precision import plain_mode
 from ..costs.latency import Latency, measure_milliseconds
@@ -20,7 +21,7 @@ from ..inspection.argument_checks import RefitLayers
 from ..reconstruction.layer_refit import LayerRefit
 from ..refinement.augmentation import Augment
 from ..refinement.execution import Precision
-from ..refinement.refine import BATCH, RATE, Refinement, Settings, parts_of, run
+from ..refinement.refine import BATCH, HELD_OUT, RATE, Refinement, Settings, parts_of, run
 from ..removal.remove import remove
 from ..selection.paths.path import Path
 from ..selection.paths.weight_changes import cut_tensors
@@ -114,7 +115,7 @@ class Result:
         """Train the pruned network to follow the original, without labels; see ``reapx.refine``.
 
         Args:
-            images: More images, of which one in four judges; by default those of the plan, of which the same ones judge
+            images: More images, of which one in twelve judges; by default those of the plan, of which every third judges
                 that judged the plan.
             steps, minutes, learning_rate, batch, augment, precision, seed, resume, progress, on_progress: As for
                 ``reapx.refine``.
@@ -138,14 +139,14 @@ class Result:
                 "images) with a copy of it"
             )
         if images is None:
-            found = run(self._judged, original, self.plan._found._parts, settings, self.change)
+            found = run(self._judged, original, split(self.plan._images, HELD_OUT), settings)
         else:
             every = self.plan._images
             parts = parts_of(self.model, original, images, every.memory, every.processes)
             found = run(self.model, original, parts, settings)
-        better = found.after < found.before
-        model = found.model if better else self.model
-        return replace(self, model=model, change=found.after, refinement=found, _judged=model)
+        if found.after >= found.before:
+            return replace(self, refinement=found)
+        return replace(self, model=found.model, change=found.after, refinement=found, _judged=found.model)
 
     def save(self, folder: str | FilePath, *, overwrite: bool = False) -> None:
         """Write ``plan.json`` and ``weights.safetensors`` into a folder; read them with ``reapx.load``.

@@ -13,7 +13,7 @@ from ..calibration.checkpoint import Checkpoint, digest_of, fingerprint
 from ..calibration.images import Images
 from ..calibration.processes import Processes, processes_of
 from ..calibration.progress import OnProgress, progress_of
-from ..calibration.sample import split
+from ..calibration.sample import EVERY, split
 from ..capture.graph import tensors_of
 from ..capture.precision import plain_mode
 from ..errors import InputError
@@ -29,6 +29,9 @@ from .training import Training
 
 STEPS, RATE, BATCH = 600, 5e-4, 64
 """Default number of steps, peak of the learning rate, and images a step; chosen on held-out images of four networks."""
+
+HELD_OUT = 3 * EVERY
+"""One image in so many judges; those of a plan are then among the images that judged the plan."""
 
 _JUDGEMENTS = 20
 """How often the held-out change is measured."""
@@ -127,8 +130,8 @@ def refine(
     """Train a pruned network to follow the original, without labels; both stay as they are.
 
     The loss is the squared difference of the outputs (before a softmax), and of what a few layers read in both
-    networks, each as a share of its variance. Batch norms and dropout stay in eval mode. One image in four is held out:
-    the state that is closest to the original there is returned, and never one that is further away than ``model``.
+    networks, each as a share of its variance. Batch norms and dropout stay in eval mode. One image in twelve is held
+    out: the state that is closest to the original there is returned, and never one that is further away than ``model``.
 
     Args:
         model: The pruned network in eval mode, from reapx or elsewhere. Its floating-point parameters are trained, only
@@ -189,7 +192,7 @@ def parts_of(
                 "give the network that was pruned as the original"
             )
     whole.meet(processes)
-    return split(whole)
+    return split(whole, HELD_OUT)
 
 
 def run(
@@ -197,16 +200,15 @@ def run(
     original: nn.Module,
     parts: tuple[Images, Images],
     settings: Settings,
-    before: float | None = None,
 ) -> Refinement:
-    """Refine with checked arguments, on images that are split; ``before`` is the change of ``model`` if it is known."""
+    """Refine with checked arguments, on images that are split."""
     start = time.perf_counter()
     trained, judged = parts
     processes = trained.processes
     with processes.together():
         student, teacher = copy_of(model), copy_of(original).requires_grad_(False)
     judge = Judge(teacher, judged)
-    states = States(model, judge.change(student) if before is None else before)
+    states = States(model, judge.change(student))
     checkpoint = None if settings.resume is None else _checkpoint(settings, model, original, trained)
     job = _training(student, teacher, trained, judge.variance, settings, checkpoint)
     states.resume(checkpoint, job, processes)
