@@ -31,8 +31,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "elu": F.elu,
-    "mish": F.mish,
-    "tanh": torch.tanh,
 }
 SHARES, EPOCHS, BATCH, PEAK = (0.5, 0.35), 1, 128, 0.02
 

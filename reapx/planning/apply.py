@@ -115,8 +115,8 @@ class Result:
         """Train the pruned network to follow the original, without labels; see ``reapx.refine``.
 
         Args:
-            images: More images, of which one in twelve judges; by default those of the plan, of which every third judges
-                that judged the plan.
+            images: More images, of which one in twelve judges; by default those of the plan, of which a third of those
+                judge that judged the plan.
             steps, minutes, learning_rate, batch, augment, precision, seed, resume, progress, on_progress: As for
                 ``reapx.refine``.
 

@@ -23,7 +23,7 @@ _CONSTANT_BEYOND = {
     "hardsigmoid": (-3.0, 3.0),
     "hardswish": (-3.0, math.inf),
 }
-_SMOOTH = ("leaky_relu", "elu", "silu", "gelu", "mish", "tanh")
+_SMOOTH = ("leaky_relu", "elu", "silu", "gelu")
 """Activations that are weighed by their slope, all of them measured in ``benchmarks/activations.py``."""
 _STEEPEST_WITHIN = 10.0
 """Their largest slopes lie between this and its negative."""
