@@ -50,16 +50,27 @@ def embedding() -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "images", "words"),
     [
-        (embedding, torch.randint(0, 9, (8, 5)), r'[{"input_ids": ids}]'),
-        (Two, [(IMAGES, IMAGES)], "forward() needs a and b: give each batch as a dict of tensors"),
+        (embedding, torch.randint(0, 9, (8, 5)).to(torch.uint8), "token ids are an int64 tensor (sentences, length)"),
         (Two, (IMAGES, IMAGES), "images=[{'a': ..., 'b': ...}, ...]"),
         (Two, [{"a": IMAGES, "c": IMAGES}], "images=[{'a': ..., 'b': ...}, ...]"),
-        (Two, [{"a": IMAGES, "b": IMAGES, "flag": True}], "holds 'flag', a bool: inputs must be tensors; leave out"),
+        (
+            Two,
+            [{"a": IMAGES, "b": IMAGES, "flag": object()}],
+            "a value of type object: give tensors, in lists",
+        ),
+        (
+            Two,
+            [{"a": IMAGES, "b": IMAGES[:4]}],
+            "'b' of batch 0 has 4 rows, 'a' has 16: the first axis of every tensor",
+        ),
+        (Two, [{"a": IMAGES, "b": torch.tensor(1.0)}], "'b' of batch 0 has no axis, 'a' has 16"),
+        (Two, [{"a": IMAGES, "b": IMAGES, "flag": f} for f in (True, False)], "holds False where batch 0 has True"),
+        (Pair, [[[IMAGES, IMAGES]], [[IMAGES]]], "batch 1 holds other lists, dicts or tensors than batch 0"),
+        (embedding, [torch.ones(4, n, dtype=torch.int64) for n in (5, 6)], "pad or cut sentences to one length"),
         (net, {"input": IMAGES}, "which is one batch: put it in a list, images=[batch]"),
         (net, list(IMAGES), "torch.stack(images) makes a batch"),
         (lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 2, 3)), list(IMAGES[:, :1]), "torch.stack(images)"),
-        (Pair, [([IMAGES, IMAGES],)], "is a tuple whose first item is a list: inputs must be tensors"),
-        (Pair, [{"ab": {0: IMAGES}}], "holds 'ab', a dict: inputs must be tensors"),
+        (Pair, [["text"]], "batch 0 holds no tensor"),
     ],
 )
 def test_inputs_of_another_form(model: Callable[[], nn.Module], images: object, words: str) -> None:

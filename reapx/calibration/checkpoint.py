@@ -214,7 +214,7 @@ def fingerprint(graph_tensors: Mapping[str, Tensor], images: Images) -> dict[str
     Returns:
         ``{"model": digest, "images": digest}``, entries for a :class:`Checkpoint`'s key.
     """
-    data = hashlib.sha256(repr(images.names).encode())
+    data = hashlib.sha256(images.layout.key().encode())
     for batch in images:
         for part in _bytes({str(index): value for index, value in enumerate(batch)}):
             data.update(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import UserDict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .input_layout import ONE, InputLayout, read_batch
 from .processes import ALONE, Processes
 from .store import TensorStore
 from .threads import TURNS
@@ -34,7 +36,7 @@ class Images:
     Where several processes share the work, each holds its own part, and all have called :meth:`meet`.
 
     Attributes:
-        names: Keyword of each tensor where batches are dicts, else None.
+        layout: How a batch's tensors become the arguments of forward().
         count: Number of images in all processes.
         batches: Number of batches in this process.
         lengths: Number of images in each batch of each process.
@@ -44,15 +46,19 @@ class Images:
         processes: The processes that share the work.
     """
 
-    def __init__(self, source: object, device: torch.device, memory: int | None = None) -> None:
+    def __init__(
+        self, source: object, device: torch.device, memory: int | None = None, model: nn.Module | None = None
+    ) -> None:
         """Read and check all batches of a source; ``source`` and ``memory`` are as for ``reapx.plan``.
 
+        Of ``model``, the arguments of forward() say what the items of a tuple are.
+
         Raises:
-            InputError: there is no batch, or batches differ in keys, shape or dtype, are on another device, or contain
-                NaN or Inf.
+            InputError: there is no batch, or batches differ in structure, shape or dtype, are on another device, or
+                contain NaN or Inf.
         """
         memory = _memory(device) if memory is None else memory
-        self.names: tuple[str, ...] | None = None
+        self.layout: InputLayout = ONE
         self.memory = memory
         self.device = device
         self.count = 0
@@ -67,39 +73,24 @@ class Images:
         self._dtypes: list[torch.dtype] = []
         self._reused = not held  # a loader may reuse its memory for every batch
         for batch in _batches(source, device, memory):
-            self._add(self._tensors(batch))
+            known = self.layout if self.batches else None
+            self.layout, tensors = read_batch(batch, model, known, f"batch {self.batches}")
+            self._add(tensors)
         if self.count == 0:
             raise InputError(
                 "no images: `images` gave no batch. Pass a tensor (images, channels, height, width) or an "
                 "iterable of such batches; a generator that was read before is empty"
             )
 
-    def _tensors(self, batch: object) -> tuple[Tensor, ...]:
-        if isinstance(batch, Tensor):
-            return (batch,)
-        if isinstance(batch, Mapping):
-            self.names = tuple(batch) if self.names is None else self.names
-            if set(batch) != set(self.names):
-                raise InputError(f"batch {self.batches} has keys {sorted(batch)}, batch 0 has {sorted(self.names)}")
-            values = tuple(batch[name] for name in self.names)
-        elif isinstance(batch, list | tuple) and batch:
-            values = (batch[0],)
-        else:
-            values = ()
-        if not values or not all(isinstance(value, Tensor) for value in values):
-            raise InputError(f"batch {self.batches} {_not_tensors(batch)}")
-        return values
-
     def _add(self, tensors: tuple[Tensor, ...]) -> None:
         where, device = f"batch {self.batches}", self.device
-        for index, value in enumerate(tensors):
-            name = "images" if self.names is None else repr(self.names[index])
+        for name, value in zip(self.layout.labels, tensors, strict=True):
             if value.device != device and value.device.type != "cpu":
                 raise InputError(
                     f"{name} of {where} are on {value.device}, the model is on {device}: move one of them, "
                     "for instance images.to(device)"
                 )
-            if not value.is_floating_point() and self.names is None:
+            if not value.is_floating_point() and self.layout.names is None and not _may_be_ids(value):
                 raise InputError(f"{name} of {where} have dtype {value.dtype}: {_NOT_FLOATING}")
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise InputError(f"{name} of {where} contain NaN or Inf: remove those images")
@@ -112,9 +103,10 @@ class Images:
                 "bring them to one dtype"
             )
         if shapes != self._shapes:
+            odd = next(k for k, shape in enumerate(shapes) if shape != self._shapes[k])
             raise InputError(
-                f"images of {where} have shape {shapes[0]} and those of batch 0 {self._shapes[0]}: "
-                "bring them to one shape"
+                f"{self.layout.labels[odd]} of {where} have shape {shapes[odd]} and those of batch 0 "
+                f"{self._shapes[odd]}: bring them to one shape (pad or cut sentences to one length)"
             )
         if len(tensors[0]) == 0:
             return
@@ -138,7 +130,7 @@ class Images:
         Raises:
             InputError: images of different processes differ in names, shape or dtype; all processes raise it.
         """
-        layouts = processes.gather((self.names, self._shapes, [str(dtype) for dtype in self._dtypes]))
+        layouts = processes.gather((self.layout.labels, self._shapes, [str(dtype) for dtype in self._dtypes]))
         for rank, layout in enumerate(layouts):
             if layout != layouts[0]:
                 raise InputError(
@@ -188,46 +180,33 @@ class Images:
         """Copies of at most ``count`` first images of the first batch; in all processes those of rank 0."""
         return tuple(value[:count].clone() for value in self._first or self[0])
 
-    def as_inputs(self, count: int) -> tuple[Tensor, ...] | dict[str, Tensor]:
-        """At most ``count`` first images as the model takes them: positional tensors or keyword tensors."""
-        tensors = self.example(count)
-        return tensors if self.names is None else dict(zip(self.names, tensors, strict=True))
+    def as_inputs(self, count: int) -> tuple[Any, ...] | dict[str, Any]:
+        """At most ``count`` first images as the model takes them: one argument by position, or several by keyword."""
+        return self.layout.arguments(self.example(count))
 
     def call(self, model: nn.Module, tensors: tuple[Tensor, ...]) -> Any:
         """The model's output for the tensors of one batch."""
-        named = {} if self.names is None else dict(zip(self.names, tensors, strict=True))
+        given = self.layout.arguments(tensors)
         with TURNS.together():
-            return model(**named) if named else model(*tensors)
+            return model(**given) if isinstance(given, dict) else model(*given)
 
 
 _NOT_FLOATING = (
-    'give token ids, and all inputs that are whole numbers, by their names in forward(), [{"input_ids": ids}]; give '
-    "images in floating point, scaled and normalised as in training, for instance images.float() / 255"
+    "give images in floating point, scaled and normalised as in training, for instance images.float() / 255; token ids "
+    'are an int64 tensor (sentences, length), or [{"input_ids": ids}]'
 )
 
 
-def _not_tensors(batch: object) -> str:
-    """What is wrong with a batch that is not made of tensors, and what to give instead."""
-    if isinstance(batch, Mapping):
-        name, value = next((item for item in batch.items() if not isinstance(item[1], Tensor)), ("", None))
-        held = f"holds {name!r}, a {type(value).__name__}"
-    elif isinstance(batch, list | tuple) and batch:
-        held = f"is a {type(batch).__name__} whose first item is a {type(batch[0]).__name__}"
-    else:
-        return (
-            f"is a {type(batch).__name__}: give a tensor, a tuple whose first item is the input tensor, or a dict of "
-            "tensors (torch.from_numpy makes one of an array)"
-        )
-    return (
-        f"{held}: inputs must be tensors; leave out what forward() has a default for, and wrap a model that takes "
-        "lists or dicts in a module whose forward(a, b) takes the tensors and calls the model, with "
-        "images=[{'a': a, 'b': b}]"
-    )
+def _may_be_ids(value: Tensor) -> bool:
+    """Whether whole numbers without a name may be token ids; of pixels, every image has three axes."""
+    return value.dtype in (torch.int64, torch.int32) and value.dim() == 2
 
 
-def _layout(names: tuple[str, ...] | None, shapes: list[tuple[int, ...]], dtypes: list[str]) -> str:
+def _layout(labels: tuple[str, ...], shapes: list[tuple[int, ...]], dtypes: list[str]) -> str:
     parts = [f"shape {shape} and dtype {dtype}" for shape, dtype in zip(shapes, dtypes, strict=True)]
-    return ", ".join(parts if names is None else [f"{n!r} of {part}" for n, part in zip(names, parts, strict=True)])
+    if labels == ("images",):
+        return parts[0]
+    return ", ".join(f"{label} of {part}" for label, part in zip(labels, parts, strict=True))
 
 
 def share_of(source: object, device: torch.device, rank: int, size: int) -> Iterable[object]:
@@ -288,7 +267,7 @@ def _batches(source: object, device: torch.device, memory: int) -> Iterable[obje
         if device.type == "cuda":
             most = -(-len(source) // -(-len(source) // most))  # batches of about equal size
         return torch.split(source, most)
-    if isinstance(source, Mapping):
+    if isinstance(source, Mapping | UserDict):
         raise InputError("images is a dict, which is one batch: put it in a list, images=[batch]")
     if not isinstance(source, Iterable):
         raise InputError(

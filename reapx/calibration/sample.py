@@ -34,7 +34,7 @@ class ImagePart(Images):
     def __init__(self, source: Images, pieces: Sequence[Sequence[Piece]]) -> None:
         """``pieces`` holds, for each process, what makes up each batch."""
         self.source = source
-        self.names, self.memory, self.device = source.names, source.memory, source.device
+        self.layout, self.memory, self.device = source.layout, source.memory, source.device
         self.processes = source.processes
         self._shapes, self._dtypes, self._first = source._shapes, source._dtypes, source._first
         self._pieces = pieces[self.processes.rank]

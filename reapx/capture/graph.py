@@ -199,7 +199,7 @@ def capture(model: nn.Module, inputs: Inputs) -> Graph:
         if node.op == "placeholder":
             spec = kinds[node.name]
             if spec.kind == InputKind.USER_INPUT:
-                graph.inputs.append(node)
+                graph.inputs += [node] if is_tensor(node) else []  # else a constant, which the operators hold
             else:
                 name = str(spec.target)
                 graph.parameters[node] = name

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,3 +163,8 @@ def count_of(text: str) -> int:
     if count < 1:
         raise argparse.ArgumentTypeError("give a whole number from 1")
     return count
+
+
+def listed_lines(named: Mapping[str, str]) -> str:
+    """``name: line; ...`` of a help text."""
+    return "; ".join(f"{name}: {line}" for name, line in named.items())

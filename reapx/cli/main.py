@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ from ..selection.methods import SELECTIONS
 from ..sparsity.compaction.compact import RELATIVE, zero_nodes
 from ..sparsity.compaction.zero_nodes import TOLERANCE
 from ..surgery.storage import check_target
-from .arguments import BUDGETS, bounds_of, budget_of, count_of, device_of, images_of, model_of
+from .arguments import BUDGETS, bounds_of, budget_of, count_of, device_of, images_of, listed_lines, model_of
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -51,10 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _warn(message: Warning | str, *_: object) -> None:
     print(f"warning: {message}", file=sys.stderr)
-
-
-def _lines(named: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}: {line}" for name, line in named.items())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,7 +82,7 @@ def _add_prune(commands: Commands) -> None:
     prune.add_argument("--batch", type=count_of, help="images in a batch, for latency; by default 1")
     prune.add_argument("--out", type=Path, help="folder to write")
     prune.add_argument("--force", action="store_true", help="replace a result that --out holds")
-    prune.add_argument("--selection", default="reap", choices=SELECTIONS, help=_lines(SELECTIONS))
+    prune.add_argument("--selection", default="reap", choices=SELECTIONS, help=listed_lines(SELECTIONS))
     _add_allocation(prune)
     prune.add_argument("--round-to", type=int, default=1, help="kept widths are multiples of this")
     prune.add_argument("--damping", type=float, help="default: chosen for each layer by its held-out error")

@@ -128,7 +128,7 @@ def examine(
         check_arguments(memory=memory)
         check_model(model)
         excluded = layer_names(model, exclude)
-        calibration = Images(images, model_device(model), memory)
+        calibration = Images(images, model_device(model), memory, model)
         check_forward(model, calibration)
     calibration.meet(processes)
     with timed("capturing"):

@@ -168,13 +168,13 @@ def _cure(model: nn.Module, images: Images) -> str:
     parameters = inspect.signature(model.forward).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     needed = [p.name for p in named if p.default is p.empty]
-    given = list(needed[:1] if images.names is None else images.names)
+    given = list(needed[:1] if images.layout.names is None else images.layout.names)
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
     if set(needed) - set(given) or not (takes_any or set(given) <= {p.name for p in named}):
         example = ", ".join(f"{name!r}: ..." for name in needed)
         return (
-            f"forward() needs {' and '.join(needed)}: give each batch as a dict of tensors by these names, "
-            f"images=[{{{example}}}, ...]; of a tuple, only the first item is used"
+            f"forward() needs {' and '.join(needed)}: give each batch as a dict by these names, "
+            f"images=[{{{example}}}, ...], or as a tuple in this order"
         )
     conv = next((module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)), None)
     if conv is not None and len(images.shape) + 1 == conv.weight.dim() - 1:

@@ -52,8 +52,9 @@ def plan(
 
     Args:
         model: Module in eval mode.
-        images: A tensor (images, ...) or an iterable of batches: tensors, tuples whose first item is the
-            input, or dicts of keyword arguments. No labels.
+        images: A tensor (images, ...) or an iterable of batches: tensors; tuples whose first
+            items are the arguments that forward() requires, so that labels behind them do not matter; or dicts of
+            keyword arguments. Arguments may be lists and dicts of tensors, with constants beside them, and token ids.
         budget: ``MACs(0.5)``, ``Params(0.4)`` or ``Latency(0.6)``; a fraction of the original or an absolute number. It
             may be omitted where ``allocation`` gives the widths.
         allocation: Chooses the number of channels that each group keeps. ``"pro"`` chooses by the errors at the

@@ -183,7 +183,7 @@ def parts_of(
     with processes.together():
         for each in (model, original):
             check_model(each)
-        whole = Images(images, model_device(model), memory)
+        whole = Images(images, model_device(model), memory, model)
         outputs = [[x.shape for x in tensors_in(check_forward(each, whole))] for each in (model, original)]
         if outputs[0] != outputs[1]:
             shapes = [", ".join(str(tuple(shape)) for shape in found) for found in outputs]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from ..calibration.images import Images
+from ..calibration.input_layout import ONE
 from ..capture.graph import Graph, capture
 from ..capture.precision import plain_mode
 from ..costs.budget import Costs
@@ -130,12 +131,12 @@ def serialize(
         raise InputError(f"projection={projection!r}: choose one of carry, split")
     check_arguments(memory=memory)
     check_model(model)
-    calibration = Images(images, model_device(model), memory)
+    calibration = Images(images, model_device(model), memory, model)
     _check_output(check_forward(model, calibration))
     graph = capture(model, calibration.as_inputs(2))
     chain = find_chain(graph, signed=projection == "split")
     named = copy.copy(calibration)
-    calibration.names = None  # a serial network takes its one input by position
+    calibration.layout = ONE  # a serial network takes its one input by position
     serial = _assemble(graph, chain, projection)
     if norms:
         serial = with_norms(serial, calibration)

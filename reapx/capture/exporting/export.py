@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_map
 
 from ...errors import CaptureError
 from .held_output import held_output
 from .user_code import place_of_error
 
-Inputs = Mapping[str, Tensor] | tuple[Tensor, ...]
+Inputs = Mapping[str, Any] | tuple[Any, ...]
+"""Arguments by keyword or by position: tensors, and lists, dicts and constants of them."""
 
 _SHOWING = (
     '; `import logging; logging.basicConfig(); logging.getLogger("reapx").setLevel(logging.DEBUG)` shows what '
@@ -28,21 +30,26 @@ def export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
 
     Args:
         model: Module in eval mode; not changed.
-        inputs: One batch of positional tensors or keyword tensors, each (batch, ...).
+        inputs: One batch of arguments by position or keyword, whose tensors are (batch, ...).
 
     Raises:
         CaptureError: torch.export refuses the model.
     """
     positional = inputs if isinstance(inputs, tuple) else ()
     named = dict(inputs) if isinstance(inputs, Mapping) else {}
-    batch = {0: torch.export.Dim.AUTO}
+    batch: dict[int, object] = {0: torch.export.Dim.AUTO}
 
-    def two(value: Tensor) -> Tensor:  # sizes 0 and 1 are specialised by torch.export
+    def two(value: object) -> object:  # sizes 0 and 1 are specialised by torch.export
+        if not isinstance(value, Tensor):
+            return value
         return value[:2] if len(value) > 1 else torch.cat([value, value])
 
-    dynamic: dict[str, Any] | tuple[Any, ...] = dict.fromkeys(named, batch)
+    def sizes(value: object) -> dict[int, object] | None:
+        return batch if isinstance(value, Tensor) else None
+
+    dynamic: dict[str, Any] | tuple[Any, ...] = tree_map(sizes, named)
     if not named:
-        each = tuple(batch for _ in positional)
+        each = tree_map(sizes, positional)
         kinds = [parameter.kind for parameter in inspect.signature(model.forward).parameters.values()]
         dynamic = (each,) if kinds and kinds[0] == inspect.Parameter.VAR_POSITIONAL else each
     try:
@@ -50,8 +57,8 @@ def export(model: nn.Module, inputs: Inputs) -> ExportedProgram:
             warnings.simplefilter("ignore")
             return torch.export.export(
                 model,
-                tuple(two(value) for value in positional),
-                {name: two(value) for name, value in named.items()},
+                tree_map(two, positional),
+                tree_map(two, named),
                 dynamic_shapes=dynamic,
                 strict=False,
             )

@@ -54,7 +54,7 @@ def _captured(model: nn.Module, images: Images, batches: Sequence[tuple[Tensor, 
         if finite_outputs(model, images, batch) is None:
             continue
         try:
-            return capture(model, batch if images.names is None else dict(zip(images.names, batch, strict=True)))
+            return capture(model, images.layout.arguments(batch))
         except CaptureError:
             continue
     return None
