@@ -133,7 +133,7 @@ def test_inspect_shows_groups_and_frozen(folder: Path, capsys: pytest.CaptureFix
             ["prune", *COMMON, "--budget", "macs=0.5", "--out", "x", "--allocation", "uniform", "--points", "3"],
             "needs allocation='pro'",
         ),
-        (["inspect", "usermodel.py:nothing", "--images", "images.npz:images"], "cannot be loaded"),
+        (["inspect", "usermodel.py:nothing", "--images", "images.npz:images"], "usermodel.py has no nothing"),
         (["inspect", "usermodel.py:build", "--images", "images.npz"], "there are images, other"),
         (["inspect", "usermodel.py:build", "--images", "missing.npy"], "missing.npy"),
         (["inspect", "usermodel.py:build", "--images", "images.npz:images", "--weights", "images.npz"], "save_file"),

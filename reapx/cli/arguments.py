@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +20,8 @@ from ..calibration.processes import ALONE, Processes, launched
 from ..costs.budget import Budget, MACs, Params
 from ..costs.latency import Latency
 from ..errors import InputError, ReapxError
+from .models import call, load_weights, named_model
+from .pictures import MEAN, STD, read_folder
 
 BUDGETS: dict[str, type[Budget]] = {"macs": MACs, "params": Params, "latency": Latency}
 
@@ -87,44 +86,19 @@ def device_of(text: str) -> torch.device:
 def model_of(options: argparse.Namespace) -> nn.Module:
     """The model, weights and device that the arguments name; the model is in eval mode."""
     device = device_of(options.device)
-    model = _call(options.model)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{options.model} returned a {type(model).__name__}, not an nn.Module")
+    model = named_model(options.model, options.arg)
     if options.weights is not None:
-        try:
-            model.load_state_dict(load_file(options.weights))
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise InputError(
-                f"--weights {options.weights}: {error}. It must be a safetensors state dict: "
-                "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
-            ) from error
+        load_weights(model, options.weights)
     return model.eval().to(device)
-
-
-def _call(text: str) -> Any:
-    """Import ``module:callable`` or ``file.py:callable`` and call it."""
-    place, _, name = text.rpartition(":")
-    if not place:
-        raise InputError(
-            f"{text!r}: write module:callable or file.py:callable (images may also be .npy, .npz, .safetensors)"
-        )
-    try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-        return getattr(module, name)()
-    except Exception as error:  # the user's module may raise anything
-        raise InputError(f"{text!r} cannot be loaded or called without arguments: {error!r}") from error
 
 
 def images_of(options: argparse.Namespace, processes: Processes = ALONE) -> object:
     """The images that the arguments name; with several processes, this one's part."""
-    images = _images_of(options.images, options.count)
+    folder = Path(options.images)
+    if folder.is_dir():
+        images: object = read_folder(folder, options.count, options.size, options.mean, options.std)
+    else:
+        images = _images_of(options.images, options.count)
     if processes.size == 1:
         return images
     return share_of(images, device_of(options.device), processes.rank, processes.size)
@@ -135,7 +109,7 @@ def _images_of(text: str, count: int | None) -> object:
     path, _, key = text.partition(":")
     suffix = Path(path).suffix
     if suffix not in (".npy", ".npz", ".safetensors"):
-        return _call(text)
+        return call(text)
     try:
         if suffix == ".safetensors":
             values = _entry(load_file(path), key, path)
@@ -165,6 +139,47 @@ def count_of(text: str) -> int:
     return count
 
 
+def numbers_of(text: str) -> tuple[float, ...]:
+    """One or several numbers, such as 0.485,0.456,0.406."""
+    return tuple(float(part) for part in text.split(","))
+
+
 def listed_lines(named: Mapping[str, str]) -> str:
     """``name: line; ...`` of a help text."""
     return "; ".join(f"{name}: {line}" for name, line in named.items())
+
+
+def add_model(parser: argparse.ArgumentParser, images: bool = True) -> None:
+    """Add the arguments that name the model and the images; the images are required if ``images``."""
+    parser.add_argument(
+        "model",
+        help="module:callable or file.py:callable that returns the nn.Module; timm:NAME, torchvision:NAME or hf:FOLDER",
+    )
+    parser.add_argument(
+        "--arg", action="append", default=[], metavar="NAME=VALUE", help="argument of what builds it; repeatable"
+    )
+    parser.add_argument("--weights", type=Path, help="state dict to load into it: .safetensors, or .pth of torch.save")
+    parser.add_argument(
+        "--images",
+        required=images,
+        help=".npy, .npz or .safetensors with (images, ...) as the model wants them, optionally FILE:KEY; "
+        "module:callable that returns an iterable of batches; or a folder of pictures"
+        + ("" if images else "; by default random ones"),
+    )
+    parser.add_argument("--count", type=count_of, help="use only the first so many images of a file or folder")
+    parser.add_argument("--size", type=count_of, default=224, help="of pictures: pixels of a side; default %(default)s")
+    for name, values in (("mean", MEAN), ("std", STD)):
+        wording = "of pictures: one number or three; default ImageNet's"
+        parser.add_argument(f"--{name}", type=numbers_of, default=values, help=wording)
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        help="where the model runs: cpu (the default), cuda, or one of several such as cuda:1",
+    )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="LAYER",
+        help="layer names or patterns to leave alone; repeatable",
+    )

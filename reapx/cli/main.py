@@ -8,8 +8,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from ..allocation.output_errors import OUTPUT_ERRORS
 from ..allocation.pro import POINTS
@@ -28,7 +31,7 @@ from ..selection.methods import SELECTIONS
 from ..sparsity.compaction.compact import RELATIVE, zero_nodes
 from ..sparsity.compaction.zero_nodes import TOLERANCE
 from ..surgery.storage import check_target
-from .arguments import BUDGETS, bounds_of, budget_of, count_of, device_of, images_of, listed_lines, model_of
+from .arguments import BUDGETS, add_model, bounds_of, budget_of, count_of, device_of, images_of, listed_lines, model_of
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -57,11 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "reapx", description="Channel pruning with least-squares reconstruction for PyTorch."
     )
+    parser.add_argument("--version", action="version", version=f"reapx {version('reapx')}, torch {torch.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_prune(commands)
     _add_compact(commands)
     look = commands.add_parser("inspect", help="show what can be pruned, what is frozen and why")
-    _add_model(look)
+    add_model(look)
     look.set_defaults(run=_inspect)
     demo = commands.add_parser("demo", help="train, prune and compare a small network on digits")
     demo.add_argument("--out", type=Path, default=Path("reapx-demo"), help="folder to write")
@@ -77,7 +81,7 @@ def _add_prune(commands: Commands) -> None:
         "them, with --device cuda each on a GPU of its own; images of a callable must be the same in each. The first "
         "prints and writes files.",
     )
-    _add_model(prune)
+    add_model(prune)
     prune.add_argument("--budget", required=True, help="macs=0.5, params=0.4, latency=0.6, or absolute numbers")
     prune.add_argument("--batch", type=count_of, help="images in a batch, for latency; by default 1")
     prune.add_argument("--out", type=Path, help="folder to write")
@@ -105,7 +109,7 @@ def _add_prune(commands: Commands) -> None:
 
 def _add_compact(commands: Commands) -> None:
     compact = commands.add_parser("compact", help="remove the nodes that compute nothing any more and save the rest")
-    _add_model(compact, images=False)
+    add_model(compact, images=False)
     compact.add_argument("--out", type=Path, help="folder to write")
     compact.add_argument("--force", action="store_true", help="replace a result that --out holds")
     compact.add_argument(
@@ -145,26 +149,6 @@ def _add_allocation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--points", type=count_of, default=POINTS, help="widths of each group that are measured (pro)")
     parser.add_argument("--rounds", type=count_of, default=1, help="measure so often on the way to the budget (pro)")
     parser.add_argument("--output-error", default="squared", choices=OUTPUT_ERRORS, help="what is measured (pro)")
-
-
-def _add_model(parser: argparse.ArgumentParser, images: bool = True) -> None:
-    parser.add_argument("model", help="module:callable or file.py:callable that returns the nn.Module")
-    parser.add_argument("--weights", type=Path, help="safetensors state dict to load into it")
-    parser.add_argument(
-        "--images",
-        required=images,
-        help=".npy, .npz or .safetensors with (images, ...) as the model wants them, optionally FILE:KEY; or "
-        "module:callable that returns an iterable of batches" + ("" if images else "; by default random ones"),
-    )
-    parser.add_argument("--count", type=count_of, help="use only the first so many images of a file")
-    parser.add_argument(
-        "--device",
-        default="cpu",
-        help="where the model runs: cpu (the default), cuda, or one of several such as cuda:1",
-    )
-    parser.add_argument(
-        "--exclude", action="append", default=[], metavar="LAYER", help="layer names or patterns to leave alone"
-    )
 
 
 def _prune(options: argparse.Namespace) -> None:

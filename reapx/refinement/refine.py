@@ -27,8 +27,8 @@ from .judging import Judge
 from .states import States
 from .training import Training
 
-STEPS, RATE, BATCH = 600, 5e-4, 64
-"""Default number of steps, peak of the learning rate, and images a step; chosen on held-out images of four networks."""
+STEPS, RATE, BATCH = 1000, 5e-4, 64
+"""Default number of steps, peak of the learning rate, and images a step; chosen on held-out images."""
 
 HELD_OUT = 3 * EVERY
 """One image in so many judges; those of a plan are then among the images that judged the plan."""
@@ -139,7 +139,7 @@ def refine(
         original: The network that was pruned, in eval mode.
         images: A tensor (images, ...) or an iterable of batches, as for ``reapx.plan``. The more the better; unlabelled
             ones that nothing was fitted to make the held-out change an honest figure.
-        steps: Number of steps; by default 600.
+        steps: Number of steps; by default 1000.
         minutes: Or the time, from which the number of steps is worked out after a few of them.
         learning_rate: Its peak, after a warm-up and before half a cosine (AdamW).
         batch: Images of a step, over all processes.
