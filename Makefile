@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
+GROUP  = $(BIN)/pip install -q --group
 BUILD_TOOLS := "scikit-build-core>=0.10" "pybind11>=2.13" "cmake>=3.21" ninja
 
 # Threads that wait do not spin, so that tests do not crawl beside other work.
@@ -11,7 +12,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # So many processes run tests side by side, each with one thread.
 TEST_JOBS ?= 2
 
-.PHONY: install demo test fuzz lint format types cuda emulated sanitize races benchmark clean \
+.PHONY: install demo test wheel docs examples fuzz lint format types cuda emulated sanitize races benchmark clean \
 	gpu-build gpu-test benchmark-gpu gpu-kernels gpu-networks gpu-more gpu-training gpu-retrain gpu-srn gpu-srn-tuned gpu-srn-naive gpu-adam
 .DELETE_ON_ERROR:
 
@@ -29,7 +30,7 @@ $(VENV)/torch:
 	touch $@
 
 $(VENV)/installed: $(VENV)/torch pyproject.toml CMakeLists.txt $(SOURCES)
-	$(BIN)/pip install -q --no-build-isolation -e ".[demo,test]"
+	$(BIN)/pip install -q --no-build-isolation --group test -e ".[demo]"
 	touch $@
 
 demo: install
@@ -38,13 +39,32 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --dist worksteal
 
+# The source package, the wheel that it builds, and the demo with that wheel in an empty environment, whose PATH has no
+# compiler. The wheel gets the oldest manylinux tag that auditwheel finds it fit for; torch is installed first, as a
+# user's would be.
+EMPTY := build/empty
+$(VENV)/wheel: $(VENV)/torch pyproject.toml
+	$(GROUP) wheel
+	touch $@
+
+wheel: $(VENV)/wheel
+	rm -rf dist build/wheel $(EMPTY)
+	$(BIN)/python -m build --sdist --no-isolation --outdir dist .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip wheel -q --no-build-isolation --no-deps -C cmake.define.REAPX_CUDA=OFF \
+		-w build/wheel dist/*.tar.gz
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair -w dist build/wheel/*.whl
+	$(PYTHON) -m venv $(EMPTY)
+	$(EMPTY)/bin/pip install -q "$(TORCH)"
+	$(EMPTY)/bin/pip install -q --only-binary :all: "$$(echo dist/*.whl)[demo]"
+	cd $(EMPTY) && PYTHONPATH= PATH=$(CURDIR)/$(EMPTY)/bin reapx demo
+
 # Many more random networks than "make test" has: about ten minutes on one core. A failure names its seed.
 FUZZ ?= 1000
 fuzz: install
 	REAPX_FUZZ=$(FUZZ) $(BIN)/python -m pytest -n $(TEST_JOBS) tests/test_fuzz.py
 
 $(VENV)/dev: $(VENV)/installed
-	$(BIN)/pip install -q --no-build-isolation -e ".[dev]"
+	$(GROUP) dev
 	touch $@
 
 lint: $(VENV)/dev
@@ -110,7 +130,7 @@ races: install
 		-k "emulated and not (backward or $(LARGE))")
 
 $(VENV)/benchmark: $(VENV)/installed
-	$(BIN)/pip install -q --no-build-isolation -e ".[benchmark]"
+	$(GROUP) benchmark
 	touch $@
 
 # Every figure of the README, about eight hours alone on two cores, where torch waits in its own way, since times are
@@ -194,4 +214,4 @@ gpu-more: $(GPU_READY)
 	$(gpu_begin) for script in srn_table selections pro_choices; do run 240 reproduce/$$script.py; done; $(gpu_end)
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build dist
