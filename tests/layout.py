@@ -18,6 +18,7 @@ ROOMS = (
     "errors",
     "_native",
     "files",
+    "notebook",
     "calibration",
     "capture.exporting",
     "capture",

@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+from ..notebook.html import in_notebook
 
 Item = TypeVar("Item")
 
@@ -51,11 +53,22 @@ class Progress:
         if self.call is not None:
             self.call(step, done, total)
         with timed(f"{step}, {len(items)} of {total} x {unit}"):
-            bar = tqdm(items, step, total=total, initial=done, unit=unit, leave=False, disable=not self.bars)
+            bar = _bar_type(self.bars)(
+                items, step, total=total, initial=done, unit=unit, leave=False, disable=not self.bars
+            )
             for count, item in enumerate(bar, done + 1):
                 yield item
                 if self.call is not None:
                     self.call(step, count, total)
+
+
+def _bar_type(shown: bool) -> Any:
+    """tqdm's class of bars for the terminal, or, in a notebook, the one that tqdm.auto chooses."""
+    if not (shown and in_notebook()):
+        return tqdm
+    from tqdm.auto import tqdm as notebook_bar
+
+    return notebook_bar
 
 
 SILENT = Progress(False)
@@ -65,13 +78,13 @@ def progress_of(progress: bool | None, on_progress: OnProgress | None = None, *,
     """The progress that the public arguments of the same names ask for.
 
     Args:
-        progress: Whether to show bars; None shows them if stderr is a terminal and there is no ``on_progress``.
+        progress: Whether to show bars; None shows them on a terminal and in a notebook, if there is no ``on_progress``.
         on_progress: Function to call with the progress, or None.
         told: Whether this process shows progress; with several processes, only one does.
     """
     if not told:
         return SILENT
-    bars = on_progress is None and sys.stderr.isatty() if progress is None else progress
+    bars = on_progress is None and (sys.stderr.isatty() or in_notebook()) if progress is None else progress
     return Progress(bars, on_progress)
 
 

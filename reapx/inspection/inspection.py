@@ -22,6 +22,7 @@ from ..errors import CaptureError, InputError
 from ..groups.channel_groups import ChannelAnalysis, Frozen, Group, find_groups
 from ..groups.training_only import with_training
 from ..moments.finite_check import check_outputs
+from ..notebook.html import summary_html
 from ..text import frozen_text, short, table
 from .argument_checks import Layers, check_arguments
 from .dry_run import find_droppable, freeze_failing
@@ -63,13 +64,21 @@ class Inspection:
         )
 
     def __str__(self) -> str:
+        header, rows = self._columns()
+        return "\n".join([self._title, "", table(rows, header), *frozen_text(self.frozen)])
+
+    def _repr_html_(self) -> str:
+        return summary_html([self._title], *self._columns(), end="\n".join(frozen_text(self.frozen)))
+
+    @property
+    def _title(self) -> str:
+        costs = self.costs
+        return f"{len(self.groups)} channel groups, {short(costs.macs())} MACs, {short(costs.params())} parameters"
+
+    def _columns(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the table of groups."""
         rows = [[g.name, g.kind, str(g.size * g.per_unit), str(len(g.consumer_names))] for g in self.groups]
-        lines = [
-            f"{len(rows)} channel groups, {short(self.costs.macs())} MACs, {short(self.costs.params())} parameters",
-            "",
-            table(rows, ["group", "kind", "channels", "read by"]),
-        ]
-        return "\n".join([*lines, *frozen_text(self.frozen)])
+        return ["group", "kind", "channels", "read by"], rows
 
 
 def inspect(

@@ -18,6 +18,7 @@ from ..capture.precision import plain_mode
 from ..costs.latency import Latency, measure_milliseconds
 from ..errors import InputError
 from ..inspection.argument_checks import RefitLayers
+from ..notebook.html import summary_html
 from ..reconstruction.layer_refit import LayerRefit
 from ..refinement.augmentation import Augment
 from ..refinement.execution import Precision
@@ -83,7 +84,17 @@ class Result:
         )
 
     def __str__(self) -> str:
-        lines = [
+        lines = self._lines()
+        if self.fits:
+            header, rows = self._columns()
+            lines += ["", table(rows, header)]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return summary_html(self._lines(), *self._columns())
+
+    def _lines(self) -> list[str]:
+        return [
             f"Pruned: {self.plan.savings}",
             f"outputs differ from the original's by {share(self.change)} of their variance on held-out images; "
             f"pruned equals masked to {self.gap:.0e} {self.proof}; {self.seconds:.1f} s",
@@ -91,10 +102,11 @@ class Result:
             *([] if self.refinement is None else [str(self.refinement)]),
             *change_advice(self.change, self.plan.images[1]),
         ]
-        if self.fits:
-            rows = [[fit.layer, share(fit.before), share(fit.error), damping_text(fit.damping)] for fit in self.fits]
-            lines += ["", table(rows, ["refitted layer", "held-out error before its refit", "after", "damping"])]
-        return "\n".join(lines)
+
+    def _columns(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of the table of refitted layers."""
+        rows = [[fit.layer, share(fit.before), share(fit.error), damping_text(fit.damping)] for fit in self.fits]
+        return ["refitted layer", "held-out error before its refit", "after", "damping"], rows
 
     @plain_mode()
     def refine(

@@ -121,7 +121,13 @@ def replaced(
 
 
 def table_of(groups: Sequence[GroupPlan], measure: str | None) -> str:
-    """A table of the groups' plans.
+    """A table of the groups' plans, as text; its arguments are those of ``columns_of``."""
+    header, rows = columns_of(groups, measure)
+    return table(rows, header)
+
+
+def columns_of(groups: Sequence[GroupPlan], measure: str | None) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table of the groups' plans.
 
     Args:
         groups: The plans.
@@ -137,4 +143,4 @@ def table_of(groups: Sequence[GroupPlan], measure: str | None) -> str:
         row = [group.name, group.kind, f"{before} -> {after}", str(len(group.consumer_names)), *errors]
         rows.append(row if measure is not None else row[:-1])
     header = ["group", "kind", "channels", "read by", "predicted error", "at the outputs"]
-    return table(rows, header if measure is not None else header[:-1])
+    return (header if measure is not None else header[:-1]), rows

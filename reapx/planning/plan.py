@@ -143,7 +143,7 @@ class Plan(PlanState):
                 the plan's damping.
             inplace: Change the user's model instead of a copy; done last, after the proof, as a whole or not at all.
                 Parameters stay the objects they are; ``reapx.carry_state`` cuts the state of their optimizer.
-            progress: Show progress bars; by default when the terminal is one and there is no ``on_progress``.
+            progress: Show progress bars; by default on a terminal and in a notebook, if there is no ``on_progress``.
             on_progress: Called as ``on_progress(step, done, total)``, as for ``reapx.plan``; by default the plan's.
 
         Returns:

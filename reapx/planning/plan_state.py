@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..allocation.curves import ErrorCurve
 from ..allocation.descent import TradeoffPoint
+from ..allocation.measured_tables import ErrorCurves, TradeoffPoints
 from ..allocation.pro import Tradeoff
 from ..calibration.images import Images
 from ..calibration.sample import split_counts, split_text
@@ -18,11 +20,17 @@ from ..costs.latency import Latency
 from ..errors import InputError
 from ..groups.channel_groups import Frozen
 from ..inspection.inspection import Inspection
+from ..notebook.drawings import widths_drawing
+from ..notebook.html import summary_html
+from ..notebook.tabular import Row, Tabular
 from ..selection.paths.path import Path
 from ..surgery.cut import Kept, kept_positions
 from ..text import frozen_text, latency_text, listed, predicted_advice, saving
-from .group_plan import GroupPlan, table_of
+from .group_plan import GroupPlan, columns_of, table_of
 from .settings import PlanSettings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Stored:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PlanState:
+class PlanState(Tabular):
     """What a plan holds and shows.
 
     Attributes:
@@ -67,7 +75,8 @@ class PlanState:
 
     def __repr__(self) -> str:
         cut = sum(len(entry.removed) > 0 for entry in self.groups)
-        return f"Plan({self.savings}; {cut} of {len(self.groups)} groups lose channels; {self.settings.method})"
+        method = shorten(self.settings.method, 120)
+        return f"Plan({self.savings}; {cut} of {len(self.groups)} groups lose channels; {method})"
 
     def __str__(self) -> str:
         lines = [
@@ -83,6 +92,33 @@ class PlanState:
         if self._point is not None and self.output_measure == "squared":
             lines += predicted_advice(self._point.error)
         return "\n".join([*lines, *frozen_text(self.frozen)])
+
+    def _repr_html_(self) -> str:
+        measure = None if self._tradeoff is None else self._tradeoff.measure
+        lines = [f"Plan: {self.savings}", self.method, *latency_text(self.budget, self.latency)]
+        return summary_html(lines, *columns_of(self.groups, measure), end="\n".join(frozen_text(self.frozen)))
+
+    def _rows(self) -> list[Row]:
+        return [
+            {
+                "group": entry.group.name,
+                "kind": entry.group.kind,
+                "before": entry.channels[0],
+                "after": entry.channels[1],
+                "consumers": len(entry.group.consumer_names),
+                "error": entry.error,
+                "output_error": entry.output_error,
+            }
+            for entry in self.groups
+        ]
+
+    def plot(self) -> Figure:
+        """Channels of each group before and after, as a matplotlib figure; ``savefig`` of it writes a file.
+
+        Raises:
+            ReapxError: matplotlib is not installed.
+        """
+        return widths_drawing([(entry.group.name, *entry.channels) for entry in self.groups])
 
     @property
     def inspection(self) -> Inspection:
@@ -147,26 +183,26 @@ class PlanState:
         """
         return float("nan") if self._point is None else self._point.error
 
-    def curves(self) -> dict[str, ErrorCurve]:
-        """Group name -> error curve at the network's outputs with this group alone pruned.
+    def curves(self) -> ErrorCurves:
+        """A dict: group name -> error curve at the network's outputs with this group alone pruned.
 
         Raises:
             InputError: the plan's allocation is not ``"pro"``, so no errors were measured.
         """
-        return self._measured().curves
+        return ErrorCurves(self._measured().curves)
 
-    def tradeoff(self) -> list[TradeoffPoint]:
+    def tradeoff(self) -> TradeoffPoints:
         """The trade-off between cost and predicted error, from the full network down to the smallest one.
 
         It follows from the measured curves without a further measurement; ``Plan.at`` makes a plan at any budget.
 
         Returns:
-            Points with cost, predicted error and widths, by falling cost.
+            A list of points with cost, predicted error and widths, by falling cost.
 
         Raises:
             InputError: the plan's allocation is not ``"pro"``, so no errors were measured.
         """
-        return self._measured().points(type(self.budget))
+        return TradeoffPoints(self._measured().points(type(self.budget)))
 
     def _measured(self) -> Tradeoff:
         if self._tradeoff is None and self.settings.allocation == "pro":
