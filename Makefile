@@ -58,6 +58,19 @@ wheel: $(VENV)/wheel
 	$(EMPTY)/bin/pip install -q --only-binary :all: "$$(echo dist/*.whl)[demo]"
 	cd $(EMPTY) && PYTHONPATH= PATH=$(CURDIR)/$(EMPTY)/bin reapx demo
 
+# Every program and the notebook of examples/, each in a folder of its own under build/: about two minutes.
+$(VENV)/examples: $(VENV)/installed
+	$(GROUP) examples
+	touch $@
+
+examples: $(VENV)/examples
+	rm -rf build/examples
+	mkdir -p build/examples
+	cd build/examples && for file in $(CURDIR)/examples/*.py; do \
+		echo "$$file"; $(CURDIR)/$(BIN)/python "$$file" > "$$(basename "$$file").txt" || exit 1; done
+	cd build/examples && $(CURDIR)/$(BIN)/jupyter execute --output=$(CURDIR)/build/examples/quickstart.ipynb \
+		$(CURDIR)/examples/quickstart.ipynb
+
 # Many more random networks than "make test" has: about ten minutes on one core. A failure names its seed.
 FUZZ ?= 1000
 fuzz: install

@@ -55,15 +55,8 @@ class ErrorCurves(dict[str, ErrorCurve], Tabular):
             measured = {count for count, _ in curve.measured}
             for count, error in enumerate(curve.errors):
                 kept = len(curve.errors) - 1 - count
-                rows.append(
-                    {
-                        "group": name,
-                        "removed": count,
-                        "kept": kept,
-                        "error": float(error),
-                        "measured": count in measured,
-                    }
-                )
+                row: Row = {"group": name, "removed": count, "kept": kept}
+                rows.append({**row, "error": float(error), "measured": count in measured})
         return rows
 
 
