@@ -71,6 +71,17 @@ examples: $(VENV)/examples
 	cd build/examples && $(CURDIR)/$(BIN)/jupyter execute --output=$(CURDIR)/build/examples/quickstart.ipynb \
 		$(CURDIR)/examples/quickstart.ipynb
 
+# The pages of docs/ as a site in build/site. Every warning is an error; the API is read from the sources, unbuilt.
+SITE_TOOLS := build/site-tools
+$(SITE_TOOLS)/installed: pyproject.toml
+	$(PYTHON) -m venv $(SITE_TOOLS)
+	$(SITE_TOOLS)/bin/pip install -q --upgrade pip
+	$(SITE_TOOLS)/bin/pip install -q --group docs
+	touch $@
+
+docs: $(SITE_TOOLS)/installed
+	NO_MKDOCS_2_WARNING=1 $(SITE_TOOLS)/bin/mkdocs build --strict
+
 # Many more random networks than "make test" has: about ten minutes on one core. A failure names its seed.
 FUZZ ?= 1000
 fuzz: install

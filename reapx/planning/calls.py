@@ -198,7 +198,8 @@ def prune(
         CheckpointError: a file in ``resume`` is damaged or cannot be written.
         BackendError: there are no kernels for the model's device.
         ProofError: the smaller module does not compute what the masked original computes.
-        The model is unchanged in all these cases.
+
+    The model is unchanged in all these cases.
     """
     check_arguments(distributed=distributed)
     with processes_of(distributed, model).together():

@@ -154,7 +154,8 @@ class Plan(PlanState):
             NumericalError: an activation is NaN or infinite, or a least-squares system is singular at this damping.
             CaptureError: torch.export refuses the pruned model, or forward() runs other operators with fewer channels.
             ProofError: the pruned module does not compute what the masked original computes.
-            The model is unchanged in all these cases.
+
+        The model is unchanged in all these cases.
         """
         damping = self.settings.damping if damping is None else damping
         processes = self._images.processes

@@ -71,7 +71,7 @@ def carry_state(optimizer: torch.optim.Optimizer, result: Smaller) -> torch.opti
         InputError: the optimizer holds none of the network's parameters, or keeps a state for a cut parameter that has
             no entry for each weight, as L-BFGS and Shampoo do. The optimizer is as it was.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
         >>> adam = torch.optim.Adam(model.parameters())
         >>> model(torch.randn(9, 4)).sum().backward()

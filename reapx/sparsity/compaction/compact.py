@@ -139,7 +139,7 @@ def compact(
         BackendError: there are no kernels for the model's device.
         ProofError: the smaller network differs by more than ``tolerance``; the model is unchanged.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).eval()
         >>> _ = nn.init.zeros_(model[0].weight[1].detach())  # node 1 is dead
         >>> compact(model)

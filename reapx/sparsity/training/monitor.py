@@ -47,7 +47,7 @@ class NodeMonitor:
     Source: A. Yaguchi et al., "Adam Induces Implicit Weight Sparsity in Rectifier Neural Networks", ICMLA 2018,
     Figure 2.
 
-    Example:
+    Examples:
         >>> layer = nn.Linear(4, 3)
         >>> _ = nn.init.constant_(layer.weight, 1.0)
         >>> monitor = NodeMonitor(layer)

@@ -47,7 +47,7 @@ def adam_l2(params: Iterable[Any], lr: float = 1e-3, l2: float = 1e-4, **options
 
     Source: A. Yaguchi et al., "Adam Induces Implicit Weight Sparsity in Rectifier Neural Networks", ICMLA 2018.
 
-    Example:
+    Examples:
         >>> weight = torch.nn.Parameter(torch.ones(1))
         >>> optimiser = adam_l2([weight], lr=0.1, l2=1e-4)
         >>> weight.grad = torch.zeros(1)  # only the penalty acts; Adam's first step has length lr

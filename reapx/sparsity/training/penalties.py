@@ -32,7 +32,7 @@ def group_lasso(model: nn.Module, *, filters: float = 0.0, channels: float = 0.0
 
     Source: W. Wen et al., "Learning Structured Sparsity in Deep Neural Networks", NIPS 2016, eq. (3).
 
-    Example:
+    Examples:
         >>> layer = nn.Linear(2, 1, bias=False)
         >>> _ = nn.init.constant_(layer.weight, 1.0)
         >>> round(group_lasso(layer, filters=1.0, channels=0.5).item(), 4)  # √2 + 0.5 · (1 + 1)
@@ -69,7 +69,7 @@ def group_sparse(model: nn.Module, strength: float, *, lasso: bool = False) -> T
     Source: S. Scardapane et al., "Group Sparse Regularization for Deep Neural Networks", Neurocomputing 241, 2017,
     eqs. (6) and (8).
 
-    Example:
+    Examples:
         >>> layer = nn.Linear(1, 4, bias=False)
         >>> _ = nn.init.constant_(layer.weight, 1.0)
         >>> group_sparse(layer, 0.5).item()  # 0.5 · √4 · ‖(1, 1, 1, 1)‖
