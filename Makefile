@@ -157,7 +157,7 @@ $(VENV)/benchmark: $(VENV)/installed
 	$(GROUP) benchmark
 	touch $@
 
-# Every figure of the README, about eight hours alone on two cores, where torch waits in its own way, since times are
+# Every figure of README and docs/, about eight hours alone on two cores, where torch waits in its own way, since times are
 # taken. QUICK=--quick only shows that all of it runs: side by side, the kernels in one process.
 WORKS := gram path selection solve pairs zeros growth
 REPRODUCE := pro_resnet56 pro_choices retrain_resnet56 selections srn_table srn_cifar \
