@@ -5,7 +5,7 @@ from .allocation.curves import ErrorCurve
 from .allocation.descent import TradeoffPoint
 from .behavior.behaviors import Behaviors, behaviors
 from .capture.layers import Layer
-from .costs.budget import Budget, Costs, MACs, Params
+from .costs.budget import Budget, Costs, MACs, Params, Size
 from .costs.latency import Latency
 from .errors import (
     BackendError,
@@ -29,7 +29,7 @@ from .planning.group_plan import GroupPlan
 from .planning.pipeline import load_plan
 from .planning.plan import Plan
 from .planning.settings import PlanSettings
-from .planning.steps import find_path, measure, measured_consumers
+from .planning.steps import find_path, measure, measured_consumers, time_layers
 from .reconstruction.layer_refit import LayerRefit
 from .refinement.refine import Refinement, refine
 from .report.page import write_report
@@ -83,6 +83,7 @@ __all__ = [
     "Refinement",
     "Result",
     "Serialized",
+    "Size",
     "TradeoffPoint",
     "ZeroNodes",
     "adam_l2",
@@ -103,6 +104,7 @@ __all__ = [
     "refine",
     "register_operator",
     "serialize",
+    "time_layers",
     "write_report",
     "zero_nodes",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from .costs.budget import Budget
+from .costs.latency import Latency
 from .groups.channel_groups import Frozen
 
 
@@ -80,22 +80,23 @@ def change_advice(change: float, images: int) -> list[str]:
     ]
 
 
-def latency_text(budget: Budget, milliseconds: tuple[float, ...] | None) -> list[str]:
+def latency_text(latency: Latency | None, milliseconds: tuple[float, ...] | None) -> list[str]:
     """A line on the milliseconds of a batch.
 
     Args:
-        budget: The latency budget.
+        latency: The latency budget.
         milliseconds: (before, predicted) or (before, predicted, measured after); None for other budgets.
 
     Returns:
         A list with this line; empty where ``milliseconds`` is None.
     """
-    if milliseconds is None:
+    if milliseconds is None or latency is None:
         return []
     before, predicted, *after = milliseconds
-    times = [f"{before:.2f} ms before", f"{predicted:.2f} ms predicted (x{predicted / max(before, 1e-300):.3f})"]
+    how = "predicted" if latency.table is not None else "planned"
+    times = [f"{before:.2f} ms before", f"{predicted:.2f} ms {how} (x{predicted / max(before, 1e-300):.3f})"]
     times += [f"{value:.2f} ms measured after (x{value / max(before, 1e-300):.3f})" for value in after]
-    return [f"a batch of {getattr(budget, 'batch', 1)} on this machine: {', '.join(times)}"]
+    return [f"a batch of {latency.batch} {latency.where}: {', '.join(times)}"]
 
 
 def saving(name: str, costs: tuple[int, int]) -> str:

@@ -45,7 +45,7 @@ def hand_made(monkeypatch: pytest.MonkeyPatch, total: float) -> list[Configurati
         return by_weights(configuration)
 
     monkeypatch.setattr("reapx.costs.latency.measure_layer", note)
-    monkeypatch.setattr("reapx.costs.latency.measure_milliseconds", lambda models, images, batch: [total])
+    monkeypatch.setattr("reapx.costs.latency.measure_milliseconds", lambda models, images, latency: [total])
     return measured
 
 
@@ -110,7 +110,9 @@ def test_terms_add_up_to_the_network_and_fall_with_the_widths(
     """Whether the layers alone take less than the network or, by noise, more."""
     hand_made(monkeypatch, total)
     model, found, layers = found_in(name)
-    found.costs.use(Latency(0.5, batch=4), latency_terms(model, found._graph, layers, found._images, 4))
+    found.costs.use(
+        Latency(0.5, batch=4), latency_terms(model, found._graph, layers, found._images, Latency(0.5, batch=4))
+    )
     full = found.costs.full
     assert found.costs.of(Latency) == pytest.approx(total, rel=1e-12)
     for group, size in full.items():
@@ -123,7 +125,7 @@ def test_terms_add_up_to_the_network_and_fall_with_the_widths(
 def test_what_is_no_layer_follows_the_output_elements(monkeypatch: pytest.MonkeyPatch) -> None:
     hand_made(monkeypatch, 10_000.0)
     model, found, layers = found_in("conv")
-    terms = dict(latency_terms(model, found._graph, layers, found._images, 1))
+    terms = dict(latency_terms(model, found._graph, layers, found._images, Latency(0.5, batch=1)))
     alone = 8 * 3 * 9 + 5 * 8 * 9
     elements = [8 * 7 * 7, 5 * 4 * 4]
     for name, shape, count in zip(["0.weight", "2.weight"], [(8, 3, 3, 3), (5, 8, 3, 3)], elements, strict=True):
@@ -137,7 +139,7 @@ def test_equal_layers_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None
     model = nn.Sequential(nn.Conv2d(3, 8, 1), *[nn.Conv2d(8, 8, 3, padding=1) for _ in range(4)], nn.Conv2d(8, 8, 1))
     found = reapx.inspect(model.eval(), torch.randn(4, 3, 6, 6))
     layers = find_groups(found._graph).layers
-    terms = latency_terms(model, found._graph, layers, found._images, 2)
+    terms = latency_terms(model, found._graph, layers, found._images, Latency(0.5, batch=2))
     assert len(terms) == 6 and [configuration.weight for configuration in measured] == [
         (8, 3, 1, 1),
         (8, 8, 3, 3),
@@ -212,7 +214,9 @@ def test_a_measured_network_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reapx.costs.latency.measure_milliseconds", note)
     model, found, layers = found_in("residual")
     state = torch.get_rng_state()
-    found.costs.use(Latency(0.5, batch=2), latency_terms(model, found._graph, layers, found._images, 2))
+    found.costs.use(
+        Latency(0.5, batch=2), latency_terms(model, found._graph, layers, found._images, Latency(0.5, batch=2))
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert found.costs.of(Latency) == pytest.approx(totals[0]) and totals[0] > 0
     halves = {name: size // 2 for name, size in found.costs.full.items()}
@@ -258,7 +262,7 @@ def test_the_network_runs_on_copies_of_one_batch(given: int, batch: int) -> None
     model, values = Counting().eval(), torch.randn(given, 6)
     images = reapx.calibration.images.Images([values], torch.device("cpu"), 2**20)
     before = values.clone()
-    assert measure_milliseconds([model, model], images, batch) > [0.0, 0.0]
+    assert measure_milliseconds([model, model], images, Latency(0.5, batch=batch)) > [0.0, 0.0]
     expected = float(values[torch.arange(batch) % given].sum())
     assert {size for size, _ in Counting.seen} == {batch}
     assert all(total == pytest.approx(expected, rel=1e-5, abs=1e-6) for _, total in Counting.seen)

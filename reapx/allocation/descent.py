@@ -32,6 +32,11 @@ class TradeoffPoint:
     widths: dict[str, int]
 
 
+def within(costs: Costs, widths: Mapping[str, int], limits: Mapping[type[Budget], float]) -> bool:
+    """Whether a network of these widths costs at most what all limits allow."""
+    return all(float(costs.of(kind, widths)) <= limit for kind, limit in limits.items())
+
+
 def idle_without(groups: Sequence[Group], costs: Costs) -> dict[str, set[str]]:
     """Group name -> groups that have no effect once it is removed.
 
@@ -161,14 +166,16 @@ class Descent:
                 self._errors[other] = np.full_like(self._errors[other], self._errors[other][self.widths[other]])
         return idle
 
-    def give_back(self, limit: float) -> None:
+    def give_back(self, limit: float, others: Mapping[type[Budget], float] | None = None) -> None:
         """Grow groups until the budget is used up to the last width that fits.
 
         Each step grows the group with the largest error reduction per added cost. Idle groups do not grow.
 
         Args:
             limit: Largest cost.
+            others: Largest costs of other kinds.
         """
+        others = others or {}
         while True:
             gains = []
             done = set().union(*(others for name, others in self._idle.items() if self.widths[name] == 0))
@@ -181,7 +188,8 @@ class Descent:
                     continue
                 cost, error = self._costs.along(self._kind, name, self.widths), self._errors[name]
                 added = cost[wider[0]] - cost[width]
-                if self.cost + added <= limit:
+                grown = {**self.widths, name: int(wider[0])}
+                if self.cost + added <= limit and within(self._costs, grown, others):
                     gains.append(((error[width] - error[wider[0]]) / max(added, 1e-300), name, int(wider[0])))
             if not gains:
                 return

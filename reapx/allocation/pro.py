@@ -9,7 +9,7 @@ Convolutional Neural Networks", IEICE Trans. Inf. & Syst. E105-D(1), 2022.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -92,21 +92,49 @@ class Tradeoff:
         Raises:
             BudgetError: even the smallest widths cost more; the message says how much.
         """
-        limit = budget.limit(self._costs.of(type(budget)))
-        point = self.below(type(budget), limit)
+        return self.within(budget, {type(budget): budget.limit(self._costs.of(type(budget)))})
+
+    def within(self, budget: Budget, limits: Mapping[type[Budget], float]) -> TradeoffPoint:
+        """The widths for several limits.
+
+        Args:
+            budget: Its savings guide the descent first.
+            limits: Kind of budget -> largest cost, with an entry for ``budget``.
+
+        Raises:
+            BudgetError: even the smallest widths cost more; the message says how much.
+        """
+        kind = type(budget)
+        point = self.below(kind, limits[kind], {other: limit for other, limit in limits.items() if other is not kind})
         if point is None:
             raise BudgetError(refusal(budget, self._costs, self._groups, self._width_rules))
         return point
 
-    def below(self, kind: type[Budget], limit: float) -> TradeoffPoint | None:
-        """The widths at which a cost is at most ``limit``; None if even the smallest widths cost more."""
+    def below(
+        self, kind: type[Budget], limit: float, also: Mapping[type[Budget], float] | None = None
+    ) -> TradeoffPoint | None:
+        """The widths at which a cost is at most ``limit``; None if even the smallest widths cost more.
+
+        Args:
+            kind: What ``limit`` counts.
+            limit: Largest cost.
+            also: Largest costs of other kinds. Where the widths for ``limit`` exceed one of them, a descent along its
+                own savings goes on from there.
+        """
+        also = also or {}
         stages = [stage for stage in self._of(kind) if float(self._costs.of(kind, stage.widths)) > limit]
         stage = stages[-1] if stages else self._stages[0]
-        descent = self._descent(kind, stage)
+        descent = self._descent(kind, stage, stage.widths)
         while descent.cost > limit:
             if not descent.step(limit):
                 return None
-        descent.give_back(limit)
+        for other, most in also.items():
+            further = self._descent(other, stage, descent.widths)
+            while further.cost > most:
+                if not further.step(most):
+                    return None
+            descent = self._descent(kind, stage, further.widths)
+        descent.give_back(limit, also)
         return self._point(kind, stage, descent)
 
     def points(self, kind: type[Budget]) -> list[TradeoffPoint]:
@@ -116,7 +144,7 @@ class Tradeoff:
         stages = self._of(kind)
         ends = [float(self._costs.of(kind, stage.widths)) for stage in stages[1:]]
         for stage, end in zip(stages, [*ends, 0.0], strict=True):
-            descent = self._descent(kind, stage)
+            descent = self._descent(kind, stage, stage.widths)
             while descent.cost > end:  # the next stage starts there
                 if not found or found[-1].cost - descent.cost >= apart:
                     found.append(self._point(kind, stage, descent))
@@ -130,8 +158,8 @@ class Tradeoff:
         """The stages for a kind of budget; later stages hold only for the kind for which they were measured."""
         return self._stages if kind is self._kind else self._stages[:1]
 
-    def _descent(self, kind: type[Budget], stage: _Stage) -> Descent:
-        return Descent(self._costs, kind, stage.curves, self.allowed, stage.widths, self._idle)
+    def _descent(self, kind: type[Budget], stage: _Stage, widths: Mapping[str, int]) -> Descent:
+        return Descent(self._costs, kind, stage.curves, self.allowed, widths, self._idle)
 
     def _point(self, kind: type[Budget], stage: _Stage, descent: Descent) -> TradeoffPoint:
         full = float(self._costs.of(kind))

@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..costs.budget import Budget, Costs
 from ..groups.channel_groups import Group
 from .allowed_widths import AllowedWidths, WidthRules, largest
+from .descent import within
 
 
-def uniform(groups: Sequence[Group], costs: Costs, budget: Budget, width_rules: WidthRules) -> dict[str, int]:
+def uniform(
+    groups: Sequence[Group], costs: Costs, limits: Mapping[type[Budget], float], width_rules: WidthRules
+) -> dict[str, int]:
     """One ratio of kept units for all groups that may lose channels.
 
-    Bisection finds the largest common ratio that meets the budget. Rounding to allowed widths leaves some of the budget
+    Bisection finds the largest common ratio that meets the budgets. Rounding to allowed widths leaves some of them
     unused. Groups then grow by single steps until it is used up, those that lost most by rounding first.
 
     Args:
         groups: All groups that can be pruned.
         costs: Cost of the network as a function of widths.
-        budget: Never exceeded; the caller has checked that the smallest allowed widths meet it.
+        limits: Kind of budget -> largest cost; the caller has checked that the smallest allowed widths meet them all.
         width_rules: The user's restrictions on widths.
 
     Returns:
         Group name -> kept units.
     """
-    kind = type(budget)
-    limit = budget.limit(costs.of(kind))
     allowed = width_rules.allowed(groups)
 
     def widths_at(ratio: float) -> dict[str, int]:
         return {name: _at_most(allowed, name, ratio * costs.full[name]) for name in allowed}
 
-    if costs.of(kind, largest(allowed)) <= limit:
+    if within(costs, largest(allowed), limits):
         return largest(allowed)
     low, high = 0.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        if costs.of(kind, widths_at(middle)) <= limit:
+        if within(costs, widths_at(middle), limits):
             low = middle
         else:
             high = middle
-    return _given_back(widths_at(low), allowed, low, costs, kind, limit)
+    return _given_back(widths_at(low), allowed, low, costs, limits)
 
 
 def _at_most(allowed: AllowedWidths, name: str, width: float) -> int:
@@ -50,7 +51,7 @@ def _at_most(allowed: AllowedWidths, name: str, width: float) -> int:
 
 
 def _given_back(
-    widths: dict[str, int], allowed: AllowedWidths, ratio: float, costs: Costs, kind: type[Budget], limit: float
+    widths: dict[str, int], allowed: AllowedWidths, ratio: float, costs: Costs, limits: Mapping[type[Budget], float]
 ) -> dict[str, int]:
     """Widths grown by single steps, the group that lost most by rounding first, until no further step fits."""
     growing = list(allowed)
@@ -58,7 +59,7 @@ def _given_back(
         growing.sort(key=lambda name: widths[name] / costs.full[name] - ratio)
         for name in growing:
             wider = allowed[name][allowed[name] > widths[name]][:1]
-            if len(wider) and costs.of(kind, {**widths, name: int(wider[0])}) <= limit:
+            if len(wider) and within(costs, {**widths, name: int(wider[0])}, limits):
                 widths = {**widths, name: int(wider[0])}
                 break
             growing = [other for other in growing if other != name]

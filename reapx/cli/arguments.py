@@ -17,13 +17,13 @@ from torch import nn
 
 from ..calibration.images import share_of
 from ..calibration.processes import ALONE, Processes, launched
-from ..costs.budget import Budget, MACs, Params
+from ..costs.budget import Budget, MACs, Params, Size
 from ..costs.latency import Latency
 from ..errors import InputError, ReapxError
 from .models import call, load_weights, named_model
 from .pictures import MEAN, STD, read_folder
 
-BUDGETS: dict[str, type[Budget]] = {"macs": MACs, "params": Params, "latency": Latency}
+BUDGETS: dict[str, type[Budget]] = {"macs": MACs, "params": Params, "size": Size, "latency": Latency}
 
 
 def budget_of(text: str, batch: int | None) -> Budget:

@@ -76,6 +76,19 @@ class Params(Budget):
     """
 
 
+class Size(Budget):
+    """Budget in bytes of the parameters, in their own dtypes. Tied parameters count once.
+
+    Args:
+        amount: Up to 1 a fraction of the original network's bytes, above 1 a number of bytes.
+
+    Raises:
+        BudgetError: ``amount`` is not a positive finite number.
+    """
+
+    unit = "bytes"
+
+
 def _product(factor: int, sizes: AxisSizes) -> Any:
     return math.prod(sizes, start=factor)
 
@@ -103,6 +116,7 @@ class Costs:
                 *others,
             ],
             Params: [(name, partial(_product, 1)) for name in once],
+            Size: [(name, partial(_product, graph.tensors[name].element_size())) for name in once],
         }
         self._measured: dict[type[Budget], Budget] = {}
         self._terms_of_group: dict[tuple[type[Budget], str], list[tuple[str, Cost]]] = {}

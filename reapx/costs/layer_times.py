@@ -148,16 +148,41 @@ class Configuration:
             first: Size of the weight's first axis.
             second: Size of its second axis.
         """
+        weight, bias, options = self.parts(first, second)
+        if self.flips:
+            weight = weight.t()
+        return lambda: self.operator(input=data, weight=weight, bias=bias, **options)
+
+    @property
+    def flips(self) -> bool:
+        """Whether the operator takes the weight transposed: a linear layer whose weight is (inputs, outputs)."""
+        return self.transposed and not self.spatial
+
+    def parts(self, first: int, second: int) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """Weight with these sizes, bias and options of the operator; weights are random."""
         groups = self._groups_at(first)
         weight = self.random(first, second, *self.weight[2:])
         outputs = second * groups if self.transposed else first
-        given = dict(self.options)
-        if "groups" in given:
-            given["groups"] = groups
+        options = dict(self.options)
+        if "groups" in options:
+            options["groups"] = groups
         bias = torch.zeros(outputs, dtype=self.dtype, device=self.device) if self.bias else None
-        if self.transposed and not self.spatial:
-            weight = weight.t()
-        return lambda: self.operator(input=data, weight=weight, bias=bias, **given)
+        return weight, bias, options
+
+    def units(self) -> tuple[int, int]:
+        """Numbers of channels by which the weight's first two axes can change; 0 for an axis that cannot."""
+        first = self.weight[0]
+        return (first // self._groups, 0) if self.depthwise else (self._groups, 1)
+
+    @property
+    def key(self) -> str:
+        """All of it as text, for a table in a file."""
+        options = ", ".join(f"{name}={value}" for name, value in self.options)
+        kind = "depthwise " if self.depthwise else "transposed " if self.transposed else ""
+        return (
+            f"{kind}{self.operator} weight {list(self.weight)} input {[self.images, *self.spatial]} "
+            f"bias {self.bias} {self.dtype} {options}"
+        )
 
 
 def _widths(size: int, step: int) -> list[int]:

@@ -95,6 +95,10 @@ SWITCH = Check(lambda value: isinstance(value, bool), "give True or False")
 _POSITIVE = Check(lambda value: _is_number(value) and value > 0, "give a number above 0")  # type: ignore[operator]
 
 CHECKS: Mapping[str, Check] = {
+    "also": Check(
+        lambda value: isinstance(value, tuple) and all(isinstance(own, Budget) for own in value),
+        "give a tuple of budgets",
+    ),
     "budget": Check(
         lambda value: isinstance(value, Budget), "give reapx.MACs(0.5), reapx.Params(0.5) or reapx.Latency(0.5)"
     ),

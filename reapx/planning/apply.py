@@ -15,7 +15,7 @@ from ..calibration.progress import OnProgress, Progress
 from ..calibration.sample import split
 from ..capture.graph import Graph
 from ..capture.precision import plain_mode
-from ..costs.latency import Latency, measure_milliseconds
+from ..costs.latency import measure_milliseconds
 from ..errors import InputError
 from ..inspection.argument_checks import RefitLayers
 from ..notebook.html import summary_html
@@ -55,7 +55,8 @@ class Result:
         seconds: Seconds that ``Plan.apply`` took.
         kept: Qualified parameter name -> axis -> positions that stayed.
         original: The parameters of the network that was pruned, for ``reapx.carry_state``.
-        latency: Milliseconds per batch: (before, predicted, measured after); None unless the budget is a latency.
+        latency: Milliseconds per batch: (before, predicted, measured after); None unless a budget is a latency that
+            can be measured: one with neither a table nor a function that a saved plan does not hold.
         refinement: How the network was trained to follow the original; None if it was not. ``fits`` and ``proof`` are
             those before it.
     """
@@ -98,7 +99,7 @@ class Result:
             f"Pruned: {self.plan.savings}",
             f"outputs differ from the original's by {share(self.change)} of their variance on held-out images; "
             f"pruned equals masked to {self.gap:.0e} {self.proof}; {self.seconds:.1f} s",
-            *latency_text(self.plan.budget, self.latency),
+            *latency_text(self.plan.settings.latency, self.latency),
             *([] if self.refinement is None else [str(self.refinement)]),
             *change_advice(self.change, self.plan.images[1]),
         ]
@@ -222,10 +223,11 @@ def carry_out(
 
 def _measured_latency(plan: PlanState, pruned: nn.Module) -> tuple[float, float, float] | None:
     """Milliseconds (before, predicted, after), timed in turn since the machine's speed drifts."""
-    if plan.latency is None or not isinstance(plan.budget, Latency):
+    latency = plan.settings.latency
+    if plan.latency is None or latency is None or latency.table is not None or plan.forgot_measure:
         return None
-    models, images, batch = [plan._model, pruned], plan._images, plan.budget.batch
-    before, after = images.processes.first(lambda: measure_milliseconds(models, images, batch))
+    models, images = [plan._model, pruned], plan._images
+    before, after = images.processes.first(lambda: measure_milliseconds(models, images, latency))
     return before, plan.latency[1] * before / plan.latency[0], after
 
 

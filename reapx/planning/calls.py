@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path as FilePath
 
 from torch import nn
@@ -19,7 +20,7 @@ from ..selection.methods import Selection, SelectionRule
 from .apply import Result
 from .pipeline import make_plan
 from .plan import Plan
-from .settings import RECTIFY, PlanSettings
+from .settings import RECTIFY, PlanSettings, split_budgets
 
 NO_LIMIT = MACs(1.0)
 """The budget where the caller gives the widths: the full network."""
@@ -29,7 +30,7 @@ def plan(
     model: nn.Module,
     images: object,
     *,
-    budget: Budget | None = None,
+    budget: Budget | Sequence[Budget] | None = None,
     allocation: Allocation | GivenWidths = "pro",
     selection: Selection | SelectionRule = "reap",
     streams: bool | None = None,
@@ -55,8 +56,9 @@ def plan(
         images: A tensor (images, ...) or an iterable of batches: tensors; tuples whose first
             items are the arguments that forward() requires, so that labels behind them do not matter; or dicts of
             keyword arguments. Arguments may be lists and dicts of tensors, with constants beside them, and token ids.
-        budget: ``MACs(0.5)``, ``Params(0.4)`` or ``Latency(0.6)``; a fraction of the original or an absolute number. It
-            may be omitted where ``allocation`` gives the widths.
+        budget: ``MACs(0.5)``, ``Params(0.4)``, ``Size(0.4)`` or ``Latency(0.6)``; a fraction of the original or an
+            absolute number. Or several of different kinds, as a list; all are met. It may be omitted where
+            ``allocation`` gives the widths.
         allocation: Chooses the number of channels that each group keeps. ``"pro"`` chooses by the errors at the
             network's outputs that pruning each group causes; ``"uniform"`` takes one ratio for all groups. Or give the
             widths: a dict from layer names, patterns or modules to whole numbers of output channels, or to shares such
@@ -124,8 +126,11 @@ def plan(
     processes = processes_of(distributed, model)
     with processes.together():
         check_arguments(allocation=allocation)
+        given = NO_LIMIT if budget is None and not isinstance(allocation, str) else budget
+        first, also = split_budgets(given)  # type: ignore[arg-type]
         settings = PlanSettings(
-            budget=NO_LIMIT if budget is None and not isinstance(allocation, str) else budget,  # type: ignore[arg-type]
+            budget=first,
+            also=also,
             allocation=allocation if isinstance(allocation, str) else widths_by_name(model, allocation),
             selection=selection,
             streams=streams,
@@ -153,7 +158,7 @@ def prune(
     model: nn.Module,
     images: object,
     *,
-    budget: Budget | None = None,
+    budget: Budget | Sequence[Budget] | None = None,
     allocation: Allocation | GivenWidths = "pro",
     selection: Selection | SelectionRule = "reap",
     streams: bool | None = None,

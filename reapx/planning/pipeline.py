@@ -18,15 +18,17 @@ from ..allocation.uniform import uniform
 from ..calibration.checkpoint import Checkpoint, fingerprint
 from ..calibration.progress import Progress, progress_of
 from ..calibration.sample import EVERY
+from ..costs.budget import Budget
 from ..costs.latency import Latency, latency_terms
 from ..errors import BudgetError
 from ..inspection.inspection import Inspection, inspect
 from ..inspection.validation import bounds_of, widths_of
+from ..removal.timed_networks import Limits, meet, timed_at
 from ..selection.find_paths import find_paths
 from ..selection.paths.path import Path
 from . import saved_plan
 from .group_plan import plan_groups
-from .plan import Plan
+from .plan import Plan, met_point
 from .plan_state import Stored
 from .settings import PlanSettings
 
@@ -57,12 +59,12 @@ def make_plan(model: nn.Module, images: object, settings: PlanSettings) -> Plan:
     if settings.allocation == "pro":
         paths = find(smallest(width_rules.allowed(found.groups)), refits=True)
         tradeoff = _tradeoff(found, paths, width_rules, settings, told, checkpoint)
-        point = tradeoff.at(settings.budget)
+        point, latency = met_point(model, found, tradeoff, settings.budgets)
         widths = point.widths
     elif settings.allocation == "uniform":
-        widths = uniform(found.groups, costs, settings.budget, width_rules)
+        widths, latency = _uniform(model, found, settings, width_rules)
     else:
-        widths = _given(found, settings, width_rules)
+        widths, latency = _given(model, found, settings, width_rules)
     processes.check_rounding("widths", widths)
     if tradeoff is None or settings.swaps:
         paths = find(widths, swaps=settings.swaps)
@@ -78,7 +80,18 @@ def make_plan(model: nn.Module, images: object, settings: PlanSettings) -> Plan:
         _paths=paths,
         _tradeoff=tradeoff,
         _point=point,
+        _timed=latency,
     )
+
+
+def _uniform(
+    model: nn.Module, found: Inspection, settings: PlanSettings, width_rules: WidthRules
+) -> tuple[dict[str, int], tuple[float, float] | None]:
+    def propose(limits: Limits) -> dict[str, int]:
+        return uniform(found.groups, found.costs, limits, width_rules)
+
+    met = meet(model, found, settings.budgets, width_rules.allowed(found.groups), propose)
+    return propose(met.limits), met.latency
 
 
 def load_plan(model: nn.Module, images: object, folder: str | FilePath, *, distributed: bool = False) -> Plan:
@@ -107,7 +120,7 @@ def load_plan(model: nn.Module, images: object, folder: str | FilePath, *, distr
         entries = saved_plan.entries_of(page["groups"], found.groups)
         widths = {entry.group.name: entry.kept for entry in entries}
         tradeoff = None
-        if page["stages"] is not None and costs.knows(settings.budget):
+        if page["stages"] is not None and all(costs.knows(budget) for budget in settings.budgets):
             rules = _width_rules(model, found, settings)
             tradeoff = Tradeoff(costs, type(settings.budget), found.groups, rules, settings.output_error)
             saved_plan.add_stages(tradeoff, page["stages"])
@@ -140,34 +153,48 @@ def _reading(folder: str | FilePath) -> Iterator[None]:
 
 def _width_rules(model: nn.Module, found: Inspection, settings: PlanSettings) -> WidthRules:
     """The widths that groups may have; a budget is refused that even the smallest of them exceed."""
-    pro, budget, costs = settings.allocation == "pro", settings.budget, found.costs
+    pro, costs = settings.allocation == "pro", found.costs
     if pro:
         scored_outputs(found._graph, settings.output_error)  # refuses outputs that cannot be compared
     limits = bounds_of(found._channels, settings.bounds)
     droppable = frozenset() if settings.allocation == "uniform" else found.droppable
     width_rules = WidthRules(settings.round_to, settings.prunes_streams, limits, droppable)
-    if isinstance(budget, Latency):
-        layers, calibration, batch = found._channels.layers, found._images, budget.batch
-        measured = calibration.processes.first(lambda: latency_terms(model, found._graph, layers, calibration, batch))
-        costs.use(budget, measured)
-    least = smallest(width_rules.allowed(found.groups))
-    if costs.of(type(budget), least) > budget.limit(costs.of(type(budget))):
-        raise BudgetError(refusal(budget, costs, found.groups, width_rules))
+    for own in settings.budgets:
+        if isinstance(own, Latency):
+            terms = partial(latency_terms, model, found._graph, found._channels.layers, found._images, own)
+            costs.use(own, found._images.processes.first(terms))
+            if own.table is None:
+                continue  # its prediction does not decide
+        if not _reached(own, found, width_rules):
+            raise BudgetError(refusal(own, costs, found.groups, width_rules))
     return width_rules
 
 
-def _given(found: Inspection, settings: PlanSettings, width_rules: WidthRules) -> dict[str, int]:
-    """The widths that the caller gave, if the budget allows them."""
+def _reached(budget: Budget, found: Inspection, width_rules: WidthRules) -> bool:
+    """Whether the smallest allowed widths meet a budget."""
+    kind, costs = type(budget), found.costs
+    return bool(costs.of(kind, smallest(width_rules.allowed(found.groups))) <= budget.limit(costs.of(kind)))
+
+
+def _given(
+    model: nn.Module, found: Inspection, settings: PlanSettings, width_rules: WidthRules
+) -> tuple[dict[str, int], tuple[float, float] | None]:
+    """The widths that the caller gave, if the budgets allow them, and milliseconds where they were timed."""
     assert not isinstance(settings.allocation, str)
     widths = widths_of(found._channels, settings.allocation, width_rules.allowed(found.groups))
-    budget, kind = settings.budget, type(settings.budget)
-    cost, limit = found.costs.of(kind, widths), budget.limit(found.costs.of(kind))
-    if cost > limit:
-        raise BudgetError(
-            f"allocation: the widths that were given cost {cost:,}{budget.unit and f' {budget.unit}'}, and budget="
-            f"{kind.__name__}({budget.amount}) allows {limit:,}: give smaller widths, or no budget"
-        )
-    return widths
+    latency = None
+    for budget in settings.budgets:
+        kind = type(budget)
+        full, cost = found.costs.of(kind), found.costs.of(kind, widths)
+        if isinstance(budget, Latency) and budget.table is None:
+            cost = timed_at(model, found, budget, widths)
+            latency = (float(full), cost)
+        if cost > budget.limit(full):
+            raise BudgetError(
+                f"allocation: the widths that were given cost {cost:,}{budget.unit and f' {budget.unit}'}, and budget="
+                f"{kind.__name__}({budget.amount}) allows {budget.limit(full):,}: give smaller widths, or no budget"
+            )
+    return widths, latency
 
 
 def _tradeoff(

@@ -3,24 +3,42 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 
+from torch import nn
+
+from ..allocation.descent import TradeoffPoint
+from ..allocation.pro import Tradeoff
 from ..calibration.progress import OnProgress, progress_of
 from ..capture.precision import plain_mode
 from ..costs.budget import Budget
 from ..errors import InputError
 from ..inspection.argument_checks import RefitLayers, check_arguments
+from ..inspection.inspection import Inspection
 from ..inspection.model_checks import check_model
 from ..inspection.validation import check_settings
+from ..removal.timed_networks import Limits, meet
 from ..selection.paths.path import Path
 from ..text import listed
 from . import saved_plan
 from .apply import Result, carry_out, own_tensors
 from .group_plan import Units, plan_groups, replaced
 from .plan_state import PlanState
-from .settings import RECTIFY
+from .settings import RECTIFY, split_budgets
+
+
+def met_point(
+    model: nn.Module, found: Inspection, tradeoff: Tradeoff, budgets: Sequence[Budget]
+) -> tuple[TradeoffPoint, tuple[float, float] | None]:
+    """The widths of a trade-off that meet all budgets, and milliseconds (before, after) where they were timed."""
+
+    def propose(limits: Limits) -> dict[str, int]:
+        return tradeoff.within(budgets[0], limits).widths
+
+    met = meet(model, found, budgets, tradeoff.allowed, propose)
+    return tradeoff.within(budgets[0], met.limits), met.latency
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,8 +54,8 @@ class Plan(PlanState):
         chosen: Names of the groups whose units the caller chose; see ``with_removed``.
     """
 
-    def at(self, budget: Budget) -> Plan:
-        """This plan at another budget, from the same measurements.
+    def at(self, budget: Budget | Sequence[Budget]) -> Plan:
+        """This plan at another budget, or at several, from the same measurements; a latency is timed at new widths.
 
         Raises:
             InputError: the plan's allocation is not ``"pro"``, its selection was refined by swaps, or the budget is a
@@ -53,19 +71,23 @@ class Plan(PlanState):
             )
         if self.settings.swaps:
             raise InputError("swaps refine the channels of one budget: call reapx.plan again, with resume=folder")
-        if not self._found.costs.knows(budget):
-            raise InputError(f"{budget!r} was not measured: call reapx.plan with it")
+        first, also = split_budgets(budget)
+        settings, costs = replace(self.settings, budget=first, also=also), self._found.costs
+        for own in settings.budgets:
+            if not costs.knows(own):
+                raise InputError(f"{own!r} was not measured: call reapx.plan with it")
         start = time.perf_counter()
-        point, costs = measured.at(budget), self._found.costs
+        point, latency = met_point(self._model, self._found, measured, settings.budgets)
         widths = point.widths
         return replace(
             self,
-            settings=replace(self.settings, budget=budget),
+            settings=settings,
             groups=plan_groups(self._found.groups, self._paths, widths, measured),
             macs=(costs.macs(), costs.macs(widths)),
             params=(costs.params(), costs.params(widths)),
             seconds=time.perf_counter() - start,
             _point=point,
+            _timed=latency,
         )
 
     def with_removed(self, removed: Mapping[str, Units]) -> Plan:
@@ -98,6 +120,7 @@ class Plan(PlanState):
             chosen=self.chosen | set(removed),
             _paths=[Path.unmeasured(each.removed) if each.group.name in removed else path for each, path in paths],
             _point=None,
+            _timed=None,
             _stored=None if self._stored is None else replace(self._stored, latency=None),
         )
 

@@ -16,7 +16,6 @@ from ..calibration.images import Images
 from ..calibration.sample import split_counts, split_text
 from ..capture.graph import Graph
 from ..costs.budget import Budget
-from ..costs.latency import Latency
 from ..errors import InputError
 from ..groups.channel_groups import Frozen
 from ..inspection.inspection import Inspection
@@ -72,6 +71,7 @@ class PlanState(Tabular):
     _point: TradeoffPoint | None = None
     chosen: frozenset[str] = frozenset()
     _stored: Stored | None = None
+    _timed: tuple[float, float] | None = None
 
     def __repr__(self) -> str:
         cut = sum(len(entry.removed) > 0 for entry in self.groups)
@@ -82,7 +82,7 @@ class PlanState(Tabular):
         lines = [
             f"Plan: {self.savings}",
             f"{self.method}, {self.seconds:.1f} s",
-            *latency_text(self.budget, self.latency),
+            *latency_text(self.settings.latency, self.latency),
             split_text(self._images),
             "",
             table_of(self.groups, None if self._tradeoff is None else self._tradeoff.measure),
@@ -153,14 +153,27 @@ class PlanState(Tabular):
 
     @property
     def latency(self) -> tuple[float, float] | None:
-        """Milliseconds per batch: (before, predicted after); None unless the budget is a latency."""
-        if not isinstance(self.budget, Latency):
+        """Milliseconds per batch: (before, after); None unless a budget is a latency.
+
+        They were measured with a network of the plan's widths; predicted where the budget has a table, or the caller
+        chose units.
+        """
+        own = self.settings.latency
+        if own is None:
             return None
         if self._stored is not None:
             return self._stored.latency
+        if self._timed is not None:
+            return self._timed
         widths = {entry.group.name: entry.kept for entry in self.groups}
-        kind, costs = type(self.budget), self._found.costs
+        kind, costs = type(own), self._found.costs
         return float(costs.of(kind)), float(costs.of(kind, widths))
+
+    @property
+    def forgot_measure(self) -> bool:
+        """Whether the latency was measured by a function, and the plan was loaded, so that only its name is known."""
+        own = self.settings.latency
+        return self._stored is not None and own is not None and own.measure is not None
 
     @property
     def output_measure(self) -> str:

@@ -18,7 +18,7 @@ from ..allocation.curves import ErrorCurve
 from ..allocation.pro import Tradeoff
 from ..calibration.checkpoint import digest_of
 from ..capture.graph import Graph
-from ..costs.budget import Budget, MACs, Params
+from ..costs.budget import Budget, MACs, Params, Size
 from ..costs.latency import Latency
 from ..errors import CheckpointError, InputError
 from ..files.sealed_folder import SealedFolder
@@ -32,19 +32,19 @@ from .settings import PlanSettings
 FORMAT = 1
 PAGE, TENSORS, KEY = "reapx-plan.json", "reapx-plan.safetensors", "tensors"
 FOLDER = SealedFolder(PAGE, TENSORS, KEY, "Plan.save")
-BUDGETS: dict[str, type[Budget]] = {kind.__name__: kind for kind in (MACs, Params, Latency)}
+BUDGETS: dict[str, type[Budget]] = {kind.__name__: kind for kind in (MACs, Params, Size, Latency)}
 _OF_THE_CALL = ("resume", "progress", "on_progress", "distributed")
 """Settings of the call that made the plan; they are not kept."""
 
 
 class SavedRule:
-    """Placeholder for a selection that was a function; a saved plan holds only its name."""
+    """Placeholder for a selection or measure that was a function; a saved plan holds only its name."""
 
-    def __init__(self, name: str) -> None:
-        self.__name__ = name
+    def __init__(self, name: str, argument: str = "selection") -> None:
+        self.__name__, self.argument = name, argument
 
     def __call__(self, *_: object) -> None:
-        raise InputError(f"selection={self.__name__}: the function itself was not saved: call reapx.plan with it")
+        raise InputError(f"{self.argument}={self.__name__}: the function itself was not saved: call reapx.plan with it")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SavedRule) and other.__name__ == self.__name__
@@ -134,21 +134,41 @@ def settings_page(settings: PlanSettings) -> dict[str, Any]:
         InputError: the budget is of a class that the caller defined.
     """
     own = {each.name: getattr(settings, each.name) for each in fields(settings) if each.name not in _OF_THE_CALL}
-    kind = type(settings.budget).__name__
-    if BUDGETS.get(kind) is not type(settings.budget):
-        raise InputError(f"budget={settings.budget!r} cannot be saved: use one of {', '.join(BUDGETS)}")
+    for budget in settings.budgets:
+        if BUDGETS.get(type(budget).__name__) is not type(budget):
+            raise InputError(f"budget={budget!r} cannot be saved: use one of {', '.join(BUDGETS)}")
     rule = not isinstance(settings.selection, str)
-    return {**own, "budget": [kind, asdict(settings.budget)], "selection": [selection_name(settings.selection), rule]}
+    return {
+        **own,
+        "budget": _budget_page(settings.budget),
+        "also": [_budget_page(budget) for budget in settings.also],
+        "selection": [selection_name(settings.selection), rule],
+    }
+
+
+def _budget_page(budget: Budget) -> list[Any]:
+    """Name and arguments of a budget; of a function that measures, only its name."""
+    amounts = {each.name: getattr(budget, each.name) for each in fields(budget)}
+    if amounts.get("measure") is not None:
+        amounts["measure"] = getattr(amounts["measure"], "__name__", "measure")
+    return [type(budget).__name__, amounts]
+
+
+def _budget_of(page: Sequence[Any]) -> Budget:
+    kind, amounts = page
+    if amounts.get("measure") is not None:
+        amounts = {**amounts, "measure": SavedRule(amounts["measure"], "measure")}
+    return BUDGETS[kind](**amounts)
 
 
 def settings_of(page: Mapping[str, Any], distributed: bool) -> PlanSettings:
     """The settings in a JSON object; settings of a single call, such as ``progress``, have their defaults."""
-    kind, amounts = page["budget"]
     name, rule = page["selection"]
     return PlanSettings(
         **{
             **page,
-            "budget": BUDGETS[kind](**amounts),
+            "budget": _budget_of(page["budget"]),
+            "also": tuple(_budget_of(own) for own in page.get("also", ())),
             "selection": SavedRule(name) if rule else name,
             "exclude": tuple(page["exclude"]),
             "bounds": {layer: tuple(ends) for layer, ends in page["bounds"].items()},

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from ..allocation.output_errors import OUTPUT_ERRORS, OutputError
 from ..allocation.pro import POINTS
 from ..calibration.progress import OnProgress
 from ..costs.budget import Budget
+from ..costs.latency import Latency
 from ..errors import InputError
 from ..inspection.argument_checks import Allocation, check_arguments
 from ..selection.lasso import require_lasso
@@ -34,6 +35,7 @@ class PlanSettings:
     """
 
     budget: Budget
+    also: tuple[Budget, ...] = ()
     allocation: Allocation | Mapping[str, float] = "pro"
     selection: Selection | SelectionRule = "reap"
     streams: bool | None = None
@@ -55,12 +57,23 @@ class PlanSettings:
     def __post_init__(self) -> None:
         given = {each.name: getattr(self, each.name) for each in fields(self)}
         check_arguments(**given)
+        self._check_budgets()
         self._check_selection()
         self._check_allocation()
 
     def __repr__(self) -> str:
         given = [f"{each.name}={getattr(self, each.name)!r}" for each in fields(self) if self._differs(each.name)]
         return f"PlanSettings({', '.join(given)})"
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """All budgets; the savings of the first guide PRO first."""
+        return (self.budget, *self.also)
+
+    @property
+    def latency(self) -> Latency | None:
+        """The latency among the budgets."""
+        return next((budget for budget in self.budgets if isinstance(budget, Latency)), None)
 
     @property
     def prunes_streams(self) -> bool:
@@ -82,18 +95,26 @@ class PlanSettings:
             text += ", widths given by the caller"
         else:
             text += f", {self.allocation} allocation"
-        return f"{text}, budget {type(self.budget).__name__}({self.budget.amount})"
+        return f"{text}, budget {' and '.join(f'{type(own).__name__}({own.amount})' for own in self.budgets)}"
 
     def shared(self) -> list[tuple[str, str]]:
         """Names and values, as text, that must be equal in all processes that share the work."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         own["resume"] = self.resume is not None  # each may have its own path to the folder
         own["selection"] = selection_name(self.selection)  # a function's repr differs between processes
-        del own["progress"], own["on_progress"]
+        # So does that of a function that measures.
+        own["budget"] = [replace(each, measure=None) if isinstance(each, Latency) else each for each in self.budgets]
+        del own["progress"], own["on_progress"], own["also"]
         return [(name, repr(value)) for name, value in own.items()]
 
     def _differs(self, name: str) -> bool:
         return bool(getattr(self, name) != _DEFAULTS[name])
+
+    def _check_budgets(self) -> None:
+        kinds = [type(budget) for budget in self.budgets]
+        twice = [kind.__name__ for kind in dict.fromkeys(kinds) if kinds.count(kind) > 1]
+        if twice:
+            raise InputError(f"budget: {twice[0]} is given more than once: give each kind once")
 
     def _check_selection(self) -> None:
         if self.selection == "lasso":
@@ -120,6 +141,20 @@ class PlanSettings:
                     f"{name}={value!r} with allocation={kind!r}, which measures nothing at the outputs: "
                     f"{name} needs allocation='pro'"
                 )
+
+
+def split_budgets(budget: Budget | Sequence[Budget]) -> tuple[Budget, tuple[Budget, ...]]:
+    """The first budget and the others.
+
+    Raises:
+        InputError: there is none, or one is no budget.
+    """
+    every = tuple(budget) if isinstance(budget, list | tuple) else (budget,)
+    if not every:
+        raise InputError("budget=[]: give at least one budget, such as reapx.MACs(0.5)")
+    for own in every:
+        check_arguments(budget=own)
+    return every[0], every[1:]
 
 
 _DEFAULTS: dict[str, Any] = {each.name: {} if each.name == "bounds" else each.default for each in fields(PlanSettings)}

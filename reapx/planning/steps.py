@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
 
 import torch
+from torch import nn
 
 from ..calibration.progress import OnProgress, progress_of
+from ..costs.latency import Latency, write_table
 from ..errors import InputError
 from ..groups.channel_groups import Group
 from ..inspection.argument_checks import check_arguments, is_whole
@@ -117,6 +120,28 @@ def measured_consumers(
     found = _group_of(inspection, group)
     _check_measured(found, moments)
     return consumers.measured_consumers(inspection._graph, found, moments)
+
+
+def time_layers(inspection: Inspection, model: nn.Module, latency: Latency, path: str | FilePath) -> None:
+    """Time a network and each of its layers into a JSON file for ``Latency(0.6, table=path)``.
+
+    Entries that the file has already are not measured again, so that an interrupted call continues, and one file may
+    serve several networks of one device.
+
+    Args:
+        inspection: Result of ``reapx.inspect`` for the model.
+        model: The model.
+        latency: How to measure: ``measure``, ``runtime``, ``threads`` and ``batch``; its amount does not matter.
+        path: The file, which is written after each layer.
+
+    Raises:
+        InputError: ``latency`` is no latency, or has a table itself.
+        BudgetError: the file is damaged, a package is missing, or ``measure`` returns no positive number.
+    """
+    if not isinstance(latency, Latency) or latency.table is not None:
+        raise InputError(f"latency={latency!r}: give one that measures, such as reapx.Latency(0.5, runtime='eager')")
+    channels, images = inspection._channels, inspection._images
+    write_table(path, model, inspection._graph, channels.layers, images, latency)
 
 
 def _check_measured(found: Group, moments: Mapping[str, list[Moments]]) -> None:

@@ -182,11 +182,9 @@ def _milliseconds_tile(plan: Plan, milliseconds: Sequence[float]) -> tuple[str, 
     """The box of the milliseconds before and after; after is measured for a result, predicted for a plan."""
     before, predicted, *measured = milliseconds
     after = measured[0] if measured else predicted
-    what = f"ms for a batch of {getattr(plan.budget, 'batch', 1)}"
+    what = f"ms for a batch of {getattr(plan.settings.latency, 'batch', 1)}"
     times = f"{before:.2f} → {after:.2f}"
-    note = (
-        f"×{after / before:.3f} measured, {predicted:.2f} predicted" if measured else f"×{after / before:.3f} predicted"
-    )
+    note = f"×{after / before:.3f} measured, {predicted:.2f} planned" if measured else f"×{after / before:.3f} planned"
     return what, times, note
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..costs.budget import Budget, MACs, Params
+from ..costs.budget import Budget, MACs, Params, Size
 from ..text import output_text
 from . import plots
 
@@ -190,7 +190,7 @@ def tradeoff_figure(plan: Plan) -> Figure:
 
 def cost_name(budget: Budget) -> str:
     """Name of what a budget counts."""
-    return {MACs: "MACs", Params: "parameters"}.get(type(budget), "milliseconds")
+    return {MACs: "MACs", Params: "parameters", Size: "bytes"}.get(type(budget), "milliseconds")
 
 
 def _crossing(saved: Values, errors: Values, top: float) -> float:
