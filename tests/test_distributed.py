@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from graphs import coupled, lively
+from measures import by_weights
 from processes import spawn
 from safetensors.torch import load_file
 from test_pro import count_runs
@@ -147,7 +148,9 @@ def works(rank: int, folder: Path) -> None:
         found["memory"] = pruned(share(rank), distributed=True, **CASES["memory"])
     for name in list(CASES)[2:]:
         found[name] = pruned(share(rank), distributed=True, **CASES[name])
-    fast = reapx.prune(residual(), share(rank), budget=reapx.Latency(0.9), points=1, distributed=True)
+    fast = reapx.prune(
+        residual(), share(rank), budget=reapx.Latency(0.9, measure=by_weights), points=1, distributed=True
+    )
     found["latency"] = [fast.plan.latency, fast.latency, [entry.removed.tolist() for entry in fast.plan.groups]]
     found["refusals"] = [(words, refused(call)) for words, call in refusals(rank, folder)]
     processes = Processes(rank, 2)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from measures import by_weights
 from torch import Tensor, nn
 
 import reapx
@@ -270,19 +271,19 @@ def test_kl_errors_are_no_percentages() -> None:
 
 
 def test_latency_is_told() -> None:
-    """Milliseconds before, predicted and measured after, in the text and on the page."""
+    """Milliseconds before, planned and measured after, in the text and on the page."""
     model, images = tiny()
-    plan = reapx.plan(model, images, budget=reapx.Latency(0.9, batch=2))
+    plan = reapx.plan(model, images, budget=reapx.Latency(0.9, batch=2, measure=by_weights))
     assert plan.latency is not None and plan.latency[1] <= 0.9 * plan.latency[0]
     result = plan.apply()
     assert result.latency is not None and min(result.latency) > 0
     ratio = plan.latency[1] / plan.latency[0]
     assert result.latency[1] == pytest.approx(ratio * result.latency[0])  # at the speed of the later moment
     for text in (str(plan), str(result)):
-        assert "a batch of 2 on this machine" in text
+        assert "a batch of 2 by by_weights" in text
     assert f"{result.latency[2]:.2f} ms measured" in str(result)
     page = "".join(html.result_sections(result))
-    assert "ms for a batch of 2" in page and f"measured, {result.latency[1]:.2f} predicted" in page
+    assert "ms for a batch of 2" in page and f"measured, {result.latency[1]:.2f} planned" in page
     other = plan.at(reapx.MACs(0.7))
     assert other.latency is None and other.apply().latency is None
 

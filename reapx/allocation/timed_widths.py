@@ -40,9 +40,9 @@ def timed_limit(
 ) -> TimedWidths:
     """The predicted milliseconds to ask for, so that the measured ones meet a budget.
 
-    The prediction is wrong by a factor that changes slowly with the widths. The first correction divides by this
-    factor; once one network was too slow and another fast enough, the next limit lies between theirs, on the line
-    through both.
+    The prediction is wrong by a factor that changes slowly with the widths, so the first correction divides by this
+    factor. Later ones follow the line through two networks: the latest two, or, as soon as one was too slow and another
+    fast enough, the closest of both sides, between which the next limit then lies.
 
     Args:
         budget: For the error text.
@@ -68,6 +68,7 @@ def timed_limit(
 
     slow: TimedWidths | None = None
     fast: TimedWidths | None = None
+    last: TimedWidths | None = None
     limit = allowed
     for _ in range(ROUNDS):
         limit = min(max(limit, ends[0]), ends[1])
@@ -80,7 +81,8 @@ def timed_limit(
             return found
         if (found is slow and limit <= ends[0]) or (found is fast and limit >= ends[1]):
             break
-        limit = _next(found, slow, fast, TARGET * allowed)
+        limit = _next(found, last, slow, fast, TARGET * allowed)
+        last = found
     if fast is None:
         fast = timed(ends[0])
         if fast.milliseconds > allowed:
@@ -88,12 +90,18 @@ def timed_limit(
     return fast
 
 
-def _next(found: TimedWidths, slow: TimedWidths | None, fast: TimedWidths | None, target: float) -> float:
+def _next(
+    found: TimedWidths, last: TimedWidths | None, slow: TimedWidths | None, fast: TimedWidths | None, target: float
+) -> float:
     """The next predicted milliseconds to ask for."""
-    if slow is None or fast is None or slow.limit <= fast.limit:
-        return found.limit * target / found.milliseconds
-    part = (target - fast.milliseconds) / max(slow.milliseconds - fast.milliseconds, 1e-300)
-    return fast.limit + min(max(part, 0.1), 0.9) * (slow.limit - fast.limit)
+    if slow is not None and fast is not None and slow.limit > fast.limit:
+        part = (target - fast.milliseconds) / max(slow.milliseconds - fast.milliseconds, 1e-300)
+        return fast.limit + min(max(part, 0.1), 0.9) * (slow.limit - fast.limit)
+    by_factor = found.limit * target / found.milliseconds
+    if last is None or (last.limit - found.limit) * (last.milliseconds - found.milliseconds) <= 0:
+        return by_factor
+    slope = (last.milliseconds - found.milliseconds) / (last.limit - found.limit)
+    return min(max(found.limit + (target - found.milliseconds) / slope, 0.1 * found.limit), 10 * found.limit)
 
 
 def _refusal(budget: Latency, allowed: float, least: float) -> str:

@@ -21,8 +21,10 @@ SHARES = (1 / 4, 1 / 2, 1)
 """Shares of a layer's channels at which it is timed; fewer than in eager mode, since each point may be an export."""
 STEPS = (32, 16, 8, 4, 2)
 """Numbers of channels that a runtime may round up to; the largest that timing shows is taken."""
-SAME = 0.97
-"""Times whose ratio is at least this are taken as equal."""
+JUMP = 0.75
+"""Share of the time that a step adds from which its first channel counts as a jump; without steps it adds 1 / step."""
+VISIBLE = 0.03
+"""Share of a layer's time below which what a step adds is noise."""
 FORMAT = 1
 
 LayerMeasure = Callable[[nn.Module, tuple[Tensor, ...]], float]
@@ -152,9 +154,11 @@ def _step(size: int, at: Callable[[int], float]) -> int:
     Example: at 8, 9, 10, 12, 16 channels a layer takes 1, 2, 2, 2, 2 ms: the step is 8.
     """
     base = 2 ** int(math.log2(size // 2)) if size >= 4 else 0
-    if base < 2 or at(base) >= SAME * at(base + 1):
-        return 1
-    return next((step for step in STEPS if step <= base and at(base + 1) >= SAME * at(base + step)), 1)
+    for step in (step for step in STEPS if step <= base):
+        grown = at(base + step) - at(base)
+        if grown >= VISIBLE * at(base) and at(base + 1) - at(base) >= JUMP * grown:
+            return step
+    return 1
 
 
 def _knots(size: int, unit: int, step: int) -> list[int]:
