@@ -147,7 +147,7 @@ def measure_milliseconds(models: Sequence[nn.Module], images: Images, latency: L
     batch, own = latency.batch, latency.measure is not None
     example = images.example(batch)
     tensors = tuple(value[torch.arange(batch) % len(value)] for value in example)
-    inputs: Inputs = tensors if images.names is None else dict(zip(images.names, tensors, strict=True))
+    inputs: Inputs = images.layout.arguments(tensors)
     taken: list[list[float]] = [[] for _ in models]
     settle_allocator()
     with TURNS.together():

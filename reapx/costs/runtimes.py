@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ..errors import BudgetError
 from .layer_times import milliseconds
 
-Inputs = tuple[Tensor, ...] | dict[str, Tensor]
-"""What the module takes: positional tensors, or keyword tensors."""
+Inputs = tuple[Any, ...] | dict[str, Any]
+"""What the module takes, by position or by keyword: tensors, or lists and dicts of them with constants beside them."""
 
 MeasureFunction = Callable[[nn.Module, Inputs], float]
 """A function that takes a module in eval mode and its inputs and returns milliseconds of one forward pass."""
@@ -44,13 +45,12 @@ def prepare(runtime: str, module: nn.Module, inputs: Inputs, threads: int | None
 
 def _called(module: Callable[..., object], inputs: Inputs) -> object:
     """Run the module on copies, since forward() may write to its inputs."""
-    if isinstance(inputs, Mapping):
-        return module(**{name: value.clone() for name, value in inputs.items()})
-    return module(*[value.clone() for value in inputs])
+    given = pytree.tree_map_only(Tensor, torch.clone, inputs)
+    return module(**given) if isinstance(given, Mapping) else module(*given)
 
 
 def _tensors(inputs: Inputs) -> list[Tensor]:
-    return list(inputs.values() if isinstance(inputs, Mapping) else inputs)
+    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
 @contextmanager
@@ -99,7 +99,9 @@ def _onnx_bytes(runtime: str, module: nn.Module, inputs: Inputs) -> bytes:
     _package("onnx", runtime)
     file = io.BytesIO()
     given: Any = (dict(inputs),) if isinstance(inputs, Mapping) else tuple(inputs)
-    names = list(inputs) if isinstance(inputs, Mapping) else [f"input_{index}" for index in range(len(inputs))]
+    names = (
+        list(inputs) if isinstance(inputs, Mapping) else [f"input_{index}" for index in range(len(_tensors(inputs)))]
+    )
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
