@@ -273,8 +273,8 @@ def test_kl_errors_are_no_percentages() -> None:
 def test_latency_is_told() -> None:
     """Milliseconds before, planned and measured after, in the text and on the page."""
     model, images = tiny()
-    plan = reapx.plan(model, images, budget=reapx.Latency(0.9, batch=2, measure=by_weights))
-    assert plan.latency is not None and plan.latency[1] <= 0.9 * plan.latency[0]
+    plan = reapx.plan(model, images, budget=reapx.Latency(0.99, batch=2, measure=by_weights))
+    assert plan.latency is not None and plan.latency[1] <= 0.99 * plan.latency[0]
     result = plan.apply()
     assert result.latency is not None and min(result.latency) > 0
     ratio = plan.latency[1] / plan.latency[0]

@@ -27,7 +27,7 @@ from .timing_table import TimingTable, network_key, time_layer
 
 Times = Callable[[AxisSizes], Any]
 
-NETWORK_REPEATS, NETWORK_SECONDS = 15, 3.0
+NETWORK_REPEATS, NETWORK_SECONDS = 31, 3.0
 """Number of timed runs of the whole network, and the seconds after which timing ends earlier; the median counts."""
 FUNCTION_REPEATS = 3
 """Number of calls of the user's function for a whole network; each call may mean an export and a board."""

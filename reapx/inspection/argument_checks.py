@@ -95,12 +95,11 @@ SWITCH = Check(lambda value: isinstance(value, bool), "give True or False")
 _POSITIVE = Check(lambda value: _is_number(value) and value > 0, "give a number above 0")  # type: ignore[operator]
 
 CHECKS: Mapping[str, Check] = {
-    "also": Check(
-        lambda value: isinstance(value, tuple) and all(isinstance(own, Budget) for own in value),
-        "give a tuple of budgets",
-    ),
     "budget": Check(
         lambda value: isinstance(value, Budget), "give reapx.MACs(0.5), reapx.Params(0.5) or reapx.Latency(0.5)"
+    ).or_else(
+        lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(isinstance(x, Budget) for x in value),
+        "a list of budgets of different kinds",
     ),
     "allocation": _one_of(ALLOCATIONS).or_else(
         lambda value: isinstance(value, Mapping) and len(value) > 0 and all(map(_is_layer, value)),

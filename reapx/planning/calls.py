@@ -20,7 +20,7 @@ from ..selection.methods import Selection, SelectionRule
 from .apply import Result
 from .pipeline import make_plan
 from .plan import Plan
-from .settings import RECTIFY, PlanSettings, split_budgets
+from .settings import RECTIFY, PlanSettings
 
 NO_LIMIT = MACs(1.0)
 """The budget where the caller gives the widths: the full network."""
@@ -126,11 +126,8 @@ def plan(
     processes = processes_of(distributed, model)
     with processes.together():
         check_arguments(allocation=allocation)
-        given = NO_LIMIT if budget is None and not isinstance(allocation, str) else budget
-        first, also = split_budgets(given)  # type: ignore[arg-type]
         settings = PlanSettings(
-            budget=first,
-            also=also,
+            budget=NO_LIMIT if budget is None and not isinstance(allocation, str) else budget,  # type: ignore[arg-type]
             allocation=allocation if isinstance(allocation, str) else widths_by_name(model, allocation),
             selection=selection,
             streams=streams,

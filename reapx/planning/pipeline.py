@@ -122,7 +122,7 @@ def load_plan(model: nn.Module, images: object, folder: str | FilePath, *, distr
         tradeoff = None
         if page["stages"] is not None and all(costs.knows(budget) for budget in settings.budgets):
             rules = _width_rules(model, found, settings)
-            tradeoff = Tradeoff(costs, type(settings.budget), found.groups, rules, settings.output_error)
+            tradeoff = Tradeoff(costs, type(settings.budgets[0]), found.groups, rules, settings.output_error)
             saved_plan.add_stages(tradeoff, page["stages"])
         latency = None if page["latency"] is None else (float(page["latency"][0]), float(page["latency"][1]))
         return Plan(
@@ -212,7 +212,7 @@ def _tradeoff(
         found.groups,
         paths,
         found.costs,
-        settings.budget,
+        settings.budgets[0],
         width_rules,
         measurement,
         progress=progress,

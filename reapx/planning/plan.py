@@ -26,7 +26,7 @@ from . import saved_plan
 from .apply import Result, carry_out, own_tensors
 from .group_plan import Units, plan_groups, replaced
 from .plan_state import PlanState
-from .settings import RECTIFY, split_budgets
+from .settings import RECTIFY
 
 
 def met_point(
@@ -71,8 +71,7 @@ class Plan(PlanState):
             )
         if self.settings.swaps:
             raise InputError("swaps refine the channels of one budget: call reapx.plan again, with resume=folder")
-        first, also = split_budgets(budget)
-        settings, costs = replace(self.settings, budget=first, also=also), self._found.costs
+        settings, costs = replace(self.settings, budget=budget), self._found.costs
         for own in settings.budgets:
             if not costs.knows(own):
                 raise InputError(f"{own!r} was not measured: call reapx.plan with it")

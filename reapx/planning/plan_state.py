@@ -127,8 +127,8 @@ class PlanState(Tabular):
 
     @property
     def budget(self) -> Budget:
-        """The budget of the plan."""
-        return self.settings.budget
+        """The budget of the plan; of several, the first."""
+        return self.settings.budgets[0]
 
     @property
     def method(self) -> str:

@@ -140,8 +140,7 @@ def settings_page(settings: PlanSettings) -> dict[str, Any]:
     rule = not isinstance(settings.selection, str)
     return {
         **own,
-        "budget": _budget_page(settings.budget),
-        "also": [_budget_page(budget) for budget in settings.also],
+        "budget": [_budget_page(budget) for budget in settings.budgets],
         "selection": [selection_name(settings.selection), rule],
     }
 
@@ -152,6 +151,11 @@ def _budget_page(budget: Budget) -> list[Any]:
     if amounts.get("measure") is not None:
         amounts["measure"] = getattr(amounts["measure"], "__name__", "measure")
     return [type(budget).__name__, amounts]
+
+
+def _budgets_of(page: Sequence[Any]) -> list[Budget]:
+    """The budgets; plans of earlier versions hold only one, which is not in a list."""
+    return [_budget_of(own) for own in ([page] if isinstance(page[0], str) else page)]
 
 
 def _budget_of(page: Sequence[Any]) -> Budget:
@@ -167,8 +171,7 @@ def settings_of(page: Mapping[str, Any], distributed: bool) -> PlanSettings:
     return PlanSettings(
         **{
             **page,
-            "budget": _budget_of(page["budget"]),
-            "also": tuple(_budget_of(own) for own in page.get("also", ())),
+            "budget": _budgets_of(page["budget"]),
             "selection": SavedRule(name) if rule else name,
             "exclude": tuple(page["exclude"]),
             "bounds": {layer: tuple(ends) for layer, ends in page["bounds"].items()},

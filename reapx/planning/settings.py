@@ -34,8 +34,7 @@ class PlanSettings:
         InputError: an argument is not allowed by ``CHECKS``, or two arguments exclude each other.
     """
 
-    budget: Budget
-    also: tuple[Budget, ...] = ()
+    budget: Budget | Sequence[Budget]
     allocation: Allocation | Mapping[str, float] = "pro"
     selection: Selection | SelectionRule = "reap"
     streams: bool | None = None
@@ -57,6 +56,8 @@ class PlanSettings:
     def __post_init__(self) -> None:
         given = {each.name: getattr(self, each.name) for each in fields(self)}
         check_arguments(**given)
+        if not isinstance(self.budget, Budget):
+            object.__setattr__(self, "budget", tuple(self.budget) if len(self.budget) > 1 else self.budget[0])
         self._check_budgets()
         self._check_selection()
         self._check_allocation()
@@ -68,7 +69,7 @@ class PlanSettings:
     @property
     def budgets(self) -> tuple[Budget, ...]:
         """All budgets; the savings of the first guide PRO first."""
-        return (self.budget, *self.also)
+        return (self.budget,) if isinstance(self.budget, Budget) else tuple(self.budget)
 
     @property
     def latency(self) -> Latency | None:
@@ -104,7 +105,7 @@ class PlanSettings:
         own["selection"] = selection_name(self.selection)  # a function's repr differs between processes
         # So does that of a function that measures.
         own["budget"] = [replace(each, measure=None) if isinstance(each, Latency) else each for each in self.budgets]
-        del own["progress"], own["on_progress"], own["also"]
+        del own["progress"], own["on_progress"]
         return [(name, repr(value)) for name, value in own.items()]
 
     def _differs(self, name: str) -> bool:
@@ -141,20 +142,6 @@ class PlanSettings:
                     f"{name}={value!r} with allocation={kind!r}, which measures nothing at the outputs: "
                     f"{name} needs allocation='pro'"
                 )
-
-
-def split_budgets(budget: Budget | Sequence[Budget]) -> tuple[Budget, tuple[Budget, ...]]:
-    """The first budget and the others.
-
-    Raises:
-        InputError: there is none, or one is no budget.
-    """
-    every = tuple(budget) if isinstance(budget, list | tuple) else (budget,)
-    if not every:
-        raise InputError("budget=[]: give at least one budget, such as reapx.MACs(0.5)")
-    for own in every:
-        check_arguments(budget=own)
-    return every[0], every[1:]
 
 
 _DEFAULTS: dict[str, Any] = {each.name: {} if each.name == "bounds" else each.default for each in fields(PlanSettings)}
