@@ -124,7 +124,7 @@ class Tradeoff:
         also = also or {}
         stages = [stage for stage in self._of(kind) if float(self._costs.of(kind, stage.widths)) > limit]
         stage = stages[-1] if stages else self._stages[0]
-        descent = self._descent(kind, stage, stage.widths)
+        descent = self._descent(kind, stage)
         while descent.cost > limit:
             if not descent.step(limit):
                 return None
@@ -144,7 +144,7 @@ class Tradeoff:
         stages = self._of(kind)
         ends = [float(self._costs.of(kind, stage.widths)) for stage in stages[1:]]
         for stage, end in zip(stages, [*ends, 0.0], strict=True):
-            descent = self._descent(kind, stage, stage.widths)
+            descent = self._descent(kind, stage)
             while descent.cost > end:  # the next stage starts there
                 if not found or found[-1].cost - descent.cost >= apart:
                     found.append(self._point(kind, stage, descent))
@@ -158,8 +158,10 @@ class Tradeoff:
         """The stages for a kind of budget; later stages hold only for the kind for which they were measured."""
         return self._stages if kind is self._kind else self._stages[:1]
 
-    def _descent(self, kind: type[Budget], stage: _Stage, widths: Mapping[str, int]) -> Descent:
-        return Descent(self._costs, kind, stage.curves, self.allowed, widths, self._idle)
+    def _descent(self, kind: type[Budget], stage: _Stage, widths: Mapping[str, int] | None = None) -> Descent:
+        """A descent from some widths, by default those at which the stage starts."""
+        start = stage.widths if widths is None else widths
+        return Descent(self._costs, kind, stage.curves, self.allowed, start, self._idle)
 
     def _point(self, kind: type[Budget], stage: _Stage, descent: Descent) -> TradeoffPoint:
         full = float(self._costs.of(kind))
