@@ -42,10 +42,12 @@ def test_plan_prune_apply_and_settings_have_the_same_arguments_and_defaults() ->
     assert {name: fields[name] for name in fields if name not in ("budget", "bounds")} == {
         name: planned[name] for name in planned if name not in ("budget", "bounds")
     }
-    pruned, applied = defaults(reapx.prune), defaults(reapx.Plan.apply)
-    assert pruned == {**planned, **{name: applied[name] for name in APPLIED}}
+    pruned, applied, refined = (defaults(call) for call in (reapx.prune, reapx.Plan.apply, reapx.refine))
+    assert pruned == {**planned, **{name: applied[name] for name in APPLIED}, "refine": False}
+    own = defaults(reapx.Result.refine)
+    assert own == {name: value for name, value in refined.items() if name not in ("memory", "distributed")}
     assert set(applied) == {*APPLIED, "damping", "progress", "on_progress"}
-    assert set(CHECKS) == {*planned, *applied}
+    assert set(CHECKS) == {*planned, *applied, *refined, "refine"}
     assert (planned["damping"], applied["rectify"]) == (None, RECTIFY)
 
 

@@ -95,7 +95,7 @@ class PlanState(Tabular):
 
     def _repr_html_(self) -> str:
         measure = None if self._tradeoff is None else self._tradeoff.measure
-        lines = [f"Plan: {self.savings}", self.method, *latency_text(self.budget, self.latency)]
+        lines = [f"Plan: {self.savings}", self.method, *latency_text(self.settings.latency, self.latency)]
         return summary_html(lines, *columns_of(self.groups, measure), end="\n".join(frozen_text(self.frozen)))
 
     def _rows(self) -> list[Row]:
