@@ -162,7 +162,7 @@ $(VENV)/benchmark: $(VENV)/installed
 WORKS := gram path selection solve pairs zeros growth
 REPRODUCE := pro_resnet56 pro_choices retrain_resnet56 selections srn_table srn_cifar \
 	adam_decay adam_l2_mnist adam_l2_cifar
-SCRIPTS := halve heldout refine activations swaps sparsity $(addprefix reproduce/,$(REPRODUCE))
+SCRIPTS := halve heldout refine activations retraining swaps sparsity $(addprefix reproduce/,$(REPRODUCE))
 benchmark: $(VENV)/benchmark
 ifdef QUICK
 	printf '%s\n' "run.py $(WORKS)" $(addsuffix .py,$(SCRIPTS)) | OMP_NUM_THREADS=1 xargs -P $(TEST_JOBS) -I {} \

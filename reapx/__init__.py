@@ -31,6 +31,7 @@ from .planning.plan import Plan
 from .planning.settings import PlanSettings
 from .planning.steps import find_path, measure, measured_consumers, time_layers
 from .reconstruction.layer_refit import LayerRefit
+from .refinement.norms import renew_norms
 from .refinement.refine import Refinement, refine
 from .report.page import write_report
 from .selection.methods import SELECTIONS
@@ -103,6 +104,7 @@ __all__ = [
     "prune",
     "refine",
     "register_operator",
+    "renew_norms",
     "serialize",
     "time_layers",
     "write_report",
