@@ -35,8 +35,8 @@ original = train(digits, epochs=3, seed=0)
 images, labels = digits.train_images, digits.train_labels
 result = reapx.prune(original, images[:200], budget=reapx.MACs(0.08))
 
-# In train mode a batch norm divides by the statistics of the batch, which are not the ones that it has stored: those are
-# the original's. So the pruned network would become another one before the first step.
+# In train mode a batch norm divides by the statistics of the batch, not by those that it has stored, which are the
+# original's. So the pruned network would become another one before the first step.
 model = reapx.renew_norms(result.model, images[:500]).train()
 teacher = copy.deepcopy(original).eval()
 optimizer = torch.optim.SGD(model.parameters(), PEAK, momentum=0.9, nesterov=True, weight_decay=5e-4)
