@@ -77,10 +77,11 @@ def main() -> None:
         wanted = [(share, passes) for share in shares for passes in (0, 2) if (name, share, passes) not in done]
         if not wanted:
             continue
-        model = adapted(ACTIVATIONS[name], images, labels, EPOCHS)
+        count = 128 if options.quick else len(images)
+        model = adapted(ACTIVATIONS[name], images[:count], labels[:count], EPOCHS)
         outputs = models.outputs_of(model, test)
         for share, passes in wanted:
-            plan = reapx.plan(model, images[:1000], budget=reapx.MACs(share))
+            plan = reapx.plan(model, images[: 100 if options.quick else 1000], budget=reapx.MACs(share))
             result = plan.apply(rectify=passes)
             pruned = models.outputs_of(result.model, test)
             row = {

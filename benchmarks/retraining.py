@@ -82,7 +82,7 @@ def main() -> None:
     options = parser(__doc__, "few images, one case").parse_args()
     if not models.has_data():
         return
-    images, labels = models.cifar10("train_1", 512 if options.quick else 10_000)
+    images, labels = models.cifar10("train_1", 256 if options.quick else 10_000)
     tests, test_labels = models.cifar10("test", 200 if options.quick else None)
     path = options.json or RESULTS / "retraining.json"
     rows = [] if options.quick else known_rows(path)
@@ -92,7 +92,7 @@ def main() -> None:
         if not left:
             continue
         original = models.cifar_resnet(depth)
-        few = images[:1000]
+        few = images[: 100 if options.quick else 1000]
         pruned = reapx.prune(original, few, budget=reapx.MACs(share)).model
         state = {name: value.clone() for name, value in pruned.state_dict().items()}
         before = models.accuracy(pruned, tests, test_labels)
