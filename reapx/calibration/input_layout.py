@@ -55,7 +55,7 @@ class InputLayout:
 
     def key(self) -> str:
         """Text that is equal for equal layouts only; that of plain dicts and tensors is their keywords'."""
-        plain = len(self.leaves) == len(self.places) == len(self.labels) and not any("[" in x for x in self.labels)
+        plain = len(self.leaves) == len(self.places) and not any("[" in label for label in self.labels)
         return repr(self.names) if plain else repr((self.names, self.labels, self.leaves))
 
     def difference(self, other: InputLayout) -> str | None:

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from ..calibration.images import Images
 from ..capture.precision import exact
-from ..surgery.proof import tensors_in
 
 
 class Judge:
@@ -47,4 +46,10 @@ class Judge:
 
     @torch.no_grad()
     def _outputs(self, model: nn.Module, batch: tuple[Tensor, ...]) -> list[Tensor]:
-        return [value for value in tensors_in(self._images.call(model, batch)) if value.is_floating_point()]
+        return floating(self._images.call(model, batch))
+
+
+def floating(outputs: object) -> list[Tensor]:
+    """All floating-point tensors in a nested output, in order, with their gradients."""
+    leaves = torch.utils._pytree.tree_leaves(outputs)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -253,7 +253,6 @@ def _training(
     execution = processes.gather(execution)[0]
     steps = STEPS if settings.steps is None else settings.steps
     if settings.minutes is not None:
-        start = time.perf_counter()
         with training(copy.deepcopy(student), _TRIAL + 1, execution) as trial:
             trial.advance()
             start = time.perf_counter()

@@ -15,6 +15,7 @@ from ..errors import NumericalError
 from .augmentation import Augment, seeded, variants
 from .execution import Execution
 from .features import Features
+from .judging import floating
 
 WARM_UP = 0.05
 """Share of the steps before the learning rate's peak."""
@@ -102,8 +103,8 @@ class Training:
         self._features.forget()
         with self.execution.casting(self._images.device):
             with torch.no_grad():
-                wanted = _floating(self._images.call(self._original, inputs))
-            found = _floating(self._images.call(self._model, inputs))
+                wanted = floating(self._images.call(self._original, inputs))
+            found = floating(self._images.call(self._model, inputs))
         errors = [(ours.float() - theirs.float()).square().sum() for ours, theirs in zip(found, wanted, strict=True)]
         loss = torch.stack(errors).sum() / (len(inputs[0]) * self._variance)
         inside = self._features.error()
@@ -157,11 +158,6 @@ class Training:
                 value.copy_(state[f"value/{name}"])
                 own = {key: torch.empty_like(value).copy_(state[f"{key}/{name}"]) for key in ("exp_avg", "exp_avg_sq")}
                 self._optimizer.state[value] = {"step": torch.tensor(float(step)), **own}
-
-
-def _floating(outputs: object) -> list[Tensor]:
-    leaves = torch.utils._pytree.tree_leaves(outputs)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _permutation(count: int, seed: int, epoch: int) -> Tensor:
